@@ -1,0 +1,15 @@
+//! The words of Pilotlight and its pure state: offers, claim classes, GPU models, money.
+//!
+//! Nothing here does I/O, reads a clock or draws a random number; every crate may depend on it.
+
+pub mod admission;
+pub mod class;
+pub mod gpu;
+pub mod money;
+pub mod offer;
+
+pub use admission::{Refusal, yields};
+pub use class::{AcceptedGpu, Class, PriceCap};
+pub use gpu::{FormFactor, GpuModel, Interconnect, UnknownGpu};
+pub use money::{MoneyError, UsdMicros};
+pub use offer::{Market, Offer, OfferKey};

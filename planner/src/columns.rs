@@ -1,0 +1,325 @@
+//! The rows and columns of the program that do not depend on the demand path, named once and used by the extensive
+//! form and by the decomposition alike.
+
+use crate::input::PlanInput;
+use crate::model::{BUDGET_PENALTY_USD, Model, QUOTA_PENALTY_USD, Source};
+
+/// A row. `t` is a period; `block` a demand path, or a path count plus a lost domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the fields are source, period, class, path in this order")]
+pub enum RowKey {
+    /// Nodes that exist: `n_t ≤ survivors + arrivals`.
+    Flow(usize, usize),
+    /// Nodes that must be kept: claimed, or inside their minimum billing time.
+    Floor(usize, usize),
+    /// Nodes are paid by a commitment or billed.
+    Own(usize, usize),
+    /// Launches beyond the parent plan's cost more: free to fall, slow to rise.
+    Sticky(usize, usize),
+    Quota(usize, usize),
+    /// Launches of a provider.
+    Rate(usize, usize),
+    Commitment(usize, usize),
+    Spread(usize, usize),
+    Budget(usize),
+    /// Hit-rate target of a class.
+    Target(usize, usize),
+    /// Tail of the miss cost (CVaR) of a path.
+    Tail(usize),
+    /// GPUs of a pool (decomposition only).
+    Pool(usize, usize),
+    /// GPUs that a set of classes can use (decomposition only): set, period, lost domain + 1.
+    Set(usize, usize, usize),
+    /// A Gale-Hoffman cut (decomposition only): set, period, block.
+    Cut(usize, usize, usize),
+    /// GPUs of a source given out (extensive form only): source, period, block.
+    Use(usize, usize, usize),
+    /// GPUs of a source that a class can use (extensive form only): source, period, block, class.
+    Edge(usize, usize, usize, usize),
+    /// Demand is covered or missed (extensive form only): class, period, block.
+    Cover(usize, usize, usize),
+}
+
+/// A column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the fields are source, period, class, path in this order")]
+pub enum ColKey {
+    Nodes(usize, usize),
+    Launch(usize, usize),
+    /// Launches beyond the parent plan's.
+    Over(usize, usize),
+    /// Nodes that a commitment pays for: commitment, source, period.
+    Paid(usize, usize, usize),
+    /// Nodes billed beside commitments.
+    Billed(usize, usize),
+    QuotaSlack(usize, usize),
+    BudgetSlack(usize),
+    SpreadSlack(usize, usize),
+    TargetSlack(usize, usize),
+    /// Missed claims: class, period, block.
+    Miss(usize, usize, usize),
+    /// CVaR's threshold.
+    TailStart,
+    /// CVaR's excess of a path.
+    TailExcess(usize),
+    Pool(usize, usize),
+    Set(usize, usize, usize),
+    /// GPUs of a source that serve a class (extensive form only): source, class, period, block.
+    Serve(usize, usize, usize, usize),
+}
+
+/// A row with its bounds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowSpec {
+    /// Which.
+    pub key: RowKey,
+    /// Lower bound.
+    pub lower: f64,
+    /// Upper bound.
+    pub upper: f64,
+}
+
+/// A column with its entries.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ColSpec {
+    /// Which.
+    pub key: ColKey,
+    /// Dollars for one unit.
+    pub cost: f64,
+    /// Lower bound.
+    pub lower: f64,
+    /// Upper bound.
+    pub upper: f64,
+    /// Coefficients.
+    pub entries: Vec<(RowKey, f64)>,
+}
+
+const INF: f64 = f64::INFINITY;
+
+fn at_most(key: RowKey, upper: f64) -> RowSpec {
+    RowSpec { key, lower: -INF, upper }
+}
+
+fn at_least(key: RowKey, lower: f64) -> RowSpec {
+    RowSpec { key, lower, upper: INF }
+}
+
+fn col(key: ColKey, cost: f64, upper: f64, entries: Vec<(RowKey, f64)>) -> ColSpec {
+    ColSpec { key, cost, lower: 0.0, upper, entries }
+}
+
+/// What ties a source to the rows that it shares with others.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Links {
+    /// `(quota, units of one node)`.
+    pub quotas: Vec<(usize, f64)>,
+    /// Commitments that can pay for it.
+    pub commitments: Vec<usize>,
+    /// Group of its launches for the launch rate.
+    pub rate: Option<usize>,
+    /// `(spread row, GPUs above its share)`.
+    pub spreads: Vec<(usize, f64)>,
+}
+
+/// Names of the groups whose launches share a rate limit: one for each provider.
+#[must_use]
+pub fn rate_groups(input: &PlanInput) -> Vec<String> {
+    if input.policy.launch_rate_nodes_per_min.is_none() {
+        return Vec::new();
+    }
+    let names: std::collections::BTreeSet<_> = input.offers.iter().map(|o| o.offer.key.provider.clone()).collect();
+    names.into_iter().collect()
+}
+
+/// The links of every source, in one pass.
+#[must_use]
+pub fn links(input: &PlanInput, model: &Model) -> Vec<Links> {
+    let mut of_offer = vec![Links::default(); input.offers.len()];
+    for (q, quota) in input.quotas.iter().enumerate() {
+        quota.members.iter().for_each(|&(p, units)| of_offer[p].quotas.push((q, units)));
+    }
+    for (c, commitment) in input.commitments.iter().enumerate() {
+        commitment.offers.iter().for_each(|&p| of_offer[p].commitments.push(c));
+    }
+    let groups = rate_groups(input);
+    for (p, offer) in input.offers.iter().enumerate() {
+        of_offer[p].rate = groups.iter().position(|g| *g == offer.offer.key.provider);
+    }
+    let mut all: Vec<Links> = model.sources.iter().map(|s| of_offer[s.offer].clone()).collect();
+    for (r, spread) in model.spreads.iter().enumerate() {
+        for &i in &spread.all {
+            all[i].spreads.push((r, -spread.max_share * model.sources[i].gpus));
+        }
+        for &i in &spread.members {
+            if let Some(last) = all[i].spreads.last_mut() {
+                last.1 += model.sources[i].gpus;
+            }
+        }
+    }
+    all
+}
+
+/// Rows that sources share, and the columns that soften them.
+#[must_use]
+pub fn shared(input: &PlanInput, model: &Model) -> (Vec<RowSpec>, Vec<ColSpec>) {
+    let (mut rows, mut cols) = (Vec::new(), Vec::new());
+    for t in 0..model.periods() {
+        for (q, quota) in input.quotas.iter().enumerate() {
+            rows.push(at_most(RowKey::Quota(q, t), quota.limit));
+            cols.push(col(ColKey::QuotaSlack(q, t), QUOTA_PENALTY_USD, INF, vec![(RowKey::Quota(q, t), -1.0)]));
+        }
+        for (c, commitment) in input.commitments.iter().enumerate() {
+            let nodes = commitment.nodes.get(t).copied().unwrap_or(0.0);
+            rows.push(at_most(RowKey::Commitment(c, t), nodes));
+        }
+        if let Some(rate) = input.policy.launch_rate_nodes_per_min {
+            for g in 0..rate_groups(input).len() {
+                rows.push(at_most(RowKey::Rate(g, t), rate * model.hours[t] * 60.0));
+            }
+        }
+        if let Some(budget) = input.policy.budget_usd_micros_per_h {
+            rows.push(at_most(RowKey::Budget(t), budget.usd()));
+            cols.push(col(ColKey::BudgetSlack(t), BUDGET_PENALTY_USD, INF, vec![(RowKey::Budget(t), -1.0)]));
+        }
+        for k in 0..model.claim_gpus.len() {
+            if model.has_target(k, t) {
+                rows.push(at_most(RowKey::Target(k, t), model.allowed_misses[t][k]));
+                let slack = vec![(RowKey::Target(k, t), -1.0)];
+                cols.push(col(ColKey::TargetSlack(k, t), model.target_penalty_usd[t][k], INF, slack));
+            }
+        }
+    }
+    if input.policy.cvar_weight > 0.0 {
+        let tail = |s| RowKey::Tail(s);
+        let scenarios = 0..model.weights.len();
+        rows.extend(scenarios.clone().map(|s| at_least(tail(s), 0.0)));
+        let entries = scenarios.clone().map(|s| (tail(s), 1.0)).collect();
+        let weight = input.policy.cvar_weight;
+        // The threshold is free: the excess keeps the tail's mean above it.
+        cols.push(ColSpec { key: ColKey::TailStart, cost: weight, lower: -INF, upper: INF, entries });
+        cols.extend(scenarios.map(|s| {
+            let cost = weight * model.weights[s] / (1.0 - input.policy.cvar_level);
+            col(ColKey::TailExcess(s), cost, INF, vec![(tail(s), 1.0)])
+        }));
+    }
+    (rows, cols)
+}
+
+/// The rows of one spread limit in one period, and its softening column.
+#[must_use]
+pub fn spread_row(model: &Model, r: usize, t: usize) -> (RowSpec, ColSpec) {
+    let key = RowKey::Spread(r, t);
+    let slack = col(ColKey::SpreadSlack(r, t), model.spreads[r].penalty_usd[t], INF, vec![(key, -1.0)]);
+    (at_most(key, 0.0), slack)
+}
+
+/// A miss column without its demand rows. `block` below the number of paths is a path, above it a lost domain, whose
+/// misses are counted in GPUs at the outage penalty.
+#[must_use]
+pub fn miss(input: &PlanInput, model: &Model, k: usize, t: usize, block: usize) -> ColSpec {
+    let key = ColKey::Miss(k, t, block);
+    let paths = model.weights.len();
+    if block >= paths {
+        let cost = model.outage_penalty_usd[t][k] * model.claim_gpus[k];
+        return col(key, cost, INF, Vec::new());
+    }
+    let weight = model.weights[block];
+    let mut entries = Vec::new();
+    if model.has_target(k, t) {
+        entries.push((RowKey::Target(k, t), weight));
+    }
+    if input.policy.cvar_weight > 0.0 {
+        entries.push((RowKey::Tail(block), -model.miss_usd[k]));
+    }
+    col(key, weight * model.miss_usd[k], INF, entries)
+}
+
+/// The rows and columns of one source. Entries of `Nodes` into pools, uses or cuts are added by the caller.
+#[must_use]
+pub fn source(input: &PlanInput, model: &Model, links: &Links, i: usize) -> (Vec<RowSpec>, Vec<ColSpec>) {
+    let source = &model.sources[i];
+    let (mut rows, mut cols) = (Vec::new(), Vec::new());
+    let budget = input.policy.budget_usd_micros_per_h.is_some();
+    let committed = !links.commitments.is_empty();
+    let periods = model.periods();
+    for t in source.first..periods {
+        rows.push(at_most(RowKey::Flow(i, t), source.appear[t]));
+        let mut entries = vec![(RowKey::Flow(i, t), 1.0)];
+        if t + 1 < periods {
+            entries.push((RowKey::Flow(i, t + 1), -source.profile.survive[t + 1]));
+        }
+        if needs_floor(source, t) {
+            rows.push(at_least(RowKey::Floor(i, t), source.kept[t]));
+            entries.push((RowKey::Floor(i, t), 1.0));
+        }
+        entries.extend(links.quotas.iter().map(|&(q, units)| (RowKey::Quota(q, t), units)));
+        entries.extend(links.spreads.iter().map(|&(r, gpus)| (RowKey::Spread(r, t), gpus)));
+        let hourly = source.price_usd_per_h;
+        if committed {
+            rows.push(at_most(RowKey::Own(i, t), 0.0));
+            entries.push((RowKey::Own(i, t), 1.0));
+            for &c in &links.commitments {
+                let pays = vec![(RowKey::Own(i, t), -1.0), (RowKey::Commitment(c, t), 1.0)];
+                cols.push(col(ColKey::Paid(c, i, t), 0.0, INF, pays));
+            }
+            let mut bill = vec![(RowKey::Own(i, t), -1.0)];
+            bill.extend(budget.then_some((RowKey::Budget(t), hourly)));
+            cols.push(col(ColKey::Billed(i, t), hourly * model.hours[t], INF, bill));
+        } else {
+            entries.extend(budget.then_some((RowKey::Budget(t), hourly)));
+        }
+        let cost = if committed { 0.0 } else { hourly * model.hours[t] };
+        cols.push(col(ColKey::Nodes(i, t), cost, INF, entries));
+    }
+    for t in 0..source.launch_end {
+        launch(input, model, links, i, t, &mut rows, &mut cols);
+    }
+    (rows, cols)
+}
+
+/// A floor row is needed where nodes are kept, or where a launch can be inside its minimum billing time.
+fn needs_floor(source: &Source, t: usize) -> bool {
+    source.kept[t] > 0.0 || (0..t.min(source.launch_end)).any(|u| source.profile.held[u][t] > 0.0)
+}
+
+fn launch(
+    input: &PlanInput,
+    model: &Model,
+    links: &Links,
+    i: usize,
+    t: usize,
+    rows: &mut Vec<RowSpec>,
+    cols: &mut Vec<ColSpec>,
+) {
+    let source = &model.sources[i];
+    let churn = input.policy.churn * source.launch_cost_usd;
+    let mut entries = Vec::new();
+    for u in t..model.periods() {
+        let arrivals = source.profile.arrivals[t][u];
+        if arrivals > 0.0 {
+            entries.push((RowKey::Flow(i, u), -arrivals));
+        }
+        let held = source.profile.held[t][u];
+        if held > 0.0 {
+            entries.push((RowKey::Floor(i, u), -held));
+        }
+        let in_flight = source.profile.in_flight[t][u];
+        if in_flight > 0.0 {
+            entries.extend(links.quotas.iter().map(|&(q, units)| (RowKey::Quota(q, u), units * in_flight)));
+            if input.policy.budget_usd_micros_per_h.is_some() {
+                entries.push((RowKey::Budget(u), source.price_usd_per_h * in_flight));
+            }
+        }
+    }
+    entries.extend(links.rate.map(|g| (RowKey::Rate(g, t), 1.0)));
+    let mut cost = source.launch_cost_usd;
+    if source.planned[t] > 0.0 {
+        let key = RowKey::Sticky(i, t);
+        rows.push(at_most(key, source.planned[t]));
+        entries.push((key, 1.0));
+        cols.push(col(ColKey::Over(i, t), churn, INF, vec![(key, -1.0)]));
+    } else {
+        cost += churn;
+    }
+    cols.push(col(ColKey::Launch(i, t), cost, source.launch_limit[t], entries));
+}

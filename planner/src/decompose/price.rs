@@ -1,0 +1,221 @@
+//! What capacity is worth, and a lower bound on the optimum of the extensive form that needs no solver.
+//!
+//! Given any prices of the shared rows, the problem falls apart into one small problem for each source, which has a
+//! closed form: the value of a node is its best use in each path and period, a node is kept while it is worth its
+//! price, and a launch pays when what it brings is worth its cost (Lagrangian relaxation; Geoffrion 1974). The sum is
+//! a bound whatever the prices are, so it also guards against a wrong answer of the solver.
+
+use std::collections::BTreeMap;
+
+use crate::columns::Links;
+use crate::extensive;
+use crate::input::PlanInput;
+use crate::model::{BUDGET_PENALTY_USD, Model, QUOTA_PENALTY_USD, Source};
+
+/// Prices of the shared rows, all at least 0, in dollars for one unit in one period.
+#[derive(Debug, Clone, Default)]
+pub struct Duals {
+    /// A GPU more of demand: `(period, block)` to `[K]`.
+    pub cover: BTreeMap<(usize, usize), Vec<f64>>,
+    /// `[Q][T]`.
+    pub quota: Vec<Vec<f64>>,
+    /// `[groups][T]`.
+    pub rate: Vec<Vec<f64>>,
+    /// `[C][T]`.
+    pub commitment: Vec<Vec<f64>>,
+    /// `[rows][T]`.
+    pub spread: Vec<Vec<f64>>,
+    /// `[T]`.
+    pub budget: Vec<f64>,
+    /// A missed claim more than the target allows, `[K][T]`.
+    pub target: Vec<Vec<f64>>,
+    /// `[S]`.
+    pub tail: Vec<f64>,
+}
+
+/// What a source can earn at given prices.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Profit {
+    /// Of the nodes that exist or arrive anyway.
+    pub inventory_usd: f64,
+    /// Of the launches, at their best number.
+    pub launches_usd: f64,
+    /// Best profit of a single launch over the periods.
+    pub best_launch_usd: f64,
+}
+
+impl Duals {
+    /// Makes the prices feasible for every column that is not a source's: softening columns, misses, the CVaR.
+    pub fn clip(&mut self, input: &PlanInput, model: &Model) {
+        let positive = |v: &mut f64, cap: f64| *v = v.clamp(0.0, cap);
+        self.quota.iter_mut().flatten().for_each(|v| positive(v, QUOTA_PENALTY_USD));
+        self.rate.iter_mut().flatten().for_each(|v| positive(v, f64::INFINITY));
+        self.commitment.iter_mut().flatten().for_each(|v| positive(v, f64::INFINITY));
+        self.budget.iter_mut().for_each(|v| positive(v, BUDGET_PENALTY_USD));
+        for (r, row) in self.spread.iter_mut().enumerate() {
+            row.iter_mut().enumerate().for_each(|(t, v)| positive(v, model.spreads[r].penalty_usd[t]));
+        }
+        for (k, row) in self.target.iter_mut().enumerate() {
+            row.iter_mut().enumerate().for_each(|(t, v)| positive(v, model.target_penalty_usd[t][k]));
+        }
+        self.clip_tail(input, model);
+        let paths = model.weights.len();
+        for (&(t, block), prices) in &mut self.cover {
+            for (k, price) in prices.iter_mut().enumerate() {
+                let miss = if block >= paths {
+                    model.outage_penalty_usd[t][k] * model.claim_gpus[k]
+                } else {
+                    let weight = model.weights[block];
+                    weight * (model.miss_usd[k] + self.target[k][t]) + model.miss_usd[k] * self.tail.get(block).copied().unwrap_or(0.0)
+                };
+                *price = price.clamp(0.0, miss / model.claim_gpus[k]);
+            }
+        }
+    }
+
+    /// The tail's prices add up to the CVaR's weight and stay under each path's share of the tail.
+    fn clip_tail(&mut self, input: &PlanInput, model: &Model) {
+        let weight = input.policy.cvar_weight;
+        let cap: Vec<f64> = model.weights.iter().map(|w| weight * w / (1.0 - input.policy.cvar_level)).collect();
+        for (v, cap) in self.tail.iter_mut().zip(&cap) {
+            *v = v.clamp(0.0, *cap);
+        }
+        let total: f64 = self.tail.iter().sum();
+        if total > weight && total > 0.0 {
+            self.tail.iter_mut().for_each(|v| *v *= weight / total);
+        } else if total < weight {
+            let room: f64 = cap.iter().sum::<f64>() - total;
+            let lift = if room > 0.0 { (weight - total) / room } else { 0.0 };
+            self.tail.iter_mut().zip(&cap).for_each(|(v, cap)| *v += (cap - *v) * lift);
+        }
+    }
+
+    /// Dollars for one GPU of each pool in each period, `[pools][T]`: its best use in every path, added up.
+    #[must_use]
+    pub fn pool_values(&self, model: &Model) -> Vec<Vec<f64>> {
+        let mut values = vec![vec![0.0; model.periods()]; model.pools.len()];
+        for (&(t, block), prices) in &self.cover {
+            for (pool, value) in values.iter_mut().enumerate() {
+                if extensive::alive(model, pool, block) {
+                    value[t] += best_use(&model.pools[pool].serves, prices);
+                }
+            }
+        }
+        values
+    }
+
+    /// The lower bound in dollars: the prices times the limits, less what all sources can earn.
+    #[must_use]
+    pub fn bound_usd(&self, input: &PlanInput, model: &Model, links: &[Links], values: &[Vec<f64>]) -> f64 {
+        let mut bound = 0.0;
+        for (&(t, block), prices) in &self.cover {
+            bound += dot(prices, extensive::demand(model, block, t));
+        }
+        for (k, row) in self.target.iter().enumerate() {
+            bound -= row.iter().enumerate().map(|(t, v)| v * model.allowed_misses[t][k]).sum::<f64>();
+        }
+        for (q, row) in self.quota.iter().enumerate() {
+            bound -= row.iter().sum::<f64>() * input.quotas[q].limit;
+        }
+        for (c, row) in self.commitment.iter().enumerate() {
+            bound -= dot(row, &input.commitments[c].nodes);
+        }
+        if let Some(rate) = input.policy.launch_rate_nodes_per_min {
+            bound -= self.rate.iter().map(|row| dot(row, &model.hours) * 60.0 * rate).sum::<f64>();
+        }
+        if let Some(budget) = input.policy.budget_usd_micros_per_h {
+            bound -= self.budget.iter().sum::<f64>() * budget.usd();
+        }
+        for (i, source) in model.sources.iter().enumerate() {
+            let profit = self.profit(input, model, &links[i], source, &values[source.pool]);
+            bound -= profit.inventory_usd + profit.launches_usd;
+        }
+        bound
+    }
+
+    /// What one source can earn, with `value` = dollars for one GPU of its pool, `[T]`.
+    #[must_use]
+    pub fn profit(&self, input: &PlanInput, model: &Model, links: &Links, source: &Source, value: &[f64]) -> Profit {
+        let periods = model.periods();
+        let survive = &source.profile.survive;
+        let node: Vec<f64> = (0..periods).map(|t| self.node_profit(model, links, source, value[t], t)).collect();
+        // A node is kept while that pays: alpha is what one free node is worth from t on.
+        let mut alpha = vec![0.0_f64; periods + 1];
+        let mut inventory = 0.0;
+        for t in (0..periods).rev() {
+            let later = if t + 1 < periods { survive[t + 1] * alpha[t + 1] } else { 0.0 };
+            alpha[t] = (node[t] + later).max(0.0);
+            let forced = alpha[t] - node[t] - later;
+            inventory += alpha[t] * source.appear[t] - forced * source.kept[t];
+        }
+        let mut profit = Profit { inventory_usd: inventory, best_launch_usd: f64::NEG_INFINITY, ..Profit::default() };
+        let churn = input.policy.churn * source.launch_cost_usd;
+        for u in 0..source.launch_end {
+            let gain = launch_value(source, u, &node, &alpha) - self.launch_cost(model, links, source, u);
+            let (limit, planned) = (source.launch_limit[u], source.planned[u]);
+            let earn = |x: f64| x * gain - churn * (x - planned).max(0.0);
+            profit.launches_usd += 0.0_f64.max(earn(planned)).max(earn(limit));
+            profit.best_launch_usd = profit.best_launch_usd.max(gain - churn);
+        }
+        profit
+    }
+
+    /// Dollars that one node earns in `t`: its GPUs' value, less its price and its part of shared limits.
+    fn node_profit(&self, model: &Model, links: &Links, source: &Source, value: f64, t: usize) -> f64 {
+        let budget = self.budget.get(t).copied().unwrap_or(0.0);
+        let bill = source.price_usd_per_h * (model.hours[t] + budget);
+        let pays = links.commitments.iter().map(|c| self.commitment[*c][t]).fold(bill, f64::min);
+        let quota: f64 = links.quotas.iter().map(|&(q, units)| units * self.quota[q][t]).sum();
+        let spread: f64 = links.spreads.iter().map(|&(r, gpus)| gpus * self.spread[r][t]).sum();
+        source.gpus * value - pays - quota - spread
+    }
+
+    /// Dollars that one launch in `u` costs, with its part of shared limits while it is on its way.
+    fn launch_cost(&self, model: &Model, links: &Links, source: &Source, u: usize) -> f64 {
+        let mut cost = source.launch_cost_usd + links.rate.map_or(0.0, |g| self.rate[g][u]);
+        for t in u..model.periods() {
+            let quota: f64 = links.quotas.iter().map(|&(q, units)| units * self.quota[q][t]).sum();
+            let budget = self.budget.get(t).copied().unwrap_or(0.0) * source.price_usd_per_h;
+            cost += source.profile.in_flight[u][t] * (quota + budget);
+        }
+        cost
+    }
+}
+
+/// What one launch in `u` brings: its minimum billing time whatever the value, then free nodes.
+fn launch_value(source: &Source, u: usize, node: &[f64], alpha: &[f64]) -> f64 {
+    let profile = &source.profile;
+    let mut value = 0.0;
+    let mut held = 0.0;
+    for t in u + 1..node.len() {
+        let now = profile.held[u][t];
+        if now > 0.0 {
+            value += now * node[t];
+        } else {
+            value += (held * profile.survive[t] + profile.arrivals[u][t]) * alpha[t];
+        }
+        held = now;
+    }
+    value
+}
+
+/// Best use of one GPU: the dearest classes first, each up to its share.
+fn best_use(serves: &[(usize, f64)], prices: &[f64]) -> f64 {
+    if serves.iter().all(|(_, share)| *share >= 1.0) {
+        return serves.iter().map(|(k, _)| prices[*k]).fold(0.0, f64::max);
+    }
+    let mut uses: Vec<(f64, f64)> = serves.iter().map(|&(k, share)| (prices[k], share)).collect();
+    uses.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let mut left = 1.0_f64;
+    let mut value = 0.0;
+    for (price, share) in uses {
+        let part = share.min(left);
+        value += price * part;
+        left -= part;
+    }
+    value
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}

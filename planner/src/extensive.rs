@@ -1,0 +1,143 @@
+//! The whole problem with every offer in every demand path and no pooling: slow, plain, and what any other solver can
+//! be given to check an optimum.
+
+use std::collections::HashMap;
+
+use solver::{Col, Lp};
+
+use crate::columns::{self, ColKey, ColSpec, RowKey, RowSpec};
+use crate::input::PlanInput;
+use crate::model::Model;
+
+/// The extensive form with the keys of its columns, in the order of `lp.cols`.
+#[derive(Debug)]
+pub struct Extensive {
+    /// The program.
+    pub lp: Lp,
+    /// Key of each column.
+    pub cols: Vec<ColKey>,
+    /// Index of each row.
+    pub rows: HashMap<RowKey, usize>,
+}
+
+/// Builds it. Columns: about `sources × served classes × periods × paths`.
+#[must_use]
+pub fn build(input: &PlanInput, model: &Model) -> Extensive {
+    let links = columns::links(input, model);
+    let mut form = Extensive { lp: Lp::default(), cols: Vec::new(), rows: HashMap::new() };
+    let (rows, mut cols) = columns::shared(input, model);
+    form.add_rows(&rows);
+    for r in 0..model.spreads.len() {
+        for t in 0..model.periods() {
+            let (row, slack) = columns::spread_row(model, r, t);
+            form.add_rows(&[row]);
+            cols.push(slack);
+        }
+    }
+    for block in 0..blocks(model) {
+        for t in 0..model.periods() {
+            for k in 0..model.claim_gpus.len() {
+                let key = RowKey::Cover(k, t, block);
+                form.add_rows(&[RowSpec { key, lower: demand(model, block, t)[k], upper: f64::INFINITY }]);
+                let mut miss = columns::miss(input, model, k, t, block);
+                miss.entries.push((key, model.claim_gpus[k]));
+                cols.push(miss);
+            }
+        }
+    }
+    form.add_cols(cols);
+    for i in 0..model.sources.len() {
+        let (rows, mut cols) = columns::source(input, model, &links[i], i);
+        form.add_rows(&rows);
+        for col in &mut cols {
+            if let ColKey::Nodes(_, t) = col.key {
+                form.use_rows(model, i, t, &mut col.entries);
+            }
+        }
+        form.add_cols(cols);
+        form.add_serves(model, i);
+    }
+    form
+}
+
+/// Number of blocks: demand paths, then lost domains.
+#[must_use]
+pub fn blocks(model: &Model) -> usize {
+    let outages = if model.outage_gpus.is_empty() { 0 } else { model.domains.len() };
+    model.weights.len() + outages
+}
+
+/// Demand of a block in GPUs, `[K]`.
+#[must_use]
+pub fn demand(model: &Model, block: usize, t: usize) -> &[f64] {
+    model.demand_gpus.get(block).map_or_else(|| &model.outage_gpus[t], |s| &s[t])
+}
+
+/// Whether a pool's nodes are there in a block.
+#[must_use]
+pub fn alive(model: &Model, pool: usize, block: usize) -> bool {
+    block < model.weights.len() || model.pools[pool].domain != Some(block - model.weights.len())
+}
+
+impl Extensive {
+    fn add_rows(&mut self, rows: &[RowSpec]) {
+        for row in rows {
+            let index = self.lp.add_row(row.lower, row.upper, row_name(row.key));
+            self.rows.insert(row.key, index);
+        }
+    }
+
+    fn add_cols(&mut self, cols: Vec<ColSpec>) {
+        for col in cols {
+            let entries: Vec<_> = col.entries.iter().map(|(key, v)| (self.rows[key], *v)).collect();
+            let name = col_name(col.key);
+            self.lp.add_col(Col { cost: col.cost, lower: col.lower, upper: col.upper, name }, entries);
+            self.cols.push(col.key);
+        }
+    }
+
+    /// Rows that cap what a source gives out in each block, and the node column's entries in them.
+    fn use_rows(&mut self, model: &Model, i: usize, t: usize, entries: &mut Vec<(RowKey, f64)>) {
+        let source = &model.sources[i];
+        for block in (0..blocks(model)).filter(|b| alive(model, source.pool, *b)) {
+            let key = RowKey::Use(i, t, block);
+            self.add_rows(&[RowSpec { key, lower: f64::NEG_INFINITY, upper: 0.0 }]);
+            entries.push((key, -source.gpus));
+            for &(k, share) in model.pools[source.pool].serves.iter().filter(|(_, share)| *share < 1.0) {
+                let key = RowKey::Edge(i, t, block, k);
+                self.add_rows(&[RowSpec { key, lower: f64::NEG_INFINITY, upper: 0.0 }]);
+                entries.push((key, -source.gpus * share));
+            }
+        }
+    }
+
+    fn add_serves(&mut self, model: &Model, i: usize) {
+        let pool = model.sources[i].pool;
+        for block in (0..blocks(model)).filter(|b| alive(model, pool, *b)) {
+            for t in 0..model.periods() {
+                for &(k, share) in model.pools[pool].serves.iter().filter(|_| t >= model.sources[i].first) {
+                    let mut entries = vec![(RowKey::Use(i, t, block), 1.0), (RowKey::Cover(k, t, block), 1.0)];
+                    if share < 1.0 {
+                        entries.push((RowKey::Edge(i, t, block, k), 1.0));
+                    }
+                    let key = ColKey::Serve(i, k, t, block);
+                    self.add_cols(vec![ColSpec { key, cost: 0.0, lower: 0.0, upper: f64::INFINITY, entries }]);
+                }
+            }
+        }
+    }
+}
+
+fn row_name(key: RowKey) -> String {
+    compact(&format!("{key:?}"))
+}
+
+fn col_name(key: ColKey) -> String {
+    compact(&format!("{key:?}"))
+}
+
+/// `Flow(3, 1)` to `flow_3_1`: MPS names have no blanks.
+fn compact(debug: &str) -> String {
+    let text = debug.replace(['(', ','], "_").replace([' ', ')'], "");
+    text.to_ascii_lowercase()
+}

@@ -1,0 +1,224 @@
+//! Everything that one plan is made from. The planner reads nothing else: no clock, no randomness, no cloud.
+
+use fleet::{Class, Offer, UsdMicros};
+use serde::{Deserialize, Serialize};
+
+/// The input of one plan.
+///
+/// Time is cut into periods `t = 0 … T-1`, the first of which begins now; counts of a period hold at its start.
+/// Shapes: `T = period_s.len()`, `K = classes.len()`, `P = offers.len()`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlanInput {
+    /// Number of this plan; larger than its parent's.
+    pub epoch: u64,
+    /// Length of each period in seconds, each at least 1.
+    pub period_s: Vec<u32>,
+    /// What can be bought, and what is already there.
+    pub offers: Vec<OfferState>,
+    /// What is claimed.
+    pub classes: Vec<Class>,
+    /// Paths of demand with weights that add up to 1.
+    pub scenarios: Vec<Scenario>,
+    /// Limits on groups of offers that the cloud sets.
+    pub quotas: Vec<Quota>,
+    /// Capacity that is paid for whether used or not.
+    pub commitments: Vec<Commitment>,
+    /// How risk, stability, spread and money are weighed.
+    pub policy: Policy,
+}
+
+/// An offer with the estimates of the supply model and the nodes that exist.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OfferState {
+    /// The row of the offer table.
+    pub offer: Offer,
+    /// Most nodes that may be launched in one period (budget of the supply estimator and quota room); may be 0.
+    pub launch_limit_nodes: f64,
+    /// Share of launches that become healthy nodes, in [0, 1].
+    pub fill: f64,
+    /// From launch to healthy.
+    pub lead_time: LeadTime,
+    /// Rate at which a node is lost (reclaim, hardware), per hour.
+    pub hazard_per_h: f64,
+    /// What a launch costs beside the node-hours after it is healthy: boot and checks.
+    pub launch_cost_usd_micros: UsdMicros,
+    /// A node is billed at least this long after its launch, so it is not released earlier.
+    pub min_hold_s: u32,
+    /// Nodes that exist and are healthy.
+    pub nodes: Vec<NodeGroup>,
+    /// Nodes already launched that are expected to be healthy at the start of each period `[T]`, each counted once;
+    /// may be shorter.
+    pub arriving_nodes: Vec<f64>,
+    /// Launches that the parent plan had in mind for each period `[T]`; may be shorter.
+    pub planned_nodes: Vec<f64>,
+}
+
+/// Time from launch to healthy, as points of its cumulative distribution, joined by straight lines.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LeadTime {
+    /// `(seconds, share of launches that are healthy by then)`; both rise, the last share is 1.
+    pub cdf: Vec<(f64, f64)>,
+}
+
+impl LeadTime {
+    /// Always `seconds`.
+    #[must_use]
+    pub fn fixed(seconds: f64) -> Self {
+        Self { cdf: vec![(seconds, 1.0)] }
+    }
+
+    /// Share that is healthy after `seconds`.
+    #[must_use]
+    pub fn share_by(&self, seconds: f64) -> f64 {
+        let mut before = (0.0, 0.0);
+        for &(at, share) in &self.cdf {
+            if seconds < at {
+                let first = before.1 == 0.0 && before.0 == 0.0;
+                // Nothing arrives before the first point: the line from zero would promise nodes too early.
+                return if first { 0.0 } else { before.1 + (share - before.1) * (seconds - before.0) / (at - before.0) };
+            }
+            before = (at, share);
+        }
+        before.1
+    }
+
+    /// Mean in seconds.
+    #[must_use]
+    pub fn mean_s(&self) -> f64 {
+        let mut before: Option<(f64, f64)> = None;
+        let mut mean = 0.0;
+        for &(at, share) in &self.cdf {
+            mean += match before {
+                None => at * share,
+                Some((b, s)) => (at + b) / 2.0 * (share - s),
+            };
+            before = Some((at, share));
+        }
+        mean
+    }
+}
+
+/// Alike nodes of one offer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeGroup {
+    /// How many.
+    pub nodes: u32,
+    /// Claims on each node, `(class index, claims)`; empty for idle nodes.
+    pub claims: Vec<(usize, u32)>,
+    /// Nodes that cannot be released yet at the start of each period (still claimed, or younger than the minimum
+    /// billing time), `[T]`, never rising; shorter means 0 from there on.
+    pub kept_nodes: Vec<f64>,
+}
+
+/// One path of demand.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Scenario {
+    /// Probability.
+    pub weight: f64,
+    /// Peak of concurrent claims, `[T][K]`.
+    pub claims: Vec<Vec<f64>>,
+    /// Claims that begin in the period, `[T][K]`: what the hit rate is counted over.
+    pub new_claims: Vec<Vec<f64>>,
+}
+
+/// A limit over a group of offers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Quota {
+    /// Name shown in reports.
+    pub name: String,
+    /// `(offer index, units of one node)`; launches on their way count too.
+    pub members: Vec<(usize, f64)>,
+    /// Units.
+    pub limit: f64,
+}
+
+/// Nodes that a commitment has already paid for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Commitment {
+    /// Name shown in reports.
+    pub name: String,
+    /// Offers whose nodes it pays for.
+    pub offers: Vec<usize>,
+    /// Nodes paid for in each period, `[T]`; 0 after its end.
+    pub nodes: Vec<f64>,
+}
+
+/// A level of failure domains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DomainLevel {
+    /// A whole cloud.
+    Provider,
+    /// One region.
+    Region,
+    /// One zone.
+    Zone,
+}
+
+/// What a spread limit groups by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SpreadBy {
+    /// Providers.
+    Provider,
+    /// Regions.
+    Region,
+    /// Zones.
+    Zone,
+    /// Spot against everything else.
+    Spot,
+}
+
+/// No group may hold more than a share of the GPUs that serve a class.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Class index.
+    pub class: usize,
+    /// The groups.
+    pub by: SpreadBy,
+    /// Share in (0, 1].
+    pub max_share: f64,
+}
+
+/// Demand that must still be covered when any one domain is lost (N-1).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Survive {
+    /// Which domains are lost, one at a time.
+    pub level: DomainLevel,
+    /// Share of the mean demand that must be covered then.
+    pub share: f64,
+}
+
+/// How risk, stability, spread and money are weighed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Weight of the CVaR of the miss cost beside its mean; 0 leaves it out.
+    pub cvar_weight: f64,
+    /// Tail of the CVaR: 0.9 looks at the worst tenth.
+    pub cvar_level: f64,
+    /// What each launch beyond the parent plan's costs more, as a share of the launch cost: it damps plans that chase
+    /// noise.
+    pub churn: f64,
+    /// Spend limit of each period in dollars an hour; `None` for no limit.
+    pub budget_usd_micros_per_h: Option<UsdMicros>,
+    /// Most launches a minute for each provider; `None` for no limit.
+    pub launch_rate_nodes_per_min: Option<f64>,
+    /// Spread limits.
+    pub spread: Vec<Spread>,
+    /// N-1.
+    pub survive: Option<Survive>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            cvar_weight: 0.0,
+            cvar_level: 0.9,
+            churn: 0.2,
+            budget_usd_micros_per_h: None,
+            launch_rate_nodes_per_min: None,
+            spread: Vec::new(),
+            survive: None,
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Generated planning problems for tests and benchmarks: the same seed gives the same problem.
+
+use fleet::{AcceptedGpu, Class, GpuModel, Interconnect, Market, Offer, OfferKey, PriceCap, UsdMicros};
+
+use crate::input::{LeadTime, NodeGroup, OfferState, PlanInput, Policy, Quota, Scenario};
+
+/// A small seeded generator (SplitMix64; Steele, Lea & Flood 2014): enough for test data, no dependency.
+#[derive(Debug, Clone)]
+pub struct Rng(u64);
+
+impl Rng {
+    /// From a seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        // One mixing step, so that near seeds do not give shifted copies of one stream.
+        Self(Self(seed ^ 0x1234_5678_9ABC_DEF1).bits())
+    }
+
+    /// The next 64 bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in [0, 1).
+    pub fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Uniform in [low, high).
+    pub fn between(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * self.unit()
+    }
+
+    /// Uniform in 0..n.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.bits() % n.max(1) as u64) as usize
+    }
+
+    /// Standard normal (Box-Muller).
+    pub fn normal(&mut self) -> f64 {
+        let radius = (-2.0 * self.unit().max(1e-300).ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.unit()).cos()
+    }
+}
+
+/// Size of a generated catalogue problem.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    /// Offers.
+    pub offers: usize,
+    /// Classes.
+    pub classes: usize,
+    /// Demand paths.
+    pub scenarios: usize,
+    /// Periods.
+    pub periods: usize,
+}
+
+const MODELS: &[(&str, f64)] = &[
+    ("H100-SXM", 3.0), ("H200", 3.7), ("A100-80GB-SXM", 1.8), ("A100-40GB-SXM", 1.5), ("L40S", 1.1), ("L4", 0.6),
+    ("A10G", 0.9), ("B200", 5.5), ("H100-PCIe", 2.4), ("T4", 0.4), ("MI300X", 2.6), ("RTX-PRO-6000", 1.6),
+];
+const PROVIDERS: &[(&str, usize)] = &[("aws", 14), ("gcp", 12), ("azure", 14), ("nebius", 3), ("lambda", 4), ("runpod", 3)];
+const AREAS: &[&str] = &["us-east", "us-west", "us-central", "eu-west", "eu-north", "ap-south", "ap-east"];
+
+/// A catalogue of offers over six clouds and classes that accept them by GPU model, region and market, in the
+/// proportions of real catalogues: most offers are single-GPU or 8-GPU nodes, a third are spot.
+#[must_use]
+pub fn catalogue(size: Size, seed: u64) -> PlanInput {
+    let mut rng = Rng::new(seed);
+    let ladder = [60, 60, 60, 60, 60, 60, 300, 300, 300, 300, 300, 300, 900, 900, 900, 900];
+    let period_s: Vec<u32> = (0..size.periods).map(|t| if size.periods == 1 { 600 } else { ladder[t % 16] }).collect();
+    let mut offers = Vec::with_capacity(size.offers);
+    let mut seen = std::collections::BTreeSet::new();
+    while offers.len() < size.offers {
+        let state = offer(&mut rng, size.periods == 1);
+        if seen.insert(state.offer.key.clone()) {
+            offers.push(state);
+        }
+    }
+    let classes: Vec<Class> = (0..size.classes).map(|k| class(&mut rng, k)).collect();
+    let scenarios = paths(&mut rng, size, &classes);
+    place_nodes(&mut rng, &mut offers, &classes, &scenarios[0]);
+    let mut quotas = Vec::new();
+    for (provider, _) in PROVIDERS {
+        for (model, _) in MODELS.iter().take(4) {
+            let member = |o: &OfferState| o.offer.key.provider == *provider && o.offer.gpu.name() == *model;
+            let members: Vec<(usize, f64)> = (0..offers.len())
+                .filter(|p| member(&offers[*p]))
+                .map(|p| (p, f64::from(offers[p].offer.gpus_per_node)))
+                .collect();
+            let limit = rng.between(60.0, 400.0).round();
+            quotas.push(Quota { name: format!("{provider} {model}"), members, limit });
+        }
+    }
+    let policy = Policy::default();
+    PlanInput { epoch: 1, period_s, offers, classes, scenarios, quotas, commitments: Vec::new(), policy }
+}
+
+fn offer(rng: &mut Rng, one_period: bool) -> OfferState {
+    let (model, base) = MODELS[rng.below(MODELS.len())];
+    let (provider, regions) = PROVIDERS[rng.below(PROVIDERS.len())];
+    let gpu: GpuModel = model.parse().expect("a name of the table");
+    let region = format!("{}-{}", AREAS[rng.below(regions) % AREAS.len()], 1 + rng.below(regions) / AREAS.len());
+    let zone = format!("{region}{}", ["a", "b", "c"][rng.below(3)]);
+    let gpus_per_node = [1, 1, 2, 4, 8, 8, 8][rng.below(7)];
+    let spot = rng.unit() < 0.35;
+    let market = if spot { Market::Spot } else { Market::OnDemand };
+    let gpu_price = base * rng.between(0.7, 1.9) * if spot { rng.between(0.3, 0.7) } else { 1.0 };
+    let price = gpu_price * f64::from(gpus_per_node);
+    let lead_s = rng.between(90.0, 700.0).round();
+    let key = OfferKey {
+        provider: provider.into(),
+        region,
+        zone,
+        instance_type: format!("{}-{gpus_per_node}x-{}", model.to_lowercase(), rng.below(4)),
+        market,
+    };
+    let interruption_per_h = if spot { rng.between(0.001, 0.05) } else { 0.0 };
+    OfferState {
+        offer: Offer {
+            key,
+            gpu,
+            gpus_per_node,
+            interconnect: gpu.interconnect(),
+            price_usd_micros_per_h: UsdMicros::from_usd(price).expect("finite"),
+            price_day: None,
+            interruption_per_h,
+        },
+        launch_limit_nodes: [0.0, 1.0, 2.0, 4.0, 8.0, 16.0][rng.below(6)],
+        fill: rng.between(0.5, 1.0),
+        lead_time: if one_period {
+            LeadTime::fixed(0.0)
+        } else {
+            LeadTime { cdf: vec![(0.6 * lead_s, 0.0), (lead_s, 0.7), (2.0 * lead_s, 1.0)] }
+        },
+        hazard_per_h: interruption_per_h + 0.0005,
+        launch_cost_usd_micros: UsdMicros::from_usd(price * lead_s / 3600.0).expect("finite"),
+        min_hold_s: if provider == "lambda" { 3600 } else { 60 },
+        nodes: vec![],
+        arriving_nodes: vec![],
+        planned_nodes: vec![],
+    }
+}
+
+fn class(rng: &mut Rng, k: usize) -> Class {
+    let first = rng.below(MODELS.len());
+    let more = rng.below(3);
+    let mut gpus: Vec<AcceptedGpu> = Vec::new();
+    for i in 0..=more {
+        let model: GpuModel = MODELS[(first + i) % MODELS.len()].0.parse().expect("a name of the table");
+        let cap = (i > 0).then(|| PriceCap::Premium(rng.between(0.2, 3.0)));
+        gpus.push(AcceptedGpu { model, cap });
+    }
+    let area = AREAS[rng.below(AREAS.len())];
+    let regions = match rng.below(4) {
+        0 => vec![],
+        1 => PROVIDERS.iter().map(|(p, _)| format!("{p}/{}*", &area[..3])).collect(),
+        2 => PROVIDERS.iter().take(3).map(|(p, _)| format!("{p}/*")).collect(),
+        _ => PROVIDERS.iter().map(|(p, _)| format!("{p}/us-*")).collect(),
+    };
+    Class {
+        name: format!("class-{k:02}"),
+        gpus,
+        gpus_per_claim: [1, 1, 1, 2, 4, 8][rng.below(6)],
+        multi_node: false,
+        max_node_gpus: None,
+        min_memory_gib: 0,
+        min_interconnect: Interconnect::Pcie,
+        regions,
+        markets: if rng.unit() < 0.5 { vec![Market::OnDemand] } else { vec![] },
+        hit_rate_target: [0.9, 0.95, 0.99, 0.99][rng.below(4)],
+        miss_cost_usd_micros: UsdMicros::from_usd(rng.between(0.5, 8.0)).expect("finite"),
+    }
+}
+
+/// A fleet that runs already: for each class, nodes for 60 to 110 % of its present demand, on offers that serve it.
+fn place_nodes(rng: &mut Rng, offers: &mut [OfferState], classes: &[Class], now: &Scenario) {
+    for (k, class) in classes.iter().enumerate() {
+        let mut missing = now.claims[0][k] * f64::from(class.gpus_per_claim) * rng.between(0.6, 1.1);
+        let serves = |o: &OfferState| fleet::yields(&o.offer, class, None).is_ok();
+        let mut able: Vec<usize> = (0..offers.len()).filter(|p| serves(&offers[*p])).collect();
+        able.sort_by_key(|p| offers[*p].offer.gpu_price_usd_micros_per_h());
+        able.truncate(12);
+        while missing > 0.0 && !able.is_empty() {
+            let state = &mut offers[able[rng.below(able.len())]];
+            missing -= f64::from(state.offer.gpus_per_node);
+            match state.nodes.first_mut() {
+                Some(group) => group.nodes += 1,
+                None => state.nodes.push(NodeGroup { nodes: 1, claims: vec![], kept_nodes: vec![] }),
+            }
+        }
+    }
+}
+
+/// Paths with a common and an own random walk for each class.
+fn paths(rng: &mut Rng, size: Size, classes: &[Class]) -> Vec<Scenario> {
+    let level: Vec<f64> = classes.iter().map(|k| rng.between(5.0, 60.0) / f64::from(k.gpus_per_claim)).collect();
+    let mut all: Vec<Scenario> = Vec::with_capacity(size.scenarios);
+    for _ in 0..size.scenarios {
+        let mut walk: Vec<f64> = vec![0.0; classes.len()];
+        let mut common = 0.0;
+        let mut scenario =
+            Scenario { weight: 1.0 / size.scenarios as f64, claims: Vec::new(), new_claims: Vec::new() };
+        for _ in 0..size.periods {
+            common += 0.03 * rng.normal();
+            let mut row = Vec::with_capacity(classes.len());
+            for (k, w) in walk.iter_mut().enumerate() {
+                *w += 0.08 * rng.normal();
+                row.push((level[k] * (common + *w).exp()).round());
+            }
+            scenario.new_claims.push(row.iter().map(|d| d * 0.3).collect());
+            scenario.claims.push(row);
+        }
+        all.push(scenario);
+    }
+    all
+}

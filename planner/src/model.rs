@@ -1,0 +1,532 @@
+//! The linear program, as data: what `decompose` solves, `extensive` writes out and `check` verifies.
+//!
+//! Formulation (symbols as in docs/ARCHITECTURE.md, "The linear program"). Capacity is decided once for all demand
+//! paths (the next plan comes in a minute); what each path misses is recourse. Every source of nodes `i` has launches
+//! `x_it` and nodes `n_it`; nodes of sources that serve the same classes and are lost together form a pool.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use fleet::{AcceptedGpu, Class, Market, PriceCap, Refusal, UsdMicros, admission};
+
+use crate::input::{DomainLevel, OfferState, PlanInput, SpreadBy};
+
+/// Which classes a pool serves, and how much of it each can use.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pool {
+    /// `(class, share of the pool's GPUs that it can use)`, by class.
+    pub serves: Vec<(usize, f64)>,
+    /// Domain that is lost as one, where N-1 is asked for.
+    pub domain: Option<usize>,
+}
+
+/// Nodes that behave alike: what an offer sells, or a group of partly claimed nodes.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Index of the offer.
+    pub offer: usize,
+    /// Index of the node group for partly claimed nodes; `None` for the offer itself (idle nodes and launches).
+    pub group: Option<usize>,
+    /// Index of its pool.
+    pub pool: usize,
+    /// GPUs of one node.
+    pub gpus: f64,
+    /// Dollars for a node-hour.
+    pub price_usd_per_h: f64,
+    /// Nodes that appear at the start of each period from what exists already, `[T]`.
+    pub appear: Vec<f64>,
+    /// Nodes that must be kept in each period, `[T]`.
+    pub kept: Vec<f64>,
+    /// How launches arrive and nodes are lost.
+    pub profile: Rc<Profile>,
+    /// Most launches in each period, `[T]`; all 0 for groups.
+    pub launch_limit: Vec<f64>,
+    /// Dollars for one launch, before the churn penalty.
+    pub launch_cost_usd: f64,
+    /// Launches of the parent plan, `[T]`.
+    pub planned: Vec<f64>,
+    /// First period in which it can have nodes.
+    pub first: usize,
+    /// First period in which a launch can no longer appear, or 0 when nothing can be launched.
+    pub launch_end: usize,
+}
+
+/// How one launch turns into nodes over the periods. Sources with equal estimates share one.
+#[derive(Debug, PartialEq)]
+pub struct Profile {
+    /// Share of nodes that live from the start of `t-1` to the start of `t`, `[T]`; 1 at 0.
+    pub survive: Vec<f64>,
+    /// Nodes that become healthy in `t` of one launch in `u`, `[u][t]`.
+    pub arrivals: Vec<Vec<f64>>,
+    /// Nodes of one launch in `u` that are healthy in `t` and inside their minimum billing time, `[u][t]`.
+    pub held: Vec<Vec<f64>>,
+    /// Share of one launch in `u` that is still on its way in `t` (it counts against quotas), `[u][t]`.
+    pub in_flight: Vec<Vec<f64>>,
+}
+
+impl Profile {
+    fn of(state: &OfferState, start_s: &[f64], hours: &[f64]) -> Self {
+        let periods = hours.len();
+        let arrived = |u: usize, t: usize| {
+            if t <= u { 0.0 } else { state.fill * state.lead_time.share_by(start_s[t] - start_s[u]) }
+        };
+        let mut profile = Self {
+            survive: vec![1.0; periods],
+            arrivals: vec![vec![0.0; periods]; periods],
+            held: vec![vec![0.0; periods]; periods],
+            in_flight: vec![vec![0.0; periods]; periods],
+        };
+        for t in 1..periods {
+            profile.survive[t] = (-state.hazard_per_h * hours[t - 1]).exp();
+        }
+        for u in 0..periods {
+            let mut alive = 0.0;
+            for t in u..periods {
+                profile.in_flight[u][t] = (state.fill - arrived(u, t)).max(0.0);
+                if t > u {
+                    profile.arrivals[u][t] = arrived(u, t) - arrived(u, t - 1);
+                    alive = alive * profile.survive[t] + profile.arrivals[u][t];
+                    let young = start_s[t] - start_s[u] < f64::from(state.min_hold_s);
+                    profile.held[u][t] = if young { alive } else { 0.0 };
+                }
+            }
+        }
+        profile
+    }
+}
+
+/// The problem of one plan: pools of sources, demand by path, and what limits them.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// Lengths in hours, `[T]`.
+    pub hours: Vec<f64>,
+    /// Start of each period in seconds, `[T+1]`.
+    pub start_s: Vec<f64>,
+    /// Pools.
+    pub pools: Vec<Pool>,
+    /// Sources.
+    pub sources: Vec<Source>,
+    /// Profile of each offer.
+    pub profiles: Vec<Rc<Profile>>,
+    /// Sources of each pool.
+    pub pool_sources: Vec<Vec<usize>>,
+    /// Names of the domains that N-1 loses one at a time.
+    pub domains: Vec<String>,
+    /// GPUs of a claim, `[K]`.
+    pub claim_gpus: Vec<f64>,
+    /// Dollars of a missed claim, `[K]`.
+    pub miss_usd: Vec<f64>,
+    /// Targets, `[K]`.
+    pub hit_rate_target: Vec<f64>,
+    /// Demand in GPUs, `[S][T][K]`.
+    pub demand_gpus: Vec<Vec<Vec<f64>>>,
+    /// Weights, `[S]`.
+    pub weights: Vec<f64>,
+    /// Demand in GPUs that must be covered when a domain is lost, `[T][K]`; empty without N-1.
+    pub outage_gpus: Vec<Vec<f64>>,
+    /// Missed claims that the target allows, mean over the paths, `[T][K]`.
+    pub allowed_misses: Vec<Vec<f64>>,
+    /// Period by which half of what can be launched now is healthy, `[K]`: the target binds from there. Before it the
+    /// past has decided; misses still cost what they cost.
+    pub first_period: Vec<usize>,
+    /// Penalty for a missed claim beyond the target, dollars, `[T][K]`.
+    pub target_penalty_usd: Vec<Vec<f64>>,
+    /// Penalty for a GPU of the outage demand that is not covered, dollars, `[T][K]`.
+    pub outage_penalty_usd: Vec<Vec<f64>>,
+    /// Spread rows.
+    pub spreads: Vec<SpreadRow>,
+    /// Why each offer serves no class, where it serves none.
+    pub refusals: BTreeMap<usize, Refusal>,
+}
+
+/// Penalty for one unit over a quota, dollars.
+pub const QUOTA_PENALTY_USD: f64 = 1e5;
+/// Penalty for one dollar an hour over budget.
+pub const BUDGET_PENALTY_USD: f64 = 2e4;
+/// Launches and nodes smaller than this are zero.
+pub const EPS: f64 = 1e-6;
+
+/// `Σ_{member} g n − share · Σ_{all} g n ≤ slack`, for each period.
+#[derive(Debug, Clone)]
+pub struct SpreadRow {
+    /// Shown in reports.
+    pub name: String,
+    /// Class whose sources are meant.
+    pub class: usize,
+    /// Largest share.
+    pub max_share: f64,
+    /// Sources in the group.
+    pub members: Vec<usize>,
+    /// Sources that serve the class.
+    pub all: Vec<usize>,
+    /// Penalty for one GPU too many in one period, dollars, `[T]`.
+    pub penalty_usd: Vec<f64>,
+}
+
+/// The cap of each accepted model in dollars for a GPU-hour. A relative cap is measured against the cheapest offer of
+/// the class's first model that the class admits otherwise, and has no effect where there is none.
+#[must_use]
+pub fn resolve_caps(class: &Class, offers: &[OfferState]) -> Vec<Option<UsdMicros>> {
+    let first = class.gpus.first().map(|g| g.model);
+    let cheapest = offers
+        .iter()
+        .filter(|o| Some(o.offer.gpu) == first && admission::admits_node(&o.offer, class).is_ok())
+        .map(|o| o.offer.gpu_price_usd_micros_per_h())
+        .filter(|price| price.0 > 0)
+        .min();
+    let resolve = |gpu: &AcceptedGpu| match (gpu.cap?, cheapest) {
+        (PriceCap::UsdMicrosPerGpuH(cap), _) => Some(cap),
+        (PriceCap::Premium(share), Some(base)) => UsdMicros::from_usd(base.usd() * (1.0 + share)).ok(),
+        (PriceCap::Premium(_), None) => None,
+    };
+    class.gpus.iter().map(resolve).collect()
+}
+
+/// The domain of an offer at a level, as shown to people.
+#[must_use]
+pub fn domain_name(offer: &fleet::Offer, level: DomainLevel) -> String {
+    let key = &offer.key;
+    match level {
+        DomainLevel::Provider => key.provider.clone(),
+        DomainLevel::Region => format!("{}/{}", key.provider, key.region),
+        DomainLevel::Zone if key.zone.is_empty() => format!("{}/{}", key.provider, key.region),
+        DomainLevel::Zone => format!("{}/{}", key.provider, key.zone),
+    }
+}
+
+impl Model {
+    /// Builds it. The input must have passed [`crate::validate::problems`].
+    #[must_use]
+    pub fn build(input: &PlanInput) -> Self {
+        let mut start_s = vec![0.0];
+        for length in &input.period_s {
+            start_s.push(start_s[start_s.len() - 1] + f64::from(*length));
+        }
+        let mut model = Self {
+            hours: input.period_s.iter().map(|s| f64::from(*s) / 3600.0).collect(),
+            start_s,
+            pools: Vec::new(),
+            sources: Vec::new(),
+            profiles: Vec::new(),
+            pool_sources: Vec::new(),
+            domains: Vec::new(),
+            claim_gpus: input.classes.iter().map(|k| f64::from(k.gpus_per_claim)).collect(),
+            miss_usd: input.classes.iter().map(|k| k.miss_cost_usd_micros.usd()).collect(),
+            hit_rate_target: input.classes.iter().map(|k| k.hit_rate_target).collect(),
+            demand_gpus: Vec::new(),
+            weights: input.scenarios.iter().map(|s| s.weight).collect(),
+            outage_gpus: Vec::new(),
+            allowed_misses: Vec::new(),
+            first_period: Vec::new(),
+            target_penalty_usd: Vec::new(),
+            outage_penalty_usd: Vec::new(),
+            spreads: Vec::new(),
+            refusals: BTreeMap::new(),
+        };
+        model.add_profiles(input);
+        model.add_sources(input);
+        model.add_demand(input);
+        model.add_penalties(input);
+        model.add_spreads(input);
+        model
+    }
+
+    /// Whether the hit-rate target of class `k` is a row in period `t`. A target of 0 asks for nothing.
+    #[must_use]
+    pub fn has_target(&self, k: usize, t: usize) -> bool {
+        self.hit_rate_target[k] > 0.0 && t >= self.first_period[k]
+    }
+
+    /// Number of periods.
+    #[must_use]
+    pub fn periods(&self) -> usize {
+        self.hours.len()
+    }
+
+    /// Length of the horizon in hours.
+    #[must_use]
+    pub fn horizon_h(&self) -> f64 {
+        self.hours.iter().sum()
+    }
+
+    fn add_profiles(&mut self, input: &PlanInput) {
+        let mut known = BTreeMap::new();
+        for state in &input.offers {
+            let points = state.lead_time.cdf.iter().flat_map(|p| [p.0.to_bits(), p.1.to_bits()]);
+            let mut key: Vec<u64> = vec![state.fill.to_bits(), state.hazard_per_h.to_bits(), state.min_hold_s.into()];
+            key.extend(points);
+            let profile =
+                known.entry(key).or_insert_with(|| Rc::new(Profile::of(state, &self.start_s, &self.hours)));
+            self.profiles.push(Rc::clone(profile));
+        }
+    }
+
+    fn add_sources(&mut self, input: &PlanInput) {
+        let caps: Vec<_> = input.classes.iter().map(|k| resolve_caps(k, &input.offers)).collect();
+        let level = input.policy.survive.map(|s| s.level);
+        let mut domains = BTreeMap::new();
+        let mut pools = BTreeMap::new();
+        for (p, state) in input.offers.iter().enumerate() {
+            let domain = level.map(|l| {
+                let name = domain_name(&state.offer, l);
+                *domains.entry(name.clone()).or_insert_with(|| {
+                    self.domains.push(name);
+                    self.domains.len() - 1
+                })
+            });
+            let (serves, refusal) = whole_node_serves(input, p, &caps);
+            let owned = state.nodes.iter().any(|g| g.claims.is_empty() && g.nodes > 0)
+                || state.arriving_nodes.iter().any(|a| *a > 0.0);
+            if serves.is_empty() {
+                self.refusals.extend(refusal.map(|r| (p, r)));
+            }
+            if !serves.is_empty() || owned {
+                let pool = self.intern(&mut pools, serves, domain);
+                let source = self.offer_source(input, p, pool);
+                self.push_source(source);
+            }
+            for (g, group) in state.nodes.iter().enumerate().filter(|(_, g)| !g.claims.is_empty() && g.nodes > 0) {
+                let pool = self.intern(&mut pools, fragment_serves(input, p, &group.claims), domain);
+                let source = self.group_source(input, p, g, pool);
+                self.push_source(source);
+            }
+        }
+    }
+
+    fn intern(
+        &mut self,
+        pools: &mut BTreeMap<(Vec<(usize, u64)>, Option<usize>), usize>,
+        serves: Vec<(usize, f64)>,
+        domain: Option<usize>,
+    ) -> usize {
+        let key = (serves.iter().map(|&(k, e)| (k, e.to_bits())).collect(), domain);
+        *pools.entry(key).or_insert_with(|| {
+            self.pools.push(Pool { serves, domain });
+            self.pool_sources.push(Vec::new());
+            self.pools.len() - 1
+        })
+    }
+
+    fn push_source(&mut self, source: Source) {
+        self.pool_sources[source.pool].push(self.sources.len());
+        self.sources.push(source);
+    }
+
+    fn offer_source(&self, input: &PlanInput, p: usize, pool: usize) -> Source {
+        let state = &input.offers[p];
+        let periods = self.periods();
+        let mut source = self.bare_source(input, p, None, pool);
+        let idle = state.nodes.iter().filter(|g| g.claims.is_empty());
+        for group in idle {
+            source.appear[0] += f64::from(group.nodes);
+            for (t, kept) in group.kept_nodes.iter().enumerate() {
+                source.kept[t] += kept;
+            }
+        }
+        for (t, arriving) in state.arriving_nodes.iter().enumerate() {
+            source.appear[t] += arriving;
+        }
+        let no_launch = self.pools[pool].serves.is_empty() || state.fill == 0.0 || state.launch_limit_nodes == 0.0;
+        let reaches = |t: &usize| source.profile.arrivals[*t].iter().any(|a| *a > 0.0);
+        if !no_launch {
+            let launch_end = (0..periods).take_while(reaches).count();
+            source.launch_end = launch_end;
+            source.launch_limit[..source.launch_end].fill(state.launch_limit_nodes);
+            let planned = state.planned_nodes.iter().take(source.launch_end).enumerate();
+            planned.for_each(|(t, v)| source.planned[t] = v.min(state.launch_limit_nodes));
+        }
+        source.clip_kept();
+        let arrives = |t: &usize| source.appear[*t] > 0.0 || source.launch_end > 0 && source.profile.arrivals[0][*t] > 0.0;
+        source.first = (0..periods).find(arrives).unwrap_or(periods);
+        source
+    }
+
+    fn group_source(&self, input: &PlanInput, p: usize, g: usize, pool: usize) -> Source {
+        let group = &input.offers[p].nodes[g];
+        let mut source = self.bare_source(input, p, Some(g), pool);
+        source.appear[0] = f64::from(group.nodes);
+        source.kept[..group.kept_nodes.len()].copy_from_slice(&group.kept_nodes);
+        source.clip_kept();
+        source
+    }
+
+    fn bare_source(&self, input: &PlanInput, p: usize, group: Option<usize>, pool: usize) -> Source {
+        let state = &input.offers[p];
+        let periods = self.periods();
+        Source {
+            offer: p,
+            group,
+            pool,
+            gpus: f64::from(state.offer.gpus_per_node),
+            price_usd_per_h: state.offer.price_usd_micros_per_h.usd(),
+            appear: vec![0.0; periods],
+            kept: vec![0.0; periods],
+            profile: Rc::clone(&self.profiles[p]),
+            launch_limit: vec![0.0; periods],
+            // At least a second of the node, so that launching for nothing is never free.
+            launch_cost_usd: state.launch_cost_usd_micros.usd().max(state.offer.price_usd_micros_per_h.usd() / 3600.0),
+            planned: vec![0.0; periods],
+            first: 0,
+            launch_end: 0,
+        }
+    }
+
+    fn add_demand(&mut self, input: &PlanInput) {
+        let gpus = &self.claim_gpus;
+        let scale = |row: &Vec<f64>| row.iter().zip(gpus).map(|(d, g)| d * g).collect::<Vec<_>>();
+        self.demand_gpus = input.scenarios.iter().map(|s| s.claims.iter().map(scale).collect()).collect();
+        let classes = gpus.len();
+        for t in 0..self.periods() {
+            let mut allowed = vec![0.0; classes];
+            let mut mean = vec![0.0; classes];
+            for scenario in &input.scenarios {
+                for k in 0..classes {
+                    let miss_share = 1.0 - input.classes[k].hit_rate_target;
+                    allowed[k] += scenario.weight * miss_share * scenario.new_claims[t][k];
+                    mean[k] += scenario.weight * scenario.claims[t][k] * self.claim_gpus[k];
+                }
+            }
+            self.allowed_misses.push(allowed);
+            if let Some(survive) = input.policy.survive {
+                self.outage_gpus.push(mean.iter().map(|d| d * survive.share).collect());
+            }
+        }
+    }
+
+    /// Penalties are far above what meeting the target can cost, and in the order target > outage > spread.
+    fn add_penalties(&mut self, input: &PlanInput) {
+        let periods = self.periods();
+        let classes = input.classes.len();
+        let weight_min = self.weights.iter().copied().fold(1.0, f64::min);
+        let mut gpu_h = vec![0.0_f64; classes];
+        let mut busy_h = vec![0.0_f64; classes];
+        let mut arriving: Vec<Vec<f64>> = vec![vec![0.0; periods]; classes];
+        for source in self.sources.iter().filter(|s| s.launch_end > 0) {
+            let state = &input.offers[source.offer];
+            let node_h = (source.launch_cost_usd / source.price_usd_per_h.max(1e-6))
+                .max(f64::from(state.min_hold_s) / 3600.0);
+            for &(k, share) in &self.pools[source.pool].serves {
+                gpu_h[k] = gpu_h[k].max(source.price_usd_per_h / source.gpus / share / state.fill.max(0.05));
+                busy_h[k] = busy_h[k].max(node_h);
+                for (t, arrivals) in source.profile.arrivals[0].iter().enumerate() {
+                    arriving[k][t] += source.launch_limit[0] * source.gpus * arrivals;
+                }
+            }
+        }
+        self.first_period = arriving.iter().map(|a| median_period(a)).collect();
+        for t in 0..periods {
+            let hold: Vec<f64> = (0..classes).map(|k| gpu_h[k].max(0.01) * (self.hours[t] + busy_h[k])).collect();
+            let target = (0..classes).map(|k| 5.0 * hold[k] * self.claim_gpus[k] / weight_min);
+            self.target_penalty_usd.push(target.collect());
+            self.outage_penalty_usd.push(hold.iter().map(|h| 5.0 * h).collect());
+        }
+    }
+
+    fn add_spreads(&mut self, input: &PlanInput) {
+        for spread in &input.policy.spread {
+            let serves = |s: &Source| self.pools[s.pool].serves.iter().any(|(k, _)| *k == spread.class);
+            let all: Vec<usize> = (0..self.sources.len()).filter(|i| serves(&self.sources[*i])).collect();
+            let mut groups: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+            for &i in &all {
+                let offer = &input.offers[self.sources[i].offer].offer;
+                let name = match spread.by {
+                    SpreadBy::Provider => domain_name(offer, DomainLevel::Provider),
+                    SpreadBy::Region => domain_name(offer, DomainLevel::Region),
+                    SpreadBy::Zone => domain_name(offer, DomainLevel::Zone),
+                    SpreadBy::Spot if offer.key.market == Market::Spot => "spot".to_owned(),
+                    SpreadBy::Spot => continue,
+                };
+                groups.entry(name).or_default().push(i);
+            }
+            for (name, members) in groups {
+                let penalty = (0..self.periods()).map(|t| 0.2 * self.outage_penalty_usd[t][spread.class]);
+                self.spreads.push(SpreadRow {
+                    name: format!("{} in {name}", input.classes[spread.class].name),
+                    class: spread.class,
+                    max_share: spread.max_share,
+                    members,
+                    all: all.clone(),
+                    penalty_usd: penalty.collect(),
+                });
+            }
+        }
+    }
+}
+
+/// First period by which half of all arrivals have come; past the end when nothing comes.
+fn median_period(arrivals: &[f64]) -> usize {
+    let total: f64 = arrivals.iter().sum();
+    let mut come = 0.0;
+    let reached = |a: &f64| {
+        come += a;
+        total > 0.0 && come >= 0.5 * total
+    };
+    arrivals.iter().position(reached).unwrap_or(arrivals.len())
+}
+
+impl Source {
+    /// Whether its nodes exist, or the parent plan launched some.
+    #[must_use]
+    pub fn must_be_modelled(&self) -> bool {
+        self.appear.iter().chain(&self.planned).any(|v| *v > 0.0)
+    }
+
+    /// Lowers the floor to what can still be alive, so that a hazard never makes the plan infeasible.
+    fn clip_kept(&mut self) {
+        let mut alive = 0.0;
+        for t in 0..self.appear.len() {
+            alive = alive * self.profile.survive[t] + self.appear[t];
+            self.kept[t] = self.kept[t].min(alive);
+            // What is kept now was kept before: released nodes do not come back.
+            for u in (0..t).rev() {
+                let needed = (self.kept[u + 1] - self.appear[u + 1]) / self.profile.survive[u + 1].max(1e-12);
+                if self.kept[u] >= needed {
+                    break;
+                }
+                self.kept[u] = needed;
+            }
+        }
+    }
+}
+
+/// Classes that a whole free node of the offer serves; else the refusal of the class that came closest.
+fn whole_node_serves(
+    input: &PlanInput,
+    p: usize,
+    caps: &[Vec<Option<UsdMicros>>],
+) -> (Vec<(usize, f64)>, Option<Refusal>) {
+    let offer = &input.offers[p].offer;
+    let mut serves = Vec::new();
+    let mut refusal: Option<Refusal> = None;
+    for (k, class) in input.classes.iter().enumerate() {
+        let accepted = class.gpus.iter().position(|g| g.model == offer.gpu);
+        match admission::yields(offer, class, accepted.and_then(|i| caps[k][i])) {
+            Ok(share) => serves.push((k, share)),
+            Err(why) if refusal.is_none() || matches!(refusal, Some(Refusal::Model(_))) => refusal = Some(why),
+            Err(_) => {}
+        }
+    }
+    (serves, refusal)
+}
+
+/// Classes that a partly claimed node serves: its own claims, and what still fits beside them.
+fn fragment_serves(input: &PlanInput, p: usize, claims: &[(usize, u32)]) -> Vec<(usize, f64)> {
+    let offer = &input.offers[p].offer;
+    let size = |k: usize| input.classes[k].gpus_per_claim.min(offer.gpus_per_node);
+    let used: u32 = claims.iter().map(|&(k, n)| n * size(k)).sum();
+    let free = offer.gpus_per_node.saturating_sub(used);
+    let mut serves = Vec::new();
+    for (k, class) in input.classes.iter().enumerate() {
+        let own: u32 = claims.iter().filter(|c| c.0 == k).map(|&(_, n)| n * size(k)).sum();
+        let more = if admission::admits_node(offer, class).is_ok() {
+            admission::usable_share(offer.gpus_per_node, free, class).unwrap_or(0.0)
+        } else {
+            0.0
+        };
+        let share = f64::from(own) / f64::from(offer.gpus_per_node) + more;
+        if share > 0.0 {
+            serves.push((k, share.min(1.0)));
+        }
+    }
+    serves
+}

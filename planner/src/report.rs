@@ -1,0 +1,520 @@
+//! Why a plan is what it is: what binds, what that is worth, what is unmet, how sure the optimum is.
+
+use serde::{Deserialize, Serialize};
+
+use fleet::{OfferKey, UsdMicros};
+
+use crate::columns::{ColKey, RowKey};
+use crate::decompose::{self, Duals, Effort, Master, Optimum};
+use crate::extensive;
+use crate::input::PlanInput;
+use crate::model::Model;
+use crate::plan::{Options, Target, micros};
+use crate::round::{Rounded, Rule};
+
+/// Everything a plan says about itself. Money of a period is for the whole period, rates say so.
+#[must_use = "an unread report is not actionable"]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlanReport {
+    /// How the plan was found.
+    pub method: Method,
+    /// Cost over the horizon: nodes, launches, misses and penalties.
+    pub objective_usd_micros: UsdMicros,
+    /// No plan can cost less than this (linear bound on the extensive form).
+    pub bound_usd_micros: UsdMicros,
+    /// Linear optimum against its bound: how far the certificate is from proof, as a share.
+    pub certificate_gap: f64,
+    /// Whole-number plan against the bound, as a share.
+    pub rounding_gap: f64,
+    /// Length of the horizon in seconds.
+    pub horizon_s: u32,
+    /// Price of all nodes meant for each period, dollars an hour, `[T]`.
+    pub spend_usd_micros_per_h: Vec<UsdMicros>,
+    /// By class, in the input's order.
+    pub classes: Vec<ClassReport>,
+    /// Limits that hold the plan back, dearest first.
+    pub binding: Vec<Binding>,
+    /// What could not be met, and why.
+    pub unmet: Vec<Unmet>,
+    /// Units over each quota in the first period, `[Q]`: more exists already than the quota allows.
+    pub quota_excess_units: Vec<f64>,
+    /// Launches in which this plan differs from what its parent meant for now.
+    pub changes: Vec<Change>,
+    /// Size of the work.
+    pub work: Work,
+}
+
+/// How a plan was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Linear program, then whole numbers.
+    Optimum {
+        /// How launches became whole.
+        rounding: String,
+    },
+    /// The solver failed; order-up-to levels instead, and nothing is released.
+    BaseStock {
+        /// What the solver said.
+        solver_error: String,
+    },
+}
+
+/// One class.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClassReport {
+    /// Name.
+    pub class: String,
+    /// Mean concurrent claims of each period, `[T]`.
+    pub mean_claims: Vec<f64>,
+    /// Expected missed claims of each period, `[T]`.
+    pub expected_misses: Vec<f64>,
+    /// Target.
+    pub hit_rate_target: f64,
+    /// Expected share of new claims that are granted, over the periods that a launch can still help; 1 without claims.
+    pub expected_hit_rate: f64,
+    /// GPUs above mean demand that are there for surges, mean over those periods.
+    pub surge_gpus: f64,
+    /// Dollars that 0.1 percentage points more of hit rate would cost, an hour.
+    pub hit_rate_price_usd_micros_per_h: UsdMicros,
+    /// First period that a launch can help.
+    pub first_period: u32,
+}
+
+/// A limit that binds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Binding {
+    /// Which kind of limit.
+    pub kind: LimitKind,
+    /// Its name.
+    pub name: String,
+    /// Dollars an hour that one more unit, over the whole horizon, is worth by the dual prices.
+    pub value_usd_micros_per_h: UsdMicros,
+    /// Measured by solving again with one more and one less.
+    pub measured: Option<Measured>,
+}
+
+/// What one unit more and one unit less really change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Dollars an hour that one more unit saves.
+    pub one_more_usd_micros_per_h: UsdMicros,
+    /// Dollars an hour that one unit less costs.
+    pub one_less_usd_micros_per_h: UsdMicros,
+    /// The two agree within 5 %: the dual price holds in both directions. Otherwise the optimum has several.
+    pub unique: bool,
+}
+
+/// Kinds of limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitKind {
+    /// A unit of quota.
+    Quota,
+    /// A dollar an hour of budget.
+    Budget,
+    /// A launch a minute.
+    LaunchRate,
+    /// A node of a commitment.
+    Commitment,
+    /// A GPU more of the largest domain.
+    Spread,
+    /// A node more that an offer could launch in one period.
+    Supply,
+}
+
+impl LimitKind {
+    /// Name and unit for people.
+    #[must_use]
+    pub fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Quota => ("quota", "unit"),
+            Self::Budget => ("budget", "$/h"),
+            Self::LaunchRate => ("launch rate", "launch/min"),
+            Self::Commitment => ("commitment", "node"),
+            Self::Spread => ("spread", "GPU"),
+            Self::Supply => ("supply", "node"),
+        }
+    }
+}
+
+/// Something that the plan could not meet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Unmet {
+    /// What: a class's hit rate, a quota, the budget, N-1 or a spread limit.
+    pub what: String,
+    /// First and last period concerned.
+    pub periods: (u32, u32),
+    /// How much is missing, with its unit.
+    pub by: String,
+    /// Why.
+    pub why: String,
+}
+
+/// A launch count that differs from the parent plan's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    /// Where.
+    pub offer: OfferKey,
+    /// The parent meant.
+    pub before: f64,
+    /// This plan does.
+    pub now: f64,
+}
+
+/// Size of the problem and of the work.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Work {
+    pub offers: usize,
+    pub classes: usize,
+    pub scenarios: usize,
+    pub periods: usize,
+    pub pools: usize,
+    pub active_sources: usize,
+    pub rows: usize,
+    pub columns: usize,
+    pub cuts: usize,
+    pub solves: usize,
+    pub cold_restarts: usize,
+}
+
+const SHOWN_SUPPLY: usize = 8;
+
+/// Measures the dearest quotas, budget and launch rates by solving with one more and one less.
+///
+/// # Errors
+/// The solver gives no optimum when the limits are put back.
+pub fn sensitivities(
+    input: &PlanInput,
+    model: &Model,
+    master: &mut Master,
+    relaxed: &Optimum,
+    options: Options,
+) -> Result<Vec<Binding>, solver::SolverError> {
+    let mut binding = limits(input, model, &relaxed.duals);
+    binding.sort_by(|a, b| b.1.value_usd_micros_per_h.cmp(&a.1.value_usd_micros_per_h));
+    // Supply limits with many pools would fill the report: the first few say where supply hurts.
+    let mut supply = supply_limits(input, model, master, relaxed);
+    supply.sort_by(|a, b| b.value_usd_micros_per_h.cmp(&a.value_usd_micros_per_h));
+    let effort = Effort { price: false, ..options.effort };
+    let horizon_h = model.horizon_h();
+    let mut restored = true;
+    for (rows, shown) in binding.iter_mut().take(options.sensitivities) {
+        let mut cost = |step: f64| -> Result<f64, solver::SolverError> {
+            for &(key, limit) in rows.iter() {
+                master.set_row(key, f64::NEG_INFINITY, (limit + step).max(0.0))?;
+            }
+            Ok(decompose::resolve(input, model, master, effort)?.objective_usd)
+        };
+        let (more, less) = (cost(1.0)?, cost(-1.0)?);
+        let base = cost(0.0)?;
+        restored = true;
+        let (gain, loss) = ((base - more).max(0.0) / horizon_h, (less - base).max(0.0) / horizon_h);
+        shown.measured = Some(Measured {
+            one_more_usd_micros_per_h: micros(gain),
+            one_less_usd_micros_per_h: micros(loss),
+            unique: (gain - loss).abs() <= 0.05 * gain.max(loss),
+        });
+    }
+    debug_assert!(restored);
+    let mut all: Vec<Binding> = binding.into_iter().map(|(_, b)| b).collect();
+    all.extend(supply.into_iter().take(SHOWN_SUPPLY));
+    all.sort_by(|a, b| b.value_usd_micros_per_h.cmp(&a.value_usd_micros_per_h));
+    Ok(all)
+}
+
+/// Rows with their limits, and the binding they are shown as.
+type Limited = (Vec<(RowKey, f64)>, Binding);
+
+/// Limits with a price, with the rows that hold them.
+fn limits(input: &PlanInput, model: &Model, duals: &Duals) -> Vec<Limited> {
+    let horizon_h = model.horizon_h();
+    let mut all = Vec::new();
+    let mut push = |kind, name: String, prices: &[f64], rows: Vec<(RowKey, f64)>| {
+        let value = prices.iter().sum::<f64>() / horizon_h;
+        if value > 1e-6 {
+            let value_usd_micros_per_h = micros(value);
+            all.push((rows, Binding { kind, name, value_usd_micros_per_h, measured: None }));
+        }
+    };
+    let periods = 0..model.periods();
+    for (q, quota) in input.quotas.iter().enumerate() {
+        let rows = periods.clone().map(|t| (RowKey::Quota(q, t), quota.limit)).collect();
+        push(LimitKind::Quota, quota.name.clone(), &duals.quota[q], rows);
+    }
+    if let Some(budget) = input.policy.budget_usd_micros_per_h {
+        let rows = periods.clone().map(|t| (RowKey::Budget(t), budget.usd())).collect();
+        push(LimitKind::Budget, "spend".into(), &duals.budget, rows);
+    }
+    let rate = input.policy.launch_rate_nodes_per_min.unwrap_or(0.0);
+    for (g, name) in crate::columns::rate_groups(input).into_iter().enumerate() {
+        let per_min: Vec<f64> = duals.rate[g].iter().zip(&model.hours).map(|(v, h)| v * h * 60.0).collect();
+        let rows = periods.clone().map(|t| (RowKey::Rate(g, t), rate * model.hours[t] * 60.0)).collect();
+        push(LimitKind::LaunchRate, name, &per_min, rows);
+    }
+    for (c, commitment) in input.commitments.iter().enumerate() {
+        let nodes = |t: usize| commitment.nodes.get(t).copied().unwrap_or(0.0);
+        let rows = periods.clone().map(|t| (RowKey::Commitment(c, t), nodes(t))).collect();
+        push(LimitKind::Commitment, commitment.name.clone(), &duals.commitment[c], rows);
+    }
+    for (r, spread) in model.spreads.iter().enumerate() {
+        push(LimitKind::Spread, spread.name.clone(), &duals.spread[r], Vec::new());
+    }
+    // A spread row's unit is not one that can be bought, so it is not measured: empty rows sort it out.
+    all.sort_by_key(|(rows, _)| rows.is_empty());
+    all
+}
+
+/// Offers whose launch limit binds now.
+fn supply_limits(input: &PlanInput, model: &Model, master: &Master, relaxed: &Optimum) -> Vec<Binding> {
+    let values = relaxed.duals.pool_values(model);
+    let mut all = Vec::new();
+    for &i in &master.active {
+        let source = &model.sources[i];
+        let launched = master.value(&relaxed.solution, ColKey::Launch(i, 0));
+        if source.launch_end == 0 || launched < source.launch_limit[0] - 1e-6 {
+            continue;
+        }
+        let profit = relaxed.duals.profit(input, model, &master.links[i], source, &values[source.pool]);
+        if profit.best_launch_usd > 1e-6 {
+            all.push(Binding {
+                kind: LimitKind::Supply,
+                name: input.offers[source.offer].offer.key.to_string(),
+                value_usd_micros_per_h: micros(profit.best_launch_usd / model.horizon_h()),
+                measured: None,
+            });
+        }
+    }
+    all
+}
+
+/// The report of an optimum.
+pub fn of_optimum(
+    input: &PlanInput,
+    model: &Model,
+    master: &Master,
+    relaxed: &Optimum,
+    rounded: &Rounded,
+    binding: Vec<Binding>,
+) -> PlanReport {
+    let solution = &rounded.optimum.solution;
+    let value = |key| master.value(solution, key);
+    let gpus = master.pool_gpus(Some(solution));
+    let missed = master.missed_claims(solution);
+    let classes: Vec<ClassReport> = (0..input.classes.len())
+        .map(|k| {
+            let misses = missed.iter().map(|row| row[k]).collect();
+            class_report(input, model, k, misses, &gpus, Some(&relaxed.duals))
+        })
+        .collect();
+    let mut spend = vec![0.0; model.periods()];
+    for &i in &master.active {
+        for (t, total) in spend.iter_mut().enumerate() {
+            *total += model.sources[i].price_usd_per_h * value(ColKey::Nodes(i, t));
+        }
+    }
+    let (rows, columns) = master.size();
+    let unmet = unmet(input, model, &|key| value(key), &classes, &binding);
+    let rounding = match rounded.rule {
+        Rule::Ceil => "up",
+        Rule::Nearest => "to the nearest",
+        Rule::Pooled => "up within each pool",
+        Rule::Branched => "by branch and bound",
+    };
+    PlanReport {
+        method: Method::Optimum { rounding: rounding.to_owned() },
+        objective_usd_micros: micros(rounded.optimum.objective_usd),
+        bound_usd_micros: micros(relaxed.bound_usd),
+        certificate_gap: relaxed.gap(),
+        rounding_gap: decompose::gap(rounded.optimum.objective_usd, relaxed.bound_usd),
+        horizon_s: input.period_s.iter().sum(),
+        spend_usd_micros_per_h: spend.into_iter().map(micros).collect(),
+        classes,
+        binding,
+        unmet,
+        quota_excess_units: (0..input.quotas.len()).map(|q| value(ColKey::QuotaSlack(q, 0))).collect(),
+        changes: changes(input, model, &rounded.launches),
+        work: Work {
+            active_sources: master.active.len(),
+            rows,
+            columns,
+            cuts: master.cut_counts().0,
+            solves: master.solves,
+            cold_restarts: master.cold_restarts,
+            ..work(input, model)
+        },
+    }
+}
+
+fn work(input: &PlanInput, model: &Model) -> Work {
+    Work {
+        offers: input.offers.len(),
+        classes: input.classes.len(),
+        scenarios: input.scenarios.len(),
+        periods: input.period_s.len(),
+        pools: model.pools.len(),
+        ..Work::default()
+    }
+}
+
+fn class_report(
+    input: &PlanInput,
+    model: &Model,
+    k: usize,
+    expected_misses: Vec<f64>,
+    gpus: &[Vec<f64>],
+    duals: Option<&Duals>,
+) -> ClassReport {
+    let class = &input.classes[k];
+    let mean = |new: bool, t: usize| -> f64 {
+        let of = |s: &crate::input::Scenario| if new { s.new_claims[t][k] } else { s.claims[t][k] };
+        input.scenarios.iter().map(|s| s.weight * of(s)).sum()
+    };
+    let periods = model.first_period[k]..model.periods();
+    let new: f64 = periods.clone().map(|t| mean(true, t)).sum();
+    let missed: f64 = periods.clone().map(|t| expected_misses[t]).sum();
+    let count = periods.len().max(1) as f64;
+    let able = |t: usize| -> f64 {
+        let serve = |p: &usize| model.pools[*p].serves.iter().any(|(c, _)| *c == k);
+        (0..model.pools.len()).filter(serve).map(|p| gpus[t][p]).sum()
+    };
+    let surge: f64 = periods.clone().map(|t| (able(t) - mean(false, t) * model.claim_gpus[k]).max(0.0)).sum();
+    let price: f64 = duals.map_or(0.0, |d| periods.clone().map(|t| d.target[k][t] * 0.001 * mean(true, t)).sum());
+    ClassReport {
+        class: class.name.clone(),
+        mean_claims: (0..model.periods()).map(|t| mean(false, t)).collect(),
+        expected_misses,
+        hit_rate_target: class.hit_rate_target,
+        expected_hit_rate: if new > 0.0 { (1.0 - missed / new).clamp(0.0, 1.0) } else { 1.0 },
+        surge_gpus: surge / count,
+        hit_rate_price_usd_micros_per_h: micros(price / model.horizon_h()),
+        first_period: model.first_period[k] as u32,
+    }
+}
+
+/// Everything whose softening column is in use.
+fn unmet(
+    input: &PlanInput,
+    model: &Model,
+    value: &dyn Fn(ColKey) -> f64,
+    classes: &[ClassReport],
+    binding: &[Binding],
+) -> Vec<Unmet> {
+    let mut all = Vec::new();
+    let mut push = |what: String, slack: &dyn Fn(usize) -> f64, unit: &str, why: String| {
+        let over: Vec<(usize, f64)> =
+            (0..model.periods()).map(|t| (t, slack(t))).filter(|(_, v)| *v > 1e-4).collect();
+        if let (Some(first), Some(last)) = (over.first(), over.last()) {
+            let worst = over.iter().map(|o| o.1).fold(0.0, f64::max);
+            let by = format!("{worst:.2} {unit}");
+            all.push(Unmet { what, periods: (first.0 as u32, last.0 as u32), by, why });
+        }
+    };
+    for (k, class) in classes.iter().enumerate() {
+        let why = why_missed(input, model, k, binding);
+        let what = format!("{}: hit rate {:.1} %", class.class, 100.0 * class.hit_rate_target);
+        push(what, &|t| value(ColKey::TargetSlack(k, t)), "claims a period beyond the target", why);
+    }
+    for (q, quota) in input.quotas.iter().enumerate() {
+        let why = "more nodes exist or are on their way than the quota allows".to_owned();
+        push(format!("quota {}", quota.name), &|t| value(ColKey::QuotaSlack(q, t)), "units over", why);
+    }
+    let why = "nodes that cannot be released yet cost more than the budget".to_owned();
+    push("budget".into(), &|t| value(ColKey::BudgetSlack(t)), "$/h over", why);
+    for (r, spread) in model.spreads.iter().enumerate() {
+        let why = "the other domains have too little supply".to_owned();
+        push(format!("spread of {}", spread.name), &|t| value(ColKey::SpreadSlack(r, t)), "GPUs over", why);
+    }
+    let paths = model.weights.len();
+    for block in paths..extensive::blocks(model) {
+        for (k, class) in classes.iter().enumerate() {
+            let what = format!("{}: loss of {}", class.class, model.domains[block - paths]);
+            let why = "the other domains cannot carry it".to_owned();
+            let after = |t: usize| if t < model.first_period[k] { 0.0 } else { value(ColKey::Miss(k, t, block)) };
+            push(what, &after, "claims short", why);
+        }
+    }
+    all
+}
+
+fn why_missed(input: &PlanInput, model: &Model, k: usize, binding: &[Binding]) -> String {
+    let serves = |s: &&crate::model::Source| model.pools[s.pool].serves.iter().any(|(c, _)| *c == k);
+    let launchable = model.sources.iter().filter(serves).filter(|s| s.launch_end > 0).count();
+    if model.sources.iter().filter(serves).count() == 0 {
+        return "no offer serves this class: see 'explain'".into();
+    }
+    if launchable == 0 {
+        return "no offer that serves it can be launched in time".into();
+    }
+    if input.policy.budget_usd_micros_per_h.is_some() && binding.iter().any(|b| b.kind == LimitKind::Budget) {
+        return "the budget is spent".into();
+    }
+    let held: Vec<&str> = binding.iter().take(3).map(|b| b.name.as_str()).collect();
+    if held.is_empty() { "supply does not arrive in time".into() } else { format!("held back by {}", held.join(", ")) }
+}
+
+/// Launches that differ from what the parent plan meant for now.
+fn changes(input: &PlanInput, model: &Model, launches: &[(usize, f64)]) -> Vec<Change> {
+    let mut all = Vec::new();
+    for (p, state) in input.offers.iter().enumerate() {
+        let before = state.planned_nodes.first().copied().unwrap_or(0.0);
+        let now: f64 = launches.iter().filter(|(i, _)| model.sources[*i].offer == p).map(|l| l.1).sum();
+        if (before - now).abs() > 0.5 {
+            all.push(Change { offer: state.offer.key.clone(), before, now });
+        }
+    }
+    all
+}
+
+/// The report of the base-stock fallback: misses are what its nodes cannot serve.
+pub fn of_fallback(
+    input: &PlanInput,
+    model: &Model,
+    targets: &[Target],
+    error: &solver::SolverError,
+) -> PlanReport {
+    let mut gpus = vec![vec![0.0; model.pools.len()]; model.periods()];
+    let mut spend = vec![0.0; model.periods()];
+    for source in model.sources.iter().filter(|s| s.group.is_none()) {
+        let key = &input.offers[source.offer].offer.key;
+        let Some(target) = targets.iter().find(|t| t.offer == *key) else { continue };
+        for t in 0..model.periods() {
+            gpus[t][source.pool] += target.nodes[t] * source.gpus;
+            spend[t] += target.nodes[t] * source.price_usd_per_h;
+        }
+    }
+    let missed = decompose::missed_claims(model, &gpus);
+    let classes = (0..input.classes.len())
+        .map(|k| class_report(input, model, k, missed.iter().map(|row| row[k]).collect(), &gpus, None))
+        .collect();
+    PlanReport {
+        method: Method::BaseStock { solver_error: error.to_string() },
+        objective_usd_micros: UsdMicros::ZERO,
+        bound_usd_micros: UsdMicros::ZERO,
+        certificate_gap: 1.0,
+        rounding_gap: 1.0,
+        horizon_s: input.period_s.iter().sum(),
+        spend_usd_micros_per_h: spend.into_iter().map(micros).collect(),
+        classes,
+        binding: Vec::new(),
+        unmet: vec![Unmet {
+            what: "optimum".into(),
+            periods: (0, model.periods() as u32 - 1),
+            by: "unknown".into(),
+            why: format!("{error}; order-up-to levels are used and nothing is released"),
+        }],
+        quota_excess_units: quota_excess(input),
+        changes: Vec::new(),
+        work: work(input, model),
+    }
+}
+
+fn quota_excess(input: &PlanInput) -> Vec<f64> {
+    let nodes = |p: usize| {
+        let state = &input.offers[p];
+        state.nodes.iter().map(|g| f64::from(g.nodes)).sum::<f64>() + state.arriving_nodes.first().copied().unwrap_or(0.0)
+    };
+    let used = |q: &crate::input::Quota| q.members.iter().map(|&(p, units)| units * nodes(p)).sum::<f64>();
+    input.quotas.iter().map(|q| (used(q) - q.limit).max(0.0)).collect()
+}

@@ -1,0 +1,235 @@
+//! Whole nodes for what is done now: launches of the first period and the nodes kept in it.
+//!
+//! The linear optimum is rounded in several ways, each is solved again with those numbers fixed, and the cheapest is
+//! kept. Where that is too far from the bound and the problem is small, a bounded branch and bound looks further.
+
+use solver::SolverError;
+
+use crate::columns::ColKey;
+use crate::decompose::{self, Effort, Master, Optimum};
+use crate::input::PlanInput;
+use crate::model::{EPS, Model};
+
+/// When to look beyond simple rounding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Refine {
+    /// Accept a rounding within this share of the bound.
+    pub gap: f64,
+    /// Most re-solves of the branch and bound.
+    pub solves: usize,
+    /// Only for problems of at most so many rows.
+    pub rows: usize,
+}
+
+impl Default for Refine {
+    fn default() -> Self {
+        Self { gap: 0.005, solves: 60, rows: 4000 }
+    }
+}
+
+/// Whole numbers for the first period.
+#[derive(Debug, Clone)]
+pub struct Rounded {
+    /// `(source, launches now)`, only where more than 0.
+    pub launches: Vec<(usize, f64)>,
+    /// The program solved again with them fixed.
+    pub optimum: Optimum,
+    /// How they were found.
+    pub rule: Rule,
+}
+
+/// How launches became whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// All up.
+    Ceil,
+    /// To the nearest.
+    Nearest,
+    /// Fractions of one pool are added up and launched at its cheapest sources.
+    Pooled,
+    /// Branch and bound.
+    Branched,
+}
+
+/// Rounds the optimum that `master` holds.
+///
+/// # Errors
+/// The solver gives no optimum even for the rounding that only launches more.
+pub fn round(
+    input: &PlanInput,
+    model: &Model,
+    master: &mut Master,
+    relaxed: &Optimum,
+    effort: Effort,
+    refine: Refine,
+) -> Result<Rounded, SolverError> {
+    let effort = Effort { price: false, ..effort };
+    let kept = whole_nodes(model, master, relaxed);
+    let mut best: Option<Rounded> = None;
+    let mut tried: Vec<Vec<(usize, f64)>> = Vec::new();
+    let mut failure = None;
+    for rule in [Rule::Nearest, Rule::Pooled, Rule::Ceil] {
+        let launches = whole_launches(model, master, relaxed, rule);
+        if tried.contains(&launches) {
+            continue;
+        }
+        // No release where a launch is made: a node in hand is better than one that may be refused.
+        let swap = |i: usize| launches.iter().any(|(j, _)| *j == i);
+        let stay = |&(i, n): &(usize, f64)| (i, if swap(i) { model.sources[i].appear[0].floor() } else { n });
+        let kept: Vec<(usize, f64)> = kept.iter().map(stay).collect();
+        fix(model, master, &launches, &kept)?;
+        tried.push(launches.clone());
+        match decompose::resolve(input, model, master, effort) {
+            Ok(optimum) if best.as_ref().is_none_or(|b| optimum.objective_usd < b.optimum.objective_usd) => {
+                best = Some(Rounded { launches, optimum, rule });
+            }
+            Ok(_) => {}
+            Err(error) => failure = Some(error),
+        }
+        // A rounding this close to the bound cannot be improved by much.
+        let close = |b: &Rounded| decompose::gap(b.optimum.objective_usd, relaxed.bound_usd) <= 0.4 * refine.gap;
+        if best.as_ref().is_some_and(close) {
+            break;
+        }
+    }
+    let mut best = best.ok_or_else(|| failure.unwrap_or(SolverError::Infeasible))?;
+    let far = decompose::gap(best.optimum.objective_usd, relaxed.bound_usd) > refine.gap;
+    if far && master.size().0 <= refine.rows {
+        branch(input, model, master, &mut best, effort, refine)?;
+    }
+    Ok(best)
+}
+
+/// Nodes of the first period, rounded up: a release waits until a whole node is not needed.
+fn whole_nodes(model: &Model, master: &Master, relaxed: &Optimum) -> Vec<(usize, f64)> {
+    let with_nodes = master.active.iter().filter(|i| model.sources[**i].appear[0] > 0.0);
+    with_nodes
+        .map(|&i| {
+            let nodes = master.value(&relaxed.solution, ColKey::Nodes(i, 0));
+            (i, (nodes - 1e-4).ceil().clamp(0.0, model.sources[i].appear[0].floor()))
+        })
+        .collect()
+}
+
+fn whole_launches(model: &Model, master: &Master, relaxed: &Optimum, rule: Rule) -> Vec<(usize, f64)> {
+    let mut wanted: Vec<(usize, f64)> = Vec::new();
+    for &i in master.active.iter().filter(|i| model.sources[**i].launch_end > 0) {
+        let launches = master.value(&relaxed.solution, ColKey::Launch(i, 0));
+        if launches > EPS {
+            wanted.push((i, launches));
+        }
+    }
+    let cost = |i: usize| model.sources[i].price_usd_per_h / model.sources[i].gpus;
+    wanted.sort_by(|a, b| {
+        let pools = model.sources[a.0].pool.cmp(&model.sources[b.0].pool);
+        pools.then(cost(a.0).total_cmp(&cost(b.0))).then(a.0.cmp(&b.0))
+    });
+    let mut pool = usize::MAX;
+    // GPUs that were rounded up before they were needed, in this pool.
+    let mut ahead = 0.0;
+    let mut whole = Vec::new();
+    for (i, launches) in wanted {
+        let source = &model.sources[i];
+        if source.pool != pool {
+            (pool, ahead) = (source.pool, 0.0);
+        }
+        let limit = source.launch_limit[0].floor();
+        let count = match rule {
+            Rule::Nearest => launches.round(),
+            Rule::Ceil | Rule::Branched => (launches - 1e-4).ceil(),
+            Rule::Pooled => {
+                let count = (launches - ahead / source.gpus - 1e-4).ceil().clamp(0.0, limit);
+                ahead += (count - launches) * source.gpus;
+                count
+            }
+        };
+        if count.min(limit) >= 1.0 {
+            whole.push((i, count.min(limit)));
+        }
+    }
+    whole
+}
+
+/// Fixes the first period. Sources that are not named launch nothing.
+fn fix(model: &Model, master: &mut Master, launches: &[(usize, f64)], kept: &[(usize, f64)]) -> Result<(), SolverError> {
+    for i in master.active.clone().into_iter().filter(|i| model.sources[*i].launch_end > 0) {
+        let count = launches.iter().find(|(j, _)| *j == i).map_or(0.0, |(_, x)| *x);
+        master.set_bounds(ColKey::Launch(i, 0), count, count)?;
+    }
+    kept.iter().try_for_each(|&(i, nodes)| master.set_bounds(ColKey::Nodes(i, 0), nodes, nodes))
+}
+
+/// Depth-first branch and bound over the first period's launches and nodes, from the incumbent `best`.
+fn branch(
+    input: &PlanInput,
+    model: &Model,
+    master: &mut Master,
+    best: &mut Rounded,
+    effort: Effort,
+    refine: Refine,
+) -> Result<(), SolverError> {
+    let mut whole: Vec<(ColKey, f64)> = Vec::new();
+    for &i in &master.active {
+        let source = &model.sources[i];
+        if source.launch_end > 0 {
+            whole.push((ColKey::Launch(i, 0), source.launch_limit[0].floor()));
+        }
+        if source.appear[0] > 0.0 {
+            whole.push((ColKey::Nodes(i, 0), source.appear[0].floor()));
+        }
+    }
+    let root: Vec<(f64, f64)> = whole.iter().map(|(_, upper)| (0.0, *upper)).collect();
+    let mut open = vec![root];
+    for _ in 0..refine.solves {
+        let Some(bounds) = open.pop() else { break };
+        for ((key, _), (low, high)) in whole.iter().zip(&bounds) {
+            master.set_bounds(*key, *low, *high)?;
+        }
+        let optimum = match decompose::resolve(input, model, master, effort) {
+            Ok(optimum) => optimum,
+            Err(SolverError::Infeasible) => continue,
+            Err(error) => return Err(error),
+        };
+        if optimum.objective_usd >= best.optimum.objective_usd * (1.0 - 1e-9) {
+            continue;
+        }
+        let values: Vec<f64> = whole.iter().map(|(key, _)| master.value(&optimum.solution, *key)).collect();
+        let part = |v: f64| (v - v.round()).abs();
+        let widest = (0..values.len()).max_by(|a, b| part(values[*a]).total_cmp(&part(values[*b])));
+        let swapped = (0..values.len().saturating_sub(1)).find(|j| is_swap(model, &whole, &values, *j));
+        match (widest.filter(|j| part(values[*j]) > 1e-5), swapped) {
+            (Some(j), _) => {
+                let (mut down, mut up) = (bounds.clone(), bounds);
+                down[j].1 = values[j].floor();
+                up[j].0 = values[j].ceil();
+                open.push(down);
+                open.push(up);
+            }
+            (None, Some(j)) => {
+                let (mut down, mut up) = (bounds.clone(), bounds);
+                down[j].1 = 0.0;
+                up[j + 1].0 = whole[j + 1].1;
+                open.push(down);
+                open.push(up);
+            }
+            (None, None) => {
+                let launches = whole.iter().zip(&values).filter_map(|((key, _), v)| match key {
+                    ColKey::Launch(i, _) if v.round() >= 1.0 => Some((*i, v.round())),
+                    _ => None,
+                });
+                *best = Rounded { launches: launches.collect(), optimum, rule: Rule::Branched };
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether column `j` launches at a source that column `j + 1` releases nodes of.
+fn is_swap(model: &Model, whole: &[(ColKey, f64)], values: &[f64], j: usize) -> bool {
+    match (whole[j].0, whole[j + 1].0) {
+        (ColKey::Launch(i, _), ColKey::Nodes(n, _)) if i == n => {
+            values[j] > 0.5 && values[j + 1] < model.sources[i].appear[0].floor() - 0.5
+        }
+        _ => false,
+    }
+}

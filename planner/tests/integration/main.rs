@@ -1,0 +1,7 @@
+//! One test binary for the crate.
+
+mod brute_force;
+mod checker;
+mod closed_forms;
+mod monotone;
+mod tiny;

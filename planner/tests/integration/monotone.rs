@@ -1,0 +1,81 @@
+//! More of a good thing never costs more, and dearer offers are never bought more.
+
+use planner::decompose::Effort;
+use planner::input::PlanInput;
+use planner::model::Model;
+use planner::plan;
+use proptest::prelude::*;
+
+use crate::tiny;
+
+const EXACT: Effort = Effort { gap: 1e-10, time_limit_s: 60.0, rounds: 500, price: true };
+
+fn cost(input: &PlanInput) -> f64 {
+    let model = Model::build(input);
+    plan::relaxed(input, &model, EXACT).expect("an optimum").objective_usd
+}
+
+fn at_most(low: f64, high: f64) -> bool {
+    low <= high + 1e-6 * high.abs().max(1.0)
+}
+
+/// Penalties, relative caps and the first period of a target follow prices and supply: with them, other prices are
+/// another problem.
+fn without_penalties(seed: u64) -> PlanInput {
+    let mut input = tiny::problem(seed);
+    for class in &mut input.classes {
+        class.hit_rate_target = 0.0;
+        class.gpus.iter_mut().for_each(|gpu| gpu.cap = None);
+    }
+    input.policy.survive = None;
+    input.policy.spread.clear();
+    input
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_dearer_offer_never_makes_the_plan_cheaper(seed in 0_u64..1_000_000) {
+        let input = without_penalties(seed);
+        let mut dearer = input.clone();
+        let price = &mut dearer.offers[0].offer.price_usd_micros_per_h;
+        price.0 += price.0 / 4;
+        prop_assert!(at_most(cost(&input), cost(&dearer)));
+    }
+
+    #[test]
+    fn more_supply_quota_and_budget_never_cost_more(seed in 0_u64..1_000_000) {
+        let input = without_penalties(seed);
+        let mut more = input.clone();
+        for offer in &mut more.offers {
+            offer.launch_limit_nodes += 1.0;
+        }
+        for quota in &mut more.quotas {
+            quota.limit += 1.0;
+        }
+        if let Some(budget) = &mut more.policy.budget_usd_micros_per_h {
+            budget.0 += 1_000_000;
+        }
+        prop_assert!(at_most(cost(&more), cost(&input)));
+    }
+
+    #[test]
+    fn a_higher_hit_rate_never_costs_less(seed in 0_u64..1_000_000) {
+        let mut input = tiny::problem(seed);
+        let low = cost(&input);
+        for class in &mut input.classes {
+            class.hit_rate_target = 0.5 + class.hit_rate_target / 2.0;
+        }
+        prop_assert!(at_most(low, cost(&input)));
+    }
+
+    #[test]
+    fn the_bound_is_never_above_the_optimum(seed in 0_u64..1_000_000) {
+        let input = tiny::problem(seed);
+        let model = Model::build(&input);
+        let optimum = plan::relaxed(&input, &model, EXACT).expect("an optimum");
+        prop_assert!(at_most(optimum.bound_usd, optimum.objective_usd));
+        prop_assert!(optimum.gap() < 1e-6, "gap {}", optimum.gap());
+    }
+}
