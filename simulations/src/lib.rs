@@ -1,1 +1,3 @@
-//! x
+//! Replays demand: trace readers and their conversion to concurrent GPU claims.
+
+pub mod demand;

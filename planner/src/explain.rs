@@ -1,0 +1,134 @@
+//! Why these GPUs and not those: every offer of a class, with what it would cost and what speaks against it.
+
+use std::collections::BTreeMap;
+
+use fleet::{OfferKey, UsdMicros, admission};
+use serde::{Deserialize, Serialize};
+
+use crate::columns;
+use crate::decompose::{self, Effort};
+use crate::input::PlanInput;
+use crate::model::{Model, resolve_caps};
+use crate::plan::{Plan, micros};
+
+/// The offers of one class, chosen ones first, then by what is missing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Class.
+    pub class: String,
+    /// Offers that serve it.
+    pub offers: Vec<ExplainedOffer>,
+    /// Offers that do not, counted by reason.
+    pub refused: BTreeMap<String, usize>,
+}
+
+/// One offer that serves the class.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExplainedOffer {
+    /// Which.
+    pub offer: OfferKey,
+    /// Price of a GPU-hour.
+    pub gpu_price_usd_micros_per_h: UsdMicros,
+    /// Nodes there now.
+    pub nodes: u32,
+    /// Nodes launched now.
+    pub launched: u32,
+    /// Why it is, or is not, launched.
+    pub verdict: Verdict,
+}
+
+/// Why an offer is launched or not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Launched, and more would be if supply or quota allowed.
+    ChosenToTheLimit,
+    /// Launched as far as it pays.
+    Chosen,
+    /// Would have to be so many dollars an hour cheaper for a node.
+    TooDear(UsdMicros),
+    /// As good as what was chosen; ties go to the first.
+    AsGood,
+    /// The supply estimator allows no launch at present.
+    NoSupply,
+    /// A launch arrives after the horizon.
+    TooSlow,
+}
+
+/// Explains one class of `input`, whose plan is `plan`.
+///
+/// # Errors
+/// The solver gives no optimum.
+pub fn explain(input: &PlanInput, plan: &Plan, class: usize, effort: Effort) -> Result<Explanation, solver::SolverError> {
+    let model = Model::build(input);
+    let (master, optimum) = decompose::solve(input, &model, effort)?;
+    let values = optimum.duals.pool_values(&model);
+    let links = columns::links(input, &model);
+    let caps = resolve_caps(&input.classes[class], &input.offers);
+    let mut offers = Vec::new();
+    let mut refused: BTreeMap<String, usize> = BTreeMap::new();
+    let mut source_of = BTreeMap::new();
+    for (i, source) in model.sources.iter().enumerate().filter(|(_, s)| s.group.is_none()) {
+        source_of.insert(source.offer, i);
+    }
+    for (p, state) in input.offers.iter().enumerate() {
+        let accepted = input.classes[class].gpus.iter().position(|g| g.model == state.offer.gpu);
+        let cap = accepted.and_then(|i| caps[i]);
+        if let Err(why) = admission::yields(&state.offer, &input.classes[class], cap) {
+            *refused.entry(reason(&why)).or_default() += 1;
+            continue;
+        }
+        let Some(&i) = source_of.get(&p) else { continue };
+        let source = &model.sources[i];
+        let launched = plan.launches.iter().filter(|l| l.offer == state.offer.key).map(|l| l.nodes).sum::<u32>();
+        let profit = optimum.duals.profit(input, &model, &links[i], source, &values[source.pool]).best_launch_usd;
+        let dear = micros(-profit / model.horizon_h());
+        let verdict = if state.launch_limit_nodes < 1.0 || state.fill == 0.0 {
+            Verdict::NoSupply
+        } else if source.launch_end == 0 {
+            Verdict::TooSlow
+        } else if launched > 0 && f64::from(launched) >= source.launch_limit[0].floor() {
+            Verdict::ChosenToTheLimit
+        } else if launched > 0 {
+            Verdict::Chosen
+        } else if dear.0 > 100 {
+            Verdict::TooDear(dear)
+        } else {
+            Verdict::AsGood
+        };
+        offers.push(ExplainedOffer {
+            offer: state.offer.key.clone(),
+            gpu_price_usd_micros_per_h: state.offer.gpu_price_usd_micros_per_h(),
+            nodes: state.nodes.iter().map(|g| g.nodes).sum(),
+            launched,
+            verdict,
+        });
+    }
+    drop(master);
+    offers.sort_by_key(|o| (std::cmp::Reverse(o.launched), std::cmp::Reverse(o.nodes), rank(&o.verdict), o.gpu_price_usd_micros_per_h));
+    Ok(Explanation { class: input.classes[class].name.clone(), offers, refused })
+}
+
+fn rank(verdict: &Verdict) -> i64 {
+    match verdict {
+        Verdict::ChosenToTheLimit | Verdict::Chosen => 0,
+        Verdict::AsGood => 1,
+        Verdict::TooDear(dear) => 2 + dear.0,
+        Verdict::NoSupply => i64::MAX - 1,
+        Verdict::TooSlow => i64::MAX,
+    }
+}
+
+/// A refusal without the numbers of the single offer, for counting.
+fn reason(refusal: &fleet::Refusal) -> String {
+    match refusal {
+        fleet::Refusal::Model(_) => "GPU model not accepted".into(),
+        fleet::Refusal::Region(_) => "outside the class's regions".into(),
+        fleet::Refusal::Market(m) => format!("market {m} not accepted"),
+        fleet::Refusal::NodeTooSmall { .. } => "node too small for a claim".into(),
+        fleet::Refusal::NodeTooLarge { .. } => "node larger than the class allows".into(),
+        fleet::Refusal::Memory { .. } => "too little GPU memory".into(),
+        fleet::Refusal::Interconnect(_) => "link between GPUs too slow".into(),
+        fleet::Refusal::Price { .. } => "above the class's price cap".into(),
+    }
+}

@@ -1,0 +1,332 @@
+//! Quantile forecasts of demand, with their errors measured on the past only.
+//!
+//! Works on square roots: the spread of counts grows about with the root of their level, so residuals become
+//! comparable over the day. A forecast is a point plus the residuals that the same method left on the past
+//! (split conformal prediction; Vovk, Gammerman & Shafer 2005), so that its coverage can be checked and is.
+
+use serde::{Deserialize, Serialize};
+
+use crate::instance::Rng;
+
+/// How the middle of the forecast is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// The value one season before: the default that others must beat.
+    SeasonalNaive,
+    /// The last value.
+    LastValue,
+    /// The last value plus what the season did from here on.
+    SeasonalShift,
+    /// Least squares on the last value, the season's value there and the season's value here.
+    Regression,
+}
+
+impl Method {
+    /// All methods, the default first.
+    pub const ALL: [Self; 4] = [Self::SeasonalNaive, Self::LastValue, Self::SeasonalShift, Self::Regression];
+
+    /// The word used in files and output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SeasonalNaive => "seasonal-naive",
+            Self::LastValue => "last-value",
+            Self::SeasonalShift => "seasonal-shift",
+            Self::Regression => "regression",
+        }
+    }
+}
+
+/// A forecaster fitted at one origin for one horizon.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fitted {
+    /// Root of the point forecast.
+    root: f64,
+    /// Root residuals of past origins, oldest first.
+    residuals: Vec<f64>,
+    /// The same, sorted.
+    sorted: Vec<f64>,
+}
+
+/// Most past origins that residuals are taken from.
+const ORIGINS_MAX: usize = 600;
+/// Fewest past origins for a quantile.
+const ORIGINS_MIN: usize = 8;
+
+fn root(value: f64) -> f64 {
+    value.max(0.0).sqrt()
+}
+
+/// Fits `method` to `history` (equal steps, the last is now) for `horizon ≥ 1` steps ahead. `season` is the length of
+/// the season in steps. `None` when the history is too short: two seasons and a few steps (one value for `LastValue`).
+#[must_use]
+pub fn fit(method: Method, history: &[f64], season: usize, horizon: usize) -> Option<Fitted> {
+    let n = history.len();
+    if horizon == 0 || season == 0 || n == 0 {
+        return None;
+    }
+    let needs = if method == Method::LastValue { 0 } else { season };
+    // The season's value for the target must be known at the origin, whatever the horizon.
+    let lag = season * horizon.div_ceil(season);
+    let first = needs.max(if needs > 0 { lag } else { 0 });
+    if n <= first + horizon + ORIGINS_MIN {
+        return None;
+    }
+    let origins: Vec<usize> = (first..n - horizon).collect();
+    let origins = &origins[origins.len().saturating_sub(ORIGINS_MAX)..];
+    let at = |i: usize| root(history[i]);
+    let features = |i: usize| [1.0, at(i), at(i + horizon - lag), at(i - if needs > 0 { lag } else { 0 })];
+    let weights = match method {
+        Method::SeasonalNaive => [0.0, 0.0, 1.0, 0.0],
+        Method::LastValue => [0.0, 1.0, 0.0, 0.0],
+        Method::SeasonalShift => [0.0, 1.0, 1.0, -1.0],
+        Method::Regression => least_squares(origins.iter().map(|i| (features(*i), at(i + horizon))))?,
+    };
+    let point = |i: usize| {
+        let x = if method == Method::LastValue { [1.0, at(i), 0.0, 0.0] } else { features(i) };
+        x.iter().zip(weights).map(|(x, w)| x * w).sum::<f64>().max(0.0)
+    };
+    let residuals: Vec<f64> = origins.iter().map(|i| at(i + horizon) - point(*i)).collect();
+    let mut sorted = residuals.clone();
+    sorted.sort_by(f64::total_cmp);
+    Some(Fitted { root: point(n - 1), residuals, sorted })
+}
+
+/// Ridge-stabilised normal equations of four features.
+fn least_squares(rows: impl Iterator<Item = ([f64; 4], f64)>) -> Option<[f64; 4]> {
+    let mut a = [[0.0; 5]; 4];
+    for (x, y) in rows {
+        for i in 0..4 {
+            for j in 0..4 {
+                a[i][j] += x[i] * x[j];
+            }
+            a[i][4] += x[i] * y;
+        }
+    }
+    for (i, row) in a.iter_mut().enumerate() {
+        row[i] += 1e-6 * (1.0 + row[i]);
+    }
+    for i in 0..4 {
+        let pivot = (i..4).max_by(|p, q| a[*p][i].abs().total_cmp(&a[*q][i].abs()))?;
+        a.swap(i, pivot);
+        if a[i][i].abs() < 1e-12 {
+            return None;
+        }
+        for j in 0..4 {
+            if j != i {
+                let factor = a[j][i] / a[i][i];
+                let above = a[i];
+                a[j].iter_mut().zip(above).for_each(|(v, u)| *v -= factor * u);
+            }
+        }
+    }
+    Some([0, 1, 2, 3].map(|i| a[i][4] / a[i][i]))
+}
+
+impl Fitted {
+    /// The `q` quantile, at least 0. Uses the `⌈q(n+1)⌉`-th residual, which covers with probability `q` on
+    /// exchangeable residuals.
+    #[must_use]
+    pub fn quantile(&self, q: f64) -> f64 {
+        let n = self.sorted.len();
+        let place = ((q * (n as f64 + 1.0)).ceil() as usize).clamp(1, n) - 1;
+        self.with(self.sorted[place])
+    }
+
+    /// The value when the past origin `j` (from the newest) repeats itself.
+    #[must_use]
+    pub fn replay(&self, j: usize) -> f64 {
+        let n = self.residuals.len();
+        self.with(self.residuals[n - 1 - j % n])
+    }
+
+    /// Number of past origins.
+    #[must_use]
+    pub fn origins(&self) -> usize {
+        self.residuals.len()
+    }
+
+    fn with(&self, residual: f64) -> f64 {
+        let value = (self.root + residual).max(0.0);
+        value * value
+    }
+}
+
+/// Pinball loss of forecasting quantile `q` as `forecast` when `actual` comes (Koenker & Bassett 1978).
+#[must_use]
+pub fn pinball(q: f64, forecast: f64, actual: f64) -> f64 {
+    let miss = actual - forecast;
+    if miss >= 0.0 { q * miss } else { (q - 1.0) * miss }
+}
+
+/// Score of one method on one series.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// Which.
+    pub method: Method,
+    /// Mean pinball loss over quantiles, origins and horizons, in the series' unit.
+    pub pinball: f64,
+    /// Share of actuals at or under each quantile, in the order asked.
+    pub coverage: Vec<f64>,
+    /// Forecasts that were scored.
+    pub forecasts: usize,
+}
+
+/// What is scored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoreRules {
+    /// Season in steps.
+    pub season: usize,
+    /// Horizons in steps.
+    pub horizons: Vec<usize>,
+    /// Quantiles.
+    pub quantiles: Vec<f64>,
+    /// Forecasts are made from this step on: what lies before is the past.
+    pub from: usize,
+    /// Origins are so many steps apart.
+    pub stride: usize,
+}
+
+/// Walks forward over `series` from `rules.from`: at every origin each method sees the past only.
+/// Methods that could not forecast at all are left out.
+#[must_use]
+pub fn score(series: &[f64], methods: &[Method], rules: &ScoreRules) -> Vec<Score> {
+    let mut scores = Vec::new();
+    for &method in methods {
+        let mut loss = 0.0;
+        let mut count = 0usize;
+        let mut under = vec![0usize; rules.quantiles.len()];
+        for origin in (rules.from..series.len()).step_by(rules.stride.max(1)) {
+            for &h in &rules.horizons {
+                let Some(actual) = series.get(origin + h) else { continue };
+                let Some(fitted) = fit(method, &series[..=origin], rules.season, h) else { continue };
+                count += 1;
+                for (i, q) in rules.quantiles.iter().enumerate() {
+                    let forecast = fitted.quantile(*q);
+                    loss += pinball(*q, forecast, *actual);
+                    under[i] += usize::from(*actual <= forecast);
+                }
+            }
+        }
+        if count > 0 {
+            let coverage = under.iter().map(|u| *u as f64 / count as f64).collect();
+            let pinball = loss / (count * rules.quantiles.len()) as f64;
+            scores.push(Score { method, pinball, coverage, forecasts: count });
+        }
+    }
+    scores
+}
+
+/// The method with the lowest pinball loss on the last `window` steps of the past; seasonal-naive unless another beats
+/// it, last value when the history is too short for a season.
+#[must_use]
+pub fn choose(history: &[f64], season: usize, horizon: usize, window: usize) -> Method {
+    let rules = ScoreRules {
+        season,
+        horizons: vec![horizon],
+        quantiles: vec![0.5, 0.9, 0.99],
+        from: history.len().saturating_sub(window + horizon),
+        stride: (window / 24).max(1),
+    };
+    let scores = score(history, &Method::ALL, &rules);
+    let most = scores.iter().map(|s| s.forecasts).max().unwrap_or(0);
+    let fair = scores.into_iter().filter(|s| s.forecasts == most);
+    fair.min_by(|a, b| a.pinball.total_cmp(&b.pinball)).map_or(Method::LastValue, |s| s.method)
+}
+
+/// Joint paths of several series: in each path, all series and horizons repeat the residuals of one past origin, which
+/// keeps their correlation. `histories` are `[K][N]` with equal steps; the result is `[paths][horizons][K]`.
+/// The same seed gives the same paths.
+#[must_use]
+pub fn paths(
+    histories: &[Vec<f64>],
+    methods: &[Method],
+    season: usize,
+    horizons: &[usize],
+    count: usize,
+    seed: u64,
+) -> Vec<Vec<Vec<f64>>> {
+    let fitted: Vec<Vec<Option<Fitted>>> = histories
+        .iter()
+        .zip(methods)
+        .map(|(history, method)| {
+            let fit_any = |h: &usize| {
+                fit(*method, history, season, *h).or_else(|| fit(Method::LastValue, history, season, *h))
+            };
+            horizons.iter().map(fit_any).collect()
+        })
+        .collect();
+    let origins = fitted.iter().flatten().flatten().map(Fitted::origins).min().unwrap_or(1);
+    let mut rng = Rng::new(seed);
+    let mut all = Vec::with_capacity(count);
+    for path in 0..count {
+        // Stratified: each path from its own part of the past.
+        let j = (((path as f64 + rng.unit()) / count as f64) * origins as f64) as usize;
+        let value = |k: usize, h: usize| {
+            let last = histories[k].last().copied().unwrap_or(0.0);
+            fitted[k][h].as_ref().map_or(last, |f| f.replay(j))
+        };
+        let row = |h: usize| (0..histories.len()).map(|k| value(k, h)).collect();
+        all.push((0..horizons.len()).map(row).collect());
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn daily(n: usize, noise: f64) -> Vec<f64> {
+        let mut rng = Rng::new(3);
+        (0..n)
+            .map(|i| {
+                let day = (i as f64 / 48.0 * std::f64::consts::TAU).sin();
+                (50.0 + 30.0 * day + noise * rng.normal()).max(0.0)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_season_without_noise_is_forecast_exactly() {
+        let series = daily(48 * 6, 0.0);
+        for method in [Method::SeasonalNaive, Method::SeasonalShift, Method::Regression] {
+            let fitted = fit(method, &series[..240], 48, 6).expect("long enough");
+            assert!((fitted.quantile(0.5) - series[245]).abs() < 0.05, "{method:?}");
+        }
+    }
+
+    #[test]
+    fn coverage_is_what_was_asked() {
+        let series = daily(48 * 40, 4.0);
+        let rules =
+            ScoreRules { season: 48, horizons: vec![1, 6], quantiles: vec![0.5, 0.9, 0.99], from: 48 * 14, stride: 3 };
+        for score in score(&series, &Method::ALL, &rules) {
+            for (asked, got) in rules.quantiles.iter().zip(&score.coverage) {
+                assert!((asked - got).abs() < 0.06, "{:?}: {asked} asked, {got} covered", score.method);
+            }
+        }
+    }
+
+    #[test]
+    fn the_future_is_not_seen() {
+        let mut series = daily(48 * 10, 3.0);
+        let before = fit(Method::Regression, &series[..300], 48, 4).expect("fit");
+        series[300..].fill(1e6);
+        assert_eq!(fit(Method::Regression, &series[..300], 48, 4), Some(before));
+    }
+
+    #[test]
+    fn short_histories_fall_back() {
+        assert!(fit(Method::SeasonalNaive, &[1.0; 10], 48, 1).is_none());
+        assert_eq!(choose(&[5.0; 30], 48, 1, 10), Method::LastValue);
+        let paths = paths(&[vec![3.0]], &[Method::SeasonalNaive], 48, &[1, 2], 4, 1);
+        assert_eq!(paths, vec![vec![vec![3.0]; 2]; 4]);
+    }
+
+    #[test]
+    fn pinball_is_least_at_the_quantile() {
+        let at = |f: f64| (0..=100).map(|y| pinball(0.9, f, f64::from(y))).sum::<f64>();
+        assert!(at(90.0) <= at(80.0) && at(90.0) <= at(99.0));
+    }
+}

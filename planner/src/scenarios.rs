@@ -1,0 +1,84 @@
+//! Demand paths for the linear program, from the demand seen so far.
+
+use crate::forecast::{self, Method};
+use crate::input::Scenario;
+
+/// Demand seen so far, in equal steps up to now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct History {
+    /// Length of a step in seconds.
+    pub step_s: u32,
+    /// Concurrent claims, `[K][N]`, the last is now.
+    pub claims: Vec<Vec<f64>>,
+}
+
+/// How paths are made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PathRules {
+    /// Length of the season in seconds (a day, mostly).
+    pub season_s: u32,
+    /// Number of paths.
+    pub paths: usize,
+    /// Seed: the same history and seed give the same paths.
+    pub seed: u64,
+    /// Mean life of a claim in seconds, `[K]`: claims that end are replaced by new ones.
+    pub claim_mean_s: Vec<f64>,
+}
+
+/// Paths over periods of `period_s`, with equal weights, and the method that each class was forecast with.
+/// A period's demand is the highest of the steps that it touches.
+#[must_use]
+pub fn build(history: &History, period_s: &[u32], rules: &PathRules) -> (Vec<Scenario>, Vec<Method>) {
+    let step = history.step_s.max(1);
+    let season = (rules.season_s / step).max(1) as usize;
+    let mut spans = Vec::new();
+    let mut at: u32 = 0;
+    for length in period_s {
+        let first = (at / step).max(1) as usize;
+        at += length;
+        spans.push((first, (at.div_ceil(step) as usize).max(first)));
+    }
+    let last = spans.last().map_or(1, |s| s.1);
+    let horizons: Vec<usize> = (1..=last).collect();
+    let middle = last.div_ceil(2);
+    let methods: Vec<Method> =
+        history.claims.iter().map(|series| forecast::choose(series, season, middle, season)).collect();
+    let paths = forecast::paths(&history.claims, &methods, season, &horizons, rules.paths, rules.seed);
+    let classes = history.claims.len();
+    let now = |k: usize| history.claims[k].last().copied().unwrap_or(0.0);
+    let scenario = |path: Vec<Vec<f64>>| {
+        let peak = |&(first, end): &(usize, usize), k: usize| path[first - 1..end].iter().map(|r| r[k]).fold(0.0, f64::max);
+        let claims: Vec<Vec<f64>> = spans.iter().map(|s| (0..classes).map(|k| peak(s, k)).collect()).collect();
+        let new_claims = (0..spans.len()).map(|t| {
+            let one = |k: usize| {
+                let before = if t == 0 { now(k) } else { claims[t - 1][k] };
+                let renewed = before * (f64::from(period_s[t]) / rules.claim_mean_s[k].max(1.0)).min(1.0);
+                (claims[t][k] - before).max(0.0) + renewed
+            };
+            (0..classes).map(one).collect()
+        });
+        let new_claims = new_claims.collect();
+        Scenario { weight: 1.0 / rules.paths as f64, claims, new_claims }
+    };
+    (paths.into_iter().map(scenario).collect(), methods)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_weights_and_replacement() {
+        let history = History { step_s: 300, claims: vec![vec![10.0; 700], vec![0.0; 700]] };
+        let rules = PathRules { season_s: 86_400, paths: 4, seed: 1, claim_mean_s: vec![600.0, 600.0] };
+        let (scenarios, methods) = build(&history, &[60, 300, 900], &rules);
+        assert_eq!(methods.len(), 2);
+        assert_eq!(scenarios.len(), 4);
+        for scenario in &scenarios {
+            assert_eq!(scenario.weight, 0.25);
+            assert!(scenario.claims.iter().all(|row| (row[0] - 10.0).abs() < 1e-9 && row[1] == 0.0));
+            // A tenth of the claims ends in a minute, half in five, and each is replaced.
+            assert!((scenario.new_claims[0][0] - 1.0).abs() < 1e-9 && (scenario.new_claims[1][0] - 5.0).abs() < 1e-9);
+        }
+    }
+}

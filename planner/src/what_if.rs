@@ -1,0 +1,143 @@
+//! Questions of the form "what if": the same input with one change, planned again, side by side.
+
+use fleet::UsdMicros;
+use serde::{Deserialize, Serialize};
+
+use crate::input::PlanInput;
+use crate::plan::{Options, Plan, PlanError, plan};
+
+/// One change to an input.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhatIf {
+    /// A quota changes by so many units.
+    Quota {
+        /// Name of the quota.
+        name: String,
+        /// Units more (or less).
+        by: f64,
+    },
+    /// Prices of the offers whose key contains the text are multiplied.
+    Price {
+        /// Part of `provider/zone/type/market`.
+        matching: String,
+        /// Factor above 0.
+        factor: f64,
+    },
+    /// A class may be anywhere.
+    LiftRegions {
+        /// Name of the class.
+        class: String,
+    },
+    /// A class wants another hit rate.
+    HitRate {
+        /// Name of the class.
+        class: String,
+        /// In [0, 1).
+        target: f64,
+    },
+    /// Another budget.
+    Budget {
+        /// Dollars an hour; `None` lifts it.
+        usd_micros_per_h: Option<UsdMicros>,
+    },
+}
+
+/// The question names something that the input does not have, or a value that makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum WhatIfError {
+    /// Nothing of that name.
+    #[error("there is no {kind} '{name}'; there are: {known}")]
+    Unknown {
+        /// Quota, class or offer.
+        kind: &'static str,
+        /// As asked.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// The changed input cannot be planned.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+/// A plan before and after a change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The change.
+    pub what_if: WhatIf,
+    /// Cost over the horizon before, as it is and after the change, dollars an hour.
+    pub cost_before_usd_micros_per_h: UsdMicros,
+    /// See above.
+    pub cost_after_usd_micros_per_h: UsdMicros,
+    /// Expected hit rates before and after, by class.
+    pub hit_rates: Vec<(String, f64, f64)>,
+    /// Nodes launched now before and after.
+    pub launches: (u32, u32),
+    /// The plan after the change.
+    pub plan: Plan,
+}
+
+/// The input with the change made.
+///
+/// # Errors
+/// The change names something that is not there.
+pub fn apply(input: &PlanInput, what_if: &WhatIf) -> Result<PlanInput, WhatIfError> {
+    let mut changed = input.clone();
+    let unknown = |kind, name: &str, known: Vec<String>| {
+        let mut known = known;
+        let more = known.len().saturating_sub(12);
+        known.truncate(12);
+        let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
+        WhatIfError::Unknown { kind, name: name.to_owned(), known: known.join(", ") + &tail }
+    };
+    let class_names = || input.classes.iter().map(|k| k.name.clone()).collect::<Vec<_>>();
+    match what_if {
+        WhatIf::Quota { name, by } => {
+            let names = || input.quotas.iter().map(|q| q.name.clone()).collect();
+            let quota = changed.quotas.iter_mut().find(|q| q.name == *name).ok_or_else(|| unknown("quota", name, names()))?;
+            quota.limit = (quota.limit + by).max(0.0);
+        }
+        WhatIf::Price { matching, factor } => {
+            let mut hits = 0;
+            for state in changed.offers.iter_mut().filter(|o| o.offer.key.to_string().contains(matching.as_str())) {
+                let price = &mut state.offer.price_usd_micros_per_h;
+                *price = UsdMicros::from_usd(price.usd() * factor).unwrap_or(*price);
+                hits += 1;
+            }
+            if hits == 0 {
+                return Err(unknown("offer", matching, input.offers.iter().map(|o| o.offer.key.to_string()).collect()));
+            }
+        }
+        WhatIf::LiftRegions { class } => {
+            let found = changed.classes.iter_mut().find(|k| k.name == *class);
+            found.ok_or_else(|| unknown("class", class, class_names()))?.regions.clear();
+        }
+        WhatIf::HitRate { class, target } => {
+            let found = changed.classes.iter_mut().find(|k| k.name == *class);
+            found.ok_or_else(|| unknown("class", class, class_names()))?.hit_rate_target = *target;
+        }
+        WhatIf::Budget { usd_micros_per_h } => changed.policy.budget_usd_micros_per_h = *usd_micros_per_h,
+    }
+    Ok(changed)
+}
+
+/// Plans the changed input and sets it beside `before`, a plan of the unchanged one.
+///
+/// # Errors
+/// See [`WhatIfError`].
+pub fn ask(input: &PlanInput, before: &Plan, what_if: &WhatIf, options: Options) -> Result<Answer, WhatIfError> {
+    let after = plan(&apply(input, what_if)?, options)?;
+    let hours = f64::from(before.report.horizon_s) / 3600.0;
+    let hourly = |p: &Plan| crate::plan::micros(p.report.objective_usd_micros.usd() / hours);
+    let count = |p: &Plan| p.launches.iter().map(|l| l.nodes).sum();
+    let pairs = before.report.classes.iter().zip(&after.report.classes);
+    Ok(Answer {
+        what_if: what_if.clone(),
+        cost_before_usd_micros_per_h: hourly(before),
+        cost_after_usd_micros_per_h: hourly(&after),
+        hit_rates: pairs.map(|(b, a)| (b.class.clone(), b.expected_hit_rate, a.expected_hit_rate)).collect(),
+        launches: (count(before), count(&after)),
+        plan: after,
+    })
+}
