@@ -12,7 +12,7 @@ use crate::offer::Market;
 pub enum PriceCap {
     /// Dollars for a GPU-hour.
     UsdMicrosPerGpuH(UsdMicros),
-    /// Share above the cheapest admissible offer of the class's first model: 0.2 is 20 % more.
+    /// Share above the cheapest admissible offer of the class's first model, spot against spot: 0.2 is 20 % more.
     Premium(f64),
 }
 

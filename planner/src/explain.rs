@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::columns;
 use crate::decompose::{self, Effort};
 use crate::input::PlanInput;
-use crate::model::{Model, resolve_caps};
+use crate::model::{Caps, Model};
 use crate::plan::{Plan, micros};
 
 /// The offers of one class, chosen ones first, then by what is missing.
@@ -64,7 +64,7 @@ pub fn explain(input: &PlanInput, plan: &Plan, class: usize, effort: Effort) -> 
     let (master, optimum) = decompose::solve(input, &model, effort)?;
     let values = optimum.duals.pool_values(&model);
     let links = columns::links(input, &model);
-    let caps = resolve_caps(&input.classes[class], &input.offers);
+    let caps = Caps::resolve(&input.classes[class], &input.offers);
     let mut offers = Vec::new();
     let mut refused: BTreeMap<String, usize> = BTreeMap::new();
     let mut source_of = BTreeMap::new();
@@ -72,8 +72,7 @@ pub fn explain(input: &PlanInput, plan: &Plan, class: usize, effort: Effort) -> 
         source_of.insert(source.offer, i);
     }
     for (p, state) in input.offers.iter().enumerate() {
-        let accepted = input.classes[class].gpus.iter().position(|g| g.model == state.offer.gpu);
-        let cap = accepted.and_then(|i| caps[i]);
+        let cap = caps.of(&input.classes[class], &state.offer);
         if let Err(why) = admission::yields(&state.offer, &input.classes[class], cap) {
             *refused.entry(reason(&why)).or_default() += 1;
             continue;

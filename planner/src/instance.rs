@@ -64,7 +64,7 @@ const MODELS: &[(&str, f64)] = &[
     ("H100-SXM", 3.0), ("H200", 3.7), ("A100-80GB-SXM", 1.8), ("A100-40GB-SXM", 1.5), ("L40S", 1.1), ("L4", 0.6),
     ("A10G", 0.9), ("B200", 5.5), ("H100-PCIe", 2.4), ("T4", 0.4), ("MI300X", 2.6), ("RTX-PRO-6000", 1.6),
 ];
-const PROVIDERS: &[(&str, usize)] = &[("aws", 14), ("gcp", 12), ("azure", 14), ("nebius", 3), ("lambda", 4), ("runpod", 3)];
+const PROVIDERS: &[(&str, usize)] = &[("alpha", 14), ("beta", 12), ("gamma", 14), ("delta", 3), ("epsilon", 4), ("zeta", 3)];
 const AREAS: &[&str] = &["us-east", "us-west", "us-central", "eu-west", "eu-north", "ap-south", "ap-east"];
 
 /// A catalogue of offers over six clouds and classes that accept them by GPU model, region and market, in the
@@ -140,7 +140,7 @@ fn offer(rng: &mut Rng, one_period: bool) -> OfferState {
         },
         hazard_per_h: interruption_per_h + 0.0005,
         launch_cost_usd_micros: UsdMicros::from_usd(price * lead_s / 3600.0).expect("finite"),
-        min_hold_s: if provider == "lambda" { 3600 } else { 60 },
+        min_hold_s: if provider == "epsilon" { 3600 } else { 60 },
         nodes: vec![],
         arriving_nodes: vec![],
         planned_nodes: vec![],

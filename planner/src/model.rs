@@ -163,23 +163,42 @@ pub struct SpreadRow {
     pub penalty_usd: Vec<f64>,
 }
 
-/// The cap of each accepted model in dollars for a GPU-hour. A relative cap is measured against the cheapest offer of
-/// the class's first model that the class admits otherwise, and has no effect where there is none.
-#[must_use]
-pub fn resolve_caps(class: &Class, offers: &[OfferState]) -> Vec<Option<UsdMicros>> {
-    let first = class.gpus.first().map(|g| g.model);
-    let cheapest = offers
-        .iter()
-        .filter(|o| Some(o.offer.gpu) == first && admission::admits_node(&o.offer, class).is_ok())
-        .map(|o| o.offer.gpu_price_usd_micros_per_h())
-        .filter(|price| price.0 > 0)
-        .min();
-    let resolve = |gpu: &AcceptedGpu| match (gpu.cap?, cheapest) {
-        (PriceCap::UsdMicrosPerGpuH(cap), _) => Some(cap),
-        (PriceCap::Premium(share), Some(base)) => UsdMicros::from_usd(base.usd() * (1.0 + share)).ok(),
-        (PriceCap::Premium(_), None) => None,
-    };
-    class.gpus.iter().map(resolve).collect()
+/// Price caps of one class, resolved to dollars for a GPU-hour.
+#[derive(Debug, Clone)]
+pub struct Caps(Vec<[Option<UsdMicros>; 2]>);
+
+impl Caps {
+    /// A relative cap is measured against the cheapest offer of the class's first model that the class admits
+    /// otherwise, spot against spot and the rest against the rest; it has no effect where there is none.
+    #[must_use]
+    pub fn resolve(class: &Class, offers: &[OfferState]) -> Self {
+        let first = class.gpus.first().map(|g| g.model);
+        let cheapest = [false, true].map(|spot| {
+            let yardstick = offers.iter().map(|o| &o.offer).filter(|o| {
+                Some(o.gpu) == first && is_spot(o) == spot && admission::admits_node(o, class).is_ok()
+            });
+            yardstick.map(fleet::Offer::gpu_price_usd_micros_per_h).filter(|price| price.0 > 0).min()
+        });
+        let resolve = |gpu: &AcceptedGpu| {
+            cheapest.map(|base| match (gpu.cap?, base) {
+                (PriceCap::UsdMicrosPerGpuH(cap), _) => Some(cap),
+                (PriceCap::Premium(share), Some(base)) => UsdMicros::from_usd(base.usd() * (1.0 + share)).ok(),
+                (PriceCap::Premium(_), None) => None,
+            })
+        };
+        Self(class.gpus.iter().map(resolve).collect())
+    }
+
+    /// The cap that applies to an offer of the class.
+    #[must_use]
+    pub fn of(&self, class: &Class, offer: &fleet::Offer) -> Option<UsdMicros> {
+        let place = class.gpus.iter().position(|g| g.model == offer.gpu)?;
+        self.0[place][usize::from(is_spot(offer))]
+    }
+}
+
+fn is_spot(offer: &fleet::Offer) -> bool {
+    offer.key.market == Market::Spot
 }
 
 /// The domain of an offer at a level, as shown to people.
@@ -262,7 +281,7 @@ impl Model {
     }
 
     fn add_sources(&mut self, input: &PlanInput) {
-        let caps: Vec<_> = input.classes.iter().map(|k| resolve_caps(k, &input.offers)).collect();
+        let caps: Vec<Caps> = input.classes.iter().map(|k| Caps::resolve(k, &input.offers)).collect();
         let level = input.policy.survive.map(|s| s.level);
         let mut domains = BTreeMap::new();
         let mut pools = BTreeMap::new();
@@ -414,6 +433,10 @@ impl Model {
             }
         }
         self.first_period = arriving.iter().map(|a| median_period(a)).collect();
+        // Nothing can be done about a loss before launches arrive.
+        for (t, row) in self.outage_gpus.iter_mut().enumerate() {
+            row.iter_mut().zip(&self.first_period).filter(|(_, first)| t < **first).for_each(|(gpus, _)| *gpus = 0.0);
+        }
         for t in 0..periods {
             let hold: Vec<f64> = (0..classes).map(|k| gpu_h[k].max(0.01) * (self.hours[t] + busy_h[k])).collect();
             let target = (0..classes).map(|k| 5.0 * hold[k] * self.claim_gpus[k] / weight_min);
@@ -493,14 +516,13 @@ impl Source {
 fn whole_node_serves(
     input: &PlanInput,
     p: usize,
-    caps: &[Vec<Option<UsdMicros>>],
+    caps: &[Caps],
 ) -> (Vec<(usize, f64)>, Option<Refusal>) {
     let offer = &input.offers[p].offer;
     let mut serves = Vec::new();
     let mut refusal: Option<Refusal> = None;
     for (k, class) in input.classes.iter().enumerate() {
-        let accepted = class.gpus.iter().position(|g| g.model == offer.gpu);
-        match admission::yields(offer, class, accepted.and_then(|i| caps[k][i])) {
+        match admission::yields(offer, class, caps[k].of(class, offer)) {
             Ok(share) => serves.push((k, share)),
             Err(why) if refusal.is_none() || matches!(refusal, Some(Refusal::Model(_))) => refusal = Some(why),
             Err(_) => {}

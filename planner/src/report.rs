@@ -22,6 +22,8 @@ pub struct PlanReport {
     pub objective_usd_micros: UsdMicros,
     /// No plan can cost less than this (linear bound on the extensive form).
     pub bound_usd_micros: UsdMicros,
+    /// What the cost is made of.
+    pub cost: Cost,
     /// Linear optimum against its bound: how far the certificate is from proof, as a share.
     pub certificate_gap: f64,
     /// Whole-number plan against the bound, as a share.
@@ -42,6 +44,19 @@ pub struct PlanReport {
     pub changes: Vec<Change>,
     /// Size of the work.
     pub work: Work,
+}
+
+/// Parts of a plan's cost over the horizon.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Nodes while they are healthy, less what commitments pay.
+    pub nodes_usd_micros: UsdMicros,
+    /// Boot and checks of launches.
+    pub launches_usd_micros: UsdMicros,
+    /// Expected missed claims at their price; a claim that stays unserved is charged in every period.
+    pub misses_usd_micros: UsdMicros,
+    /// What the report counts for things not met, for churn and for risk: not money that is spent.
+    pub penalties_usd_micros: UsdMicros,
 }
 
 /// How a plan was found.
@@ -199,8 +214,8 @@ pub fn sensitivities(
     supply.sort_by(|a, b| b.value_usd_micros_per_h.cmp(&a.value_usd_micros_per_h));
     let effort = Effort { price: false, ..options.effort };
     let horizon_h = model.horizon_h();
-    let mut restored = true;
-    for (rows, shown) in binding.iter_mut().take(options.sensitivities) {
+    let measurable = binding.iter_mut().filter(|(rows, _)| !rows.is_empty());
+    for (rows, shown) in measurable.take(options.sensitivities) {
         let mut cost = |step: f64| -> Result<f64, solver::SolverError> {
             for &(key, limit) in rows.iter() {
                 master.set_row(key, f64::NEG_INFINITY, (limit + step).max(0.0))?;
@@ -209,7 +224,6 @@ pub fn sensitivities(
         };
         let (more, less) = (cost(1.0)?, cost(-1.0)?);
         let base = cost(0.0)?;
-        restored = true;
         let (gain, loss) = ((base - more).max(0.0) / horizon_h, (less - base).max(0.0) / horizon_h);
         shown.measured = Some(Measured {
             one_more_usd_micros_per_h: micros(gain),
@@ -217,7 +231,6 @@ pub fn sensitivities(
             unique: (gain - loss).abs() <= 0.05 * gain.max(loss),
         });
     }
-    debug_assert!(restored);
     let mut all: Vec<Binding> = binding.into_iter().map(|(_, b)| b).collect();
     all.extend(supply.into_iter().take(SHOWN_SUPPLY));
     all.sort_by(|a, b| b.value_usd_micros_per_h.cmp(&a.value_usd_micros_per_h));
@@ -259,10 +272,9 @@ fn limits(input: &PlanInput, model: &Model, duals: &Duals) -> Vec<Limited> {
         push(LimitKind::Commitment, commitment.name.clone(), &duals.commitment[c], rows);
     }
     for (r, spread) in model.spreads.iter().enumerate() {
+        // A spread row's unit is not one that can be bought: without rows, it is not measured.
         push(LimitKind::Spread, spread.name.clone(), &duals.spread[r], Vec::new());
     }
-    // A spread row's unit is not one that can be bought, so it is not measured: empty rows sort it out.
-    all.sort_by_key(|(rows, _)| rows.is_empty());
     all
 }
 
@@ -326,6 +338,7 @@ pub fn of_optimum(
         method: Method::Optimum { rounding: rounding.to_owned() },
         objective_usd_micros: micros(rounded.optimum.objective_usd),
         bound_usd_micros: micros(relaxed.bound_usd),
+        cost: cost(model, master, rounded),
         certificate_gap: relaxed.gap(),
         rounding_gap: decompose::gap(rounded.optimum.objective_usd, relaxed.bound_usd),
         horizon_s: input.period_s.iter().sum(),
@@ -344,6 +357,30 @@ pub fn of_optimum(
             cold_restarts: master.cold_restarts,
             ..work(input, model)
         },
+    }
+}
+
+fn cost(model: &Model, master: &Master, rounded: &Rounded) -> Cost {
+    let solution = &rounded.optimum.solution;
+    let value = |key| master.value(solution, key);
+    let (mut nodes, mut launches) = (0.0, 0.0);
+    for &i in &master.active {
+        let source = &model.sources[i];
+        for t in 0..model.periods() {
+            let committed = !master.links[i].commitments.is_empty();
+            let billed = value(if committed { ColKey::Billed(i, t) } else { ColKey::Nodes(i, t) });
+            nodes += source.price_usd_per_h * model.hours[t] * billed;
+            launches += source.launch_cost_usd * value(ColKey::Launch(i, t));
+        }
+    }
+    let missed = master.missed_claims(solution);
+    let misses: f64 = missed.iter().flat_map(|row| row.iter().zip(&model.miss_usd).map(|(m, usd)| m * usd)).sum();
+    let penalties = (rounded.optimum.objective_usd - nodes - launches - misses).max(0.0);
+    Cost {
+        nodes_usd_micros: micros(nodes),
+        launches_usd_micros: micros(launches),
+        misses_usd_micros: micros(misses),
+        penalties_usd_micros: micros(penalties),
     }
 }
 
@@ -492,6 +529,7 @@ pub fn of_fallback(
         method: Method::BaseStock { solver_error: error.to_string() },
         objective_usd_micros: UsdMicros::ZERO,
         bound_usd_micros: UsdMicros::ZERO,
+        cost: Cost::default(),
         certificate_gap: 1.0,
         rounding_gap: 1.0,
         horizon_s: input.period_s.iter().sum(),

@@ -5,7 +5,7 @@
 
 use solver::SolverError;
 
-use crate::columns::ColKey;
+use crate::columns::{ColKey, RowKey};
 use crate::decompose::{self, Effort, Master, Optimum};
 use crate::input::PlanInput;
 use crate::model::{EPS, Model};
@@ -69,7 +69,7 @@ pub fn round(
     let mut tried: Vec<Vec<(usize, f64)>> = Vec::new();
     let mut failure = None;
     for rule in [Rule::Nearest, Rule::Pooled, Rule::Ceil] {
-        let launches = whole_launches(model, master, relaxed, rule);
+        let launches = whole_launches(input, model, master, relaxed, rule);
         if tried.contains(&launches) {
             continue;
         }
@@ -111,7 +111,13 @@ fn whole_nodes(model: &Model, master: &Master, relaxed: &Optimum) -> Vec<(usize,
         .collect()
 }
 
-fn whole_launches(model: &Model, master: &Master, relaxed: &Optimum, rule: Rule) -> Vec<(usize, f64)> {
+fn whole_launches(
+    input: &PlanInput,
+    model: &Model,
+    master: &Master,
+    relaxed: &Optimum,
+    rule: Rule,
+) -> Vec<(usize, f64)> {
     let mut wanted: Vec<(usize, f64)> = Vec::new();
     for &i in master.active.iter().filter(|i| model.sources[**i].launch_end > 0) {
         let launches = master.value(&relaxed.solution, ColKey::Launch(i, 0));
@@ -128,7 +134,7 @@ fn whole_launches(model: &Model, master: &Master, relaxed: &Optimum, rule: Rule)
     // GPUs that were rounded up before they were needed, in this pool.
     let mut ahead = 0.0;
     let mut whole = Vec::new();
-    for (i, launches) in wanted {
+    for &(i, launches) in &wanted {
         let source = &model.sources[i];
         if source.pool != pool {
             (pool, ahead) = (source.pool, 0.0);
@@ -143,11 +149,60 @@ fn whole_launches(model: &Model, master: &Master, relaxed: &Optimum, rule: Rule)
                 count
             }
         };
-        if count.min(limit) >= 1.0 {
-            whole.push((i, count.min(limit)));
+        whole.push(count.min(limit));
+    }
+    stay_within_limits(input, model, master, relaxed, &wanted, &mut whole);
+    wanted.iter().zip(whole).filter(|(_, count)| *count >= 1.0).map(|(&(i, _), count)| (i, count)).collect()
+}
+
+/// Takes back roundings up that would break a quota, the budget or a launch rate; the largest fractions are kept.
+fn stay_within_limits(
+    input: &PlanInput,
+    model: &Model,
+    master: &Master,
+    relaxed: &Optimum,
+    wanted: &[(usize, f64)],
+    whole: &mut [f64],
+) {
+    let periods = model.periods();
+    let room = |limit: f64, row: &dyn Fn(usize) -> RowKey| master.room(&relaxed.solution, limit, row, periods).max(0.0);
+    let mut rooms: Vec<f64> =
+        (0..input.quotas.len()).map(|q| room(input.quotas[q].limit, &|t| RowKey::Quota(q, t))).collect();
+    let budget = rooms.len();
+    rooms.push(input.policy.budget_usd_micros_per_h.map_or(f64::INFINITY, |b| room(b.usd(), &RowKey::Budget)));
+    let rate = input.policy.launch_rate_nodes_per_min.map(|r| r * model.hours[0] * 60.0);
+    for g in 0..crate::columns::rate_groups(input).len() {
+        let used = master.room(&relaxed.solution, rate.unwrap_or(f64::INFINITY), |_| RowKey::Rate(g, 0), 1);
+        rooms.push(used.max(0.0));
+    }
+    // Units of each limit that one launch takes.
+    let units = |i: usize| -> Vec<(usize, f64)> {
+        let source = &model.sources[i];
+        let fill = input.offers[source.offer].fill;
+        let mut units: Vec<(usize, f64)> = master.links[i].quotas.iter().map(|&(q, u)| (q, u * fill)).collect();
+        units.push((budget, source.price_usd_per_h * fill));
+        units.extend(master.links[i].rate.map(|g| (budget + 1 + g, 1.0)));
+        units
+    };
+    for (&(i, x), count) in wanted.iter().zip(whole.iter()) {
+        for (limit, unit) in units(i) {
+            rooms[limit] += (x - count.min(x.floor())) * unit;
         }
     }
-    whole
+    let mut order: Vec<usize> = (0..wanted.len()).collect();
+    order.sort_by(|a, b| wanted[*b].1.fract().total_cmp(&wanted[*a].1.fract()).then(a.cmp(b)));
+    for j in order {
+        let (i, x) = wanted[j];
+        let more = whole[j] - x.floor();
+        if more > 0.0 {
+            let units = units(i);
+            if units.iter().all(|(limit, unit)| rooms[*limit] >= more * unit - 1e-9) {
+                units.iter().for_each(|(limit, unit)| rooms[*limit] -= more * unit);
+            } else {
+                whole[j] = x.floor();
+            }
+        }
+    }
 }
 
 /// Fixes the first period. Sources that are not named launch nothing.

@@ -211,6 +211,13 @@ impl<'a> Master<'a> {
         self.cols.get(&key).and_then(|c| solution.cols.get(*c)).copied().unwrap_or(0.0)
     }
 
+    /// Units left under a limit row in its tightest period; infinite when the row is not in the problem.
+    #[must_use]
+    pub fn room(&self, solution: &Solution, limit: f64, row: impl Fn(usize) -> RowKey, periods: usize) -> f64 {
+        let used = |t: usize| self.rows.get(&row(t)).and_then(|r| solution.rows.get(*r)).copied();
+        (0..periods).filter_map(used).map(|used| limit - used).fold(f64::INFINITY, f64::min)
+    }
+
     /// Fixes or frees a column.
     ///
     /// # Errors

@@ -45,6 +45,24 @@ impl Default for Params {
 }
 
 impl Params {
+    /// Refuses values that make no sense.
+    ///
+    /// # Errors
+    /// The field and what is wrong with it.
+    pub fn check(&self) -> Result<(), String> {
+        for (field, value, most) in [
+            ("prefill_tokens_per_s", self.prefill_tokens_per_s, 1e9),
+            ("decode_tokens_per_s", self.decode_tokens_per_s, 1e9),
+            ("target_utilisation", self.target_utilisation, 1.0),
+            ("step_s", f64::from(self.step_s), 86_400.0),
+        ] {
+            if !(value > 0.0 && value <= most) {
+                return Err(format!("{field}: {value} is not in 0..{most}, 0 excluded"));
+            }
+        }
+        Ok(())
+    }
+
     /// Replica-seconds of work in one request.
     fn work_s(&self, input_tokens: f64, output_tokens: f64) -> f64 {
         input_tokens / self.prefill_tokens_per_s + output_tokens / self.decode_tokens_per_s

@@ -1,0 +1,18 @@
+//! One module for each command.
+
+pub mod demand;
+pub mod demo;
+pub mod explain;
+pub mod offers;
+pub mod plan;
+
+use clap::ValueEnum;
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Tables for people.
+    Table,
+    /// JSON for programs.
+    Json,
+}

@@ -1,0 +1,136 @@
+//! `pilotlight plan`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use fleet::UsdMicros;
+use planner::decompose::Effort;
+use planner::extensive;
+use planner::model::Model;
+use planner::plan::{Options, Plan, plan};
+use planner::what_if::{self, WhatIf};
+
+use super::Format;
+use crate::{output, plan_file, render};
+
+/// Arguments of `plan`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The plan file; 'pilotlight demo DIR' writes one to start from.
+    file: PathBuf,
+    /// The plan before (JSON): changes are shown against it and damped.
+    #[arg(long, value_name = "FILE")]
+    parent: Option<PathBuf>,
+    /// Also write the whole problem, every offer in every demand path, for another solver.
+    #[arg(long, value_name = "FILE")]
+    write_mps: Option<PathBuf>,
+    /// A question: 'quota:NAME=+8', 'price:TEXT*1.2', 'lift-regions:CLASS', 'hit-rate:CLASS=0.999',
+    /// 'budget:200' or 'budget:none'. Can be given several times.
+    #[arg(long, value_name = "CHANGE")]
+    what_if: Vec<String>,
+    /// Measure what one more and one less of a limit is worth, for so many limits.
+    #[arg(long, default_value_t = 4)]
+    sensitivities: usize,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "table")]
+    output: Format,
+    /// Write the plan as JSON to this file too.
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// Anything in the input that cannot be planned.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let questions = args.what_if.iter().map(|q| parse_question(q)).collect::<anyhow::Result<Vec<WhatIf>>>()?;
+    let parent = match &args.parent {
+        Some(path) => Some(read_plan(path)?),
+        None => None,
+    };
+    let loaded = plan_file::load(&args.file, parent.as_ref())?;
+    let options = Options { effort: Effort::default(), sensitivities: args.sensitivities, ..Options::default() };
+    let busy = output::spinner("planning");
+    let made = plan(&loaded.input, options)?;
+    busy.finish_and_clear();
+    if let Some(path) = &args.write_mps {
+        write_mps(path, &loaded)?;
+    }
+    let mut answers = Vec::new();
+    for question in &questions {
+        let busy = output::spinner("what if");
+        answers.push(what_if::ask(&loaded.input, &made, question, options)?);
+        busy.finish_and_clear();
+    }
+    if let Some(path) = &args.save {
+        output::write_whole(path, |out| Ok(serde_json::to_writer_pretty(out, &made)?))?;
+    }
+    match args.output {
+        Format::Json if answers.is_empty() => println!("{}", serde_json::to_string_pretty(&made)?),
+        Format::Json => println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "plan": made, "what_if": answers }))?),
+        Format::Table => {
+            print!("{}", render::plan(&loaded, &made));
+            print!("{}", render::answers(&answers));
+        }
+    }
+    Ok(())
+}
+
+/// Reads a plan that was saved as JSON.
+///
+/// # Errors
+/// The file is missing or is no plan.
+pub fn read_plan(path: &std::path::Path) -> anyhow::Result<Plan> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is no plan", path.display()))
+}
+
+fn write_mps(path: &std::path::Path, loaded: &plan_file::Loaded) -> anyhow::Result<()> {
+    let busy = output::spinner("building the extensive form");
+    let model = Model::build(&loaded.input);
+    let form = extensive::build(&loaded.input, &model);
+    busy.finish_and_clear();
+    let bar = output::bar("writing MPS", form.lp.nonzeros() as u64);
+    output::write_whole(path, |out| {
+        let mut counted = bar.wrap_write(out);
+        solver::write_mps(&form.lp, "pilotlight", &mut counted)?;
+        Ok(())
+    })?;
+    bar.finish_and_clear();
+    let (rows, cols) = (form.lp.rows.len(), form.lp.cols.len());
+    eprintln!("wrote {}: {cols} columns, {rows} rows, {} non-zeros", path.display(), form.lp.nonzeros());
+    Ok(())
+}
+
+/// Reads one `--what-if`.
+///
+/// # Errors
+/// It has none of the known forms.
+pub fn parse_question(text: &str) -> anyhow::Result<WhatIf> {
+    let (kind, rest) = text.split_once(':').with_context(|| format!("--what-if '{text}': expected KIND:…"))?;
+    let number = |t: &str| t.parse::<f64>().ok().filter(|v| v.is_finite());
+    let bad = |form: &str| format!("--what-if '{text}': expected {form}");
+    Ok(match kind {
+        "quota" => {
+            let (name, by) = rest.rsplit_once('=').with_context(|| bad("quota:NAME=+8"))?;
+            WhatIf::Quota { name: name.into(), by: number(by).with_context(|| bad("quota:NAME=+8"))? }
+        }
+        "price" => {
+            let (matching, factor) = rest.rsplit_once('*').with_context(|| bad("price:TEXT*1.2"))?;
+            let factor = number(factor).filter(|f| *f > 0.0).with_context(|| bad("price:TEXT*1.2"))?;
+            WhatIf::Price { matching: matching.into(), factor }
+        }
+        "lift-regions" => WhatIf::LiftRegions { class: rest.into() },
+        "hit-rate" => {
+            let (class, target) = rest.rsplit_once('=').with_context(|| bad("hit-rate:CLASS=0.999"))?;
+            WhatIf::HitRate { class: class.into(), target: number(target).with_context(|| bad("hit-rate:CLASS=0.999"))? }
+        }
+        "budget" if rest == "none" => WhatIf::Budget { usd_micros_per_h: None },
+        "budget" => {
+            let value = number(rest).with_context(|| bad("budget:200 (dollars an hour) or budget:none"))?;
+            WhatIf::Budget { usd_micros_per_h: Some(UsdMicros::from_usd(value)?) }
+        }
+        _ => bail!(bad("quota:, price:, lift-regions:, hit-rate: or budget:")),
+    })
+}
