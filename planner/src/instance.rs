@@ -77,7 +77,7 @@ pub fn catalogue(size: Size, seed: u64) -> PlanInput {
     let mut offers = Vec::with_capacity(size.offers);
     let mut seen = std::collections::BTreeSet::new();
     while offers.len() < size.offers {
-        let state = offer(&mut rng, size.periods == 1);
+        let state = offer(&mut rng);
         if seen.insert(state.offer.key.clone()) {
             offers.push(state);
         }
@@ -101,7 +101,7 @@ pub fn catalogue(size: Size, seed: u64) -> PlanInput {
     PlanInput { epoch: 1, period_s, offers, classes, scenarios, quotas, commitments: Vec::new(), policy }
 }
 
-fn offer(rng: &mut Rng, one_period: bool) -> OfferState {
+fn offer(rng: &mut Rng) -> OfferState {
     let (model, base) = MODELS[rng.below(MODELS.len())];
     let (provider, regions) = PROVIDERS[rng.below(PROVIDERS.len())];
     let gpu: GpuModel = model.parse().expect("a name of the table");
@@ -133,11 +133,7 @@ fn offer(rng: &mut Rng, one_period: bool) -> OfferState {
         },
         launch_limit_nodes: [0.0, 1.0, 2.0, 4.0, 8.0, 16.0][rng.below(6)],
         fill: rng.between(0.5, 1.0),
-        lead_time: if one_period {
-            LeadTime::fixed(0.0)
-        } else {
-            LeadTime { cdf: vec![(0.6 * lead_s, 0.0), (lead_s, 0.7), (2.0 * lead_s, 1.0)] }
-        },
+        lead_time: LeadTime { cdf: vec![(0.6 * lead_s, 0.0), (lead_s, 0.7), (2.0 * lead_s, 1.0)] },
         hazard_per_h: interruption_per_h + 0.0005,
         launch_cost_usd_micros: UsdMicros::from_usd(price * lead_s / 3600.0).expect("finite"),
         min_hold_s: if provider == "epsilon" { 3600 } else { 60 },

@@ -64,12 +64,13 @@ pub fn round(
     refine: Refine,
 ) -> Result<Rounded, SolverError> {
     let effort = Effort { price: false, ..effort };
-    let kept = whole_nodes(model, master, relaxed);
+    let mut rooms = Rooms::new(input, model, master, relaxed);
+    let kept = whole_nodes(input, model, master, relaxed, &mut rooms);
     let mut best: Option<Rounded> = None;
     let mut tried: Vec<Vec<(usize, f64)>> = Vec::new();
     let mut failure = None;
     for rule in [Rule::Nearest, Rule::Pooled, Rule::Ceil] {
-        let launches = whole_launches(input, model, master, relaxed, rule);
+        let launches = whole_launches(input, model, master, relaxed, rule, rooms.clone());
         if tried.contains(&launches) {
             continue;
         }
@@ -100,15 +101,63 @@ pub fn round(
     Ok(best)
 }
 
-/// Nodes of the first period, rounded up: a release waits until a whole node is not needed.
-fn whole_nodes(model: &Model, master: &Master, relaxed: &Optimum) -> Vec<(usize, f64)> {
-    let with_nodes = master.active.iter().filter(|i| model.sources[**i].appear[0] > 0.0);
-    with_nodes
-        .map(|&i| {
-            let nodes = master.value(&relaxed.solution, ColKey::Nodes(i, 0));
-            (i, (nodes - 1e-4).ceil().clamp(0.0, model.sources[i].appear[0].floor()))
-        })
-        .collect()
+/// Nodes of the first period, rounded up: a release waits until a whole node is not needed. Where that would break a
+/// limit, the node is released.
+fn whole_nodes(
+    input: &PlanInput,
+    model: &Model,
+    master: &Master,
+    relaxed: &Optimum,
+    rooms: &mut Rooms,
+) -> Vec<(usize, f64)> {
+    let mut kept = Vec::new();
+    for &i in master.active.iter().filter(|i| model.sources[**i].appear[0] > 0.0) {
+        let source = &model.sources[i];
+        let nodes = master.value(&relaxed.solution, ColKey::Nodes(i, 0));
+        let up = (nodes - 1e-4).ceil().clamp(0.0, source.appear[0].floor());
+        let down = nodes.floor().max(source.kept[0].ceil()).min(up);
+        let fits = rooms.take(&units(input, model, master, i, 1.0), up - nodes);
+        kept.push((i, if fits { up } else { down }));
+    }
+    kept
+}
+
+/// What is left under quotas, budget and launch rates beside the linear optimum.
+#[derive(Clone)]
+struct Rooms(Vec<f64>);
+
+impl Rooms {
+    fn new(input: &PlanInput, model: &Model, master: &Master, relaxed: &Optimum) -> Self {
+        let periods = model.periods();
+        let room = |limit: f64, row: &dyn Fn(usize) -> RowKey| {
+            master.room(&relaxed.solution, limit, row, periods).max(0.0)
+        };
+        let mut rooms: Vec<f64> =
+            (0..input.quotas.len()).map(|q| room(input.quotas[q].limit, &|t| RowKey::Quota(q, t))).collect();
+        rooms.push(input.policy.budget_usd_micros_per_h.map_or(f64::INFINITY, |b| room(b.usd(), &RowKey::Budget)));
+        let rate = input.policy.launch_rate_nodes_per_min.map_or(f64::INFINITY, |r| r * model.hours[0] * 60.0);
+        for g in 0..crate::columns::rate_groups(input).len() {
+            rooms.push(master.room(&relaxed.solution, rate, |_| RowKey::Rate(g, 0), 1).max(0.0));
+        }
+        Self(rooms)
+    }
+
+    /// Takes `amount` times the units when every limit has them (a negative amount gives back).
+    fn take(&mut self, units: &[(usize, f64)], amount: f64) -> bool {
+        let fits = units.iter().all(|(limit, unit)| self.0[*limit] >= amount * unit - 1e-9);
+        if fits {
+            units.iter().for_each(|(limit, unit)| self.0[*limit] -= amount * unit);
+        }
+        fits
+    }
+}
+
+/// Units of each limit that one node of a source takes, of which a share of `fill` comes to be.
+fn units(input: &PlanInput, model: &Model, master: &Master, i: usize, fill: f64) -> Vec<(usize, f64)> {
+    let budget = input.quotas.len();
+    let mut units: Vec<(usize, f64)> = master.links[i].quotas.iter().map(|&(q, u)| (q, u * fill)).collect();
+    units.push((budget, model.sources[i].price_usd_per_h * fill));
+    units
 }
 
 fn whole_launches(
@@ -117,6 +166,7 @@ fn whole_launches(
     master: &Master,
     relaxed: &Optimum,
     rule: Rule,
+    rooms: Rooms,
 ) -> Vec<(usize, f64)> {
     let mut wanted: Vec<(usize, f64)> = Vec::new();
     for &i in master.active.iter().filter(|i| model.sources[**i].launch_end > 0) {
@@ -151,7 +201,7 @@ fn whole_launches(
         };
         whole.push(count.min(limit));
     }
-    stay_within_limits(input, model, master, relaxed, &wanted, &mut whole);
+    stay_within_limits(input, model, master, &wanted, &mut whole, rooms);
     wanted.iter().zip(whole).filter(|(_, count)| *count >= 1.0).map(|(&(i, _), count)| (i, count)).collect()
 }
 
@@ -160,47 +210,26 @@ fn stay_within_limits(
     input: &PlanInput,
     model: &Model,
     master: &Master,
-    relaxed: &Optimum,
     wanted: &[(usize, f64)],
     whole: &mut [f64],
+    mut rooms: Rooms,
 ) {
-    let periods = model.periods();
-    let room = |limit: f64, row: &dyn Fn(usize) -> RowKey| master.room(&relaxed.solution, limit, row, periods).max(0.0);
-    let mut rooms: Vec<f64> =
-        (0..input.quotas.len()).map(|q| room(input.quotas[q].limit, &|t| RowKey::Quota(q, t))).collect();
-    let budget = rooms.len();
-    rooms.push(input.policy.budget_usd_micros_per_h.map_or(f64::INFINITY, |b| room(b.usd(), &RowKey::Budget)));
-    let rate = input.policy.launch_rate_nodes_per_min.map(|r| r * model.hours[0] * 60.0);
-    for g in 0..crate::columns::rate_groups(input).len() {
-        let used = master.room(&relaxed.solution, rate.unwrap_or(f64::INFINITY), |_| RowKey::Rate(g, 0), 1);
-        rooms.push(used.max(0.0));
-    }
-    // Units of each limit that one launch takes.
-    let units = |i: usize| -> Vec<(usize, f64)> {
-        let source = &model.sources[i];
-        let fill = input.offers[source.offer].fill;
-        let mut units: Vec<(usize, f64)> = master.links[i].quotas.iter().map(|&(q, u)| (q, u * fill)).collect();
-        units.push((budget, source.price_usd_per_h * fill));
-        units.extend(master.links[i].rate.map(|g| (budget + 1 + g, 1.0)));
+    let units = |i: usize| {
+        let fill = input.offers[model.sources[i].offer].fill;
+        let mut units = units(input, model, master, i, fill);
+        units.extend(master.links[i].rate.map(|g| (input.quotas.len() + 1 + g, 1.0)));
         units
     };
     for (&(i, x), count) in wanted.iter().zip(whole.iter()) {
-        for (limit, unit) in units(i) {
-            rooms[limit] += (x - count.min(x.floor())) * unit;
-        }
+        rooms.take(&units(i), count.min(x.floor()) - x);
     }
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     order.sort_by(|a, b| wanted[*b].1.fract().total_cmp(&wanted[*a].1.fract()).then(a.cmp(b)));
     for j in order {
         let (i, x) = wanted[j];
         let more = whole[j] - x.floor();
-        if more > 0.0 {
-            let units = units(i);
-            if units.iter().all(|(limit, unit)| rooms[*limit] >= more * unit - 1e-9) {
-                units.iter().for_each(|(limit, unit)| rooms[*limit] -= more * unit);
-            } else {
-                whole[j] = x.floor();
-            }
+        if more > 0.0 && !rooms.take(&units(i), more) {
+            whole[j] = x.floor();
         }
     }
 }

@@ -54,12 +54,15 @@ pub fn read(folder: &Path) -> Result<(Vec<RawOffer>, Vec<SourceCount>), DataErro
     Ok((offers, counts))
 }
 
+/// Prices by `(place, name)`.
+type Prices = BTreeMap<(String, String), f64>;
+
 /// Newest price by key, with the newest day of the whole series: prices are listed when they change.
 fn newest(
     path: &Path,
     columns: [&str; 3],
     price: &str,
-) -> Result<(BTreeMap<(String, String), f64>, Option<i32>), DataError> {
+) -> Result<(Prices, Option<i32>), DataError> {
     let mut prices: BTreeMap<(String, String), (String, f64)> = BTreeMap::new();
     let mut last = String::new();
     let [date, place, name] = columns;

@@ -77,7 +77,11 @@ impl Kind {
         let head = text.lines().next().unwrap_or("").trim();
         let has = |name: &str| head.split(',').any(|c| c.trim() == name);
         let kind = if head.starts_with('{') {
-            if head.contains("\"input_length\"") { Some(Self::Mooncake) } else { Some(Self::Prometheus) }
+            match head {
+                h if h.contains("\"input_length\"") => Some(Self::Mooncake),
+                h if h.contains("\"week1_min\"") => Some(Self::Rate),
+                _ => Some(Self::Prometheus),
+            }
         } else if has("ContextTokens") {
             Some(Self::AzureLlm)
         } else if has("Request tokens") {

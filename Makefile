@@ -1,0 +1,43 @@
+# make run    set up, then the main job on demo data
+# make test   set up, then every test
+# make bench  set up, then every benchmark (release build)
+.PHONY: setup run test lint bench bench-scale bench-solvers bench-forecast clean
+
+DEMO := target/demo
+DATA ?= ../shared/data
+CARGO_TEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo "nextest run" || echo test)
+
+setup:
+	@scripts/setup
+
+run: setup
+	@echo "Building (the solver takes about 4 minutes the first time)"
+	cargo build -p server
+	target/debug/pilotlight demo $(DEMO)
+	target/debug/pilotlight plan $(DEMO)/plan.toml --what-if 'quota:alpha H100=+16' --what-if 'hit-rate:chat-70b=0.999'
+
+test: setup
+	cargo $(CARGO_TEST) --workspace
+
+lint: setup
+	cargo clippy --workspace --all-targets -- -D warnings
+
+bench: bench-scale bench-solvers bench-forecast
+
+# Catalogue scale: 5,000 offers, 40 classes, 20 and 50 demand paths, 16 periods.
+bench-scale: setup
+	cargo run --release -p planner --example catalogue -- --instances 30
+	cargo run --release -p planner --example catalogue -- --scenarios 50 --instances 10
+
+# One period of 1,500 offers against GLOP on the written MPS of the same problem.
+bench-solvers: setup
+	cargo build --release -p planner --example one_period
+	benchmarks/solvers
+
+# Forecasts against seasonal-naive on every demand source that is there.
+bench-forecast: setup
+	cargo build --release -p server
+	benchmarks/forecast $(DATA)
+
+clean:
+	cargo clean
