@@ -46,8 +46,8 @@ pub fn build(input: &PlanInput, model: &Model) -> Extensive {
         }
     }
     form.add_cols(cols);
-    for i in 0..model.sources.len() {
-        let (rows, mut cols) = columns::source(input, model, &links[i], i);
+    for (i, links) in links.iter().enumerate() {
+        let (rows, mut cols) = columns::source(input, model, links, i);
         form.add_rows(&rows);
         for col in &mut cols {
             if let ColKey::Nodes(_, t) = col.key {

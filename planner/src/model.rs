@@ -139,6 +139,9 @@ pub struct Model {
     pub refusals: BTreeMap<usize, Refusal>,
 }
 
+/// Classes with the bits of their shares, and the domain.
+type PoolKey = (Vec<(usize, u64)>, Option<usize>);
+
 /// Penalty for one unit over a quota, dollars.
 pub const QUOTA_PENALTY_USD: f64 = 1e5;
 /// Penalty for one dollar an hour over budget.
@@ -314,7 +317,7 @@ impl Model {
 
     fn intern(
         &mut self,
-        pools: &mut BTreeMap<(Vec<(usize, u64)>, Option<usize>), usize>,
+        pools: &mut BTreeMap<PoolKey, usize>,
         serves: Vec<(usize, f64)>,
         domain: Option<usize>,
     ) -> usize {

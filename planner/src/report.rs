@@ -1,5 +1,7 @@
 //! Why a plan is what it is: what binds, what that is worth, what is unmet, how sure the optimum is.
 
+use std::cmp::Reverse;
+
 use serde::{Deserialize, Serialize};
 
 use fleet::{OfferKey, UsdMicros};
@@ -208,10 +210,10 @@ pub fn sensitivities(
     options: Options,
 ) -> Result<Vec<Binding>, solver::SolverError> {
     let mut binding = limits(input, model, &relaxed.duals);
-    binding.sort_by(|a, b| b.1.value_usd_micros_per_h.cmp(&a.1.value_usd_micros_per_h));
+    binding.sort_by_key(|(_, b)| Reverse(b.value_usd_micros_per_h));
     // Supply limits with many pools would fill the report: the first few say where supply hurts.
     let mut supply = supply_limits(input, model, master, relaxed);
-    supply.sort_by(|a, b| b.value_usd_micros_per_h.cmp(&a.value_usd_micros_per_h));
+    supply.sort_by_key(|b| Reverse(b.value_usd_micros_per_h));
     let effort = Effort { price: false, ..options.effort };
     let horizon_h = model.horizon_h();
     let measurable = binding.iter_mut().filter(|(rows, _)| !rows.is_empty());
@@ -233,7 +235,7 @@ pub fn sensitivities(
     }
     let mut all: Vec<Binding> = binding.into_iter().map(|(_, b)| b).collect();
     all.extend(supply.into_iter().take(SHOWN_SUPPLY));
-    all.sort_by(|a, b| b.value_usd_micros_per_h.cmp(&a.value_usd_micros_per_h));
+    all.sort_by_key(|b| Reverse(b.value_usd_micros_per_h));
     Ok(all)
 }
 

@@ -6,7 +6,7 @@ mod mps;
 mod session;
 
 pub use mps::write_mps;
-pub use session::{Limits, Session, Solution, SolverError};
+pub use session::{Entries, Limits, Session, Solution, SolverError};
 
 /// A linear program in column form: minimise `cost·x` subject to row and column bounds.
 #[derive(Debug, Clone, Default)]

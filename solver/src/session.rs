@@ -57,6 +57,9 @@ pub struct Solution {
     pub row_duals: Vec<f64>,
 }
 
+/// `(index, coefficient)` of a row's columns or of a column's rows.
+pub type Entries = Vec<(usize, f64)>;
+
 /// A HiGHS instance that keeps its basis between solves.
 #[derive(Debug)]
 pub struct Session {
@@ -157,7 +160,7 @@ impl Session {
     ///
     /// # Errors
     /// HiGHS refuses a number.
-    pub fn add_rows(&mut self, rows: &[(f64, f64, Vec<(usize, f64)>)]) -> Result<(), SolverError> {
+    pub fn add_rows(&mut self, rows: &[(f64, f64, Entries)]) -> Result<(), SolverError> {
         let packed = Packed::of(rows.iter().map(|r| r.2.as_slice()), self.cols)?;
         let lower: Vec<f64> = rows.iter().map(|r| r.0).collect();
         let upper: Vec<f64> = rows.iter().map(|r| r.1).collect();
@@ -183,8 +186,7 @@ impl Session {
     ///
     /// # Errors
     /// HiGHS refuses a number.
-    #[allow(clippy::type_complexity, reason = "one tuple a column reads better than four parallel slices")]
-    pub fn add_cols(&mut self, cols: &[(f64, f64, f64, Vec<(usize, f64)>)]) -> Result<(), SolverError> {
+    pub fn add_cols(&mut self, cols: &[(f64, f64, f64, Entries)]) -> Result<(), SolverError> {
         let packed = Packed::of(cols.iter().map(|c| c.3.as_slice()), self.rows)?;
         let cost: Vec<f64> = cols.iter().map(|c| c.0).collect();
         let lower: Vec<f64> = cols.iter().map(|c| c.1).collect();

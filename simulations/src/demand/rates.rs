@@ -84,9 +84,8 @@ pub fn read_servegen(path: &Path) -> Result<Rates, DataError> {
             let cv = (0..*length).map(|w| value(w).map_or(1.0, |v| v.1)).collect();
             for &(a, b) in &gaps {
                 let (before, after) = (rate_per_s[a - 1], rate_per_s[b]);
-                for w in a..b {
-                    let share = (w - a + 1) as f64 / (b - a + 1) as f64;
-                    rate_per_s[w] = before + (after - before) * share;
+                for (i, rate) in rate_per_s[a..b].iter_mut().enumerate() {
+                    *rate = before + (after - before) * (i + 1) as f64 / (b - a + 1) as f64;
                 }
             }
             clients.push(Client { name: format!("{model}/{client}"), rate_per_s, cv });
