@@ -20,6 +20,7 @@ test: setup
 	cargo $(CARGO_TEST) --workspace
 
 lint: setup
+	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
 bench: bench-scale bench-solvers bench-forecast

@@ -14,7 +14,8 @@ fn main() {
     let args: Vec<String> = std::env::args().collect();
     let seed: u64 = args[1].parse().expect("a seed");
     let number = |i: usize, default: usize| args.get(i).map_or(default, |v| v.parse().expect("a number"));
-    let size = Size { offers: number(3, 1500), classes: number(4, 40), scenarios: number(5, 20), periods: number(6, 1) };
+    let size =
+        Size { offers: number(3, 1500), classes: number(4, 40), scenarios: number(5, 20), periods: number(6, 1) };
     let input = one_period(catalogue(size, seed));
     let exact = Effort { gap: 1e-9, time_limit_s: 600.0, ..Effort::default() };
     let start = Instant::now();

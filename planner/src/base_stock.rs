@@ -135,7 +135,9 @@ fn quota_room(input: &PlanInput) -> Vec<f64> {
 }
 
 fn launch_room(input: &PlanInput) -> std::collections::BTreeMap<String, f64> {
-    let Some(rate) = input.policy.launch_rate_nodes_per_min else { return std::collections::BTreeMap::new() };
+    let Some(rate) = input.policy.launch_rate_nodes_per_min else {
+        return std::collections::BTreeMap::new();
+    };
     let limit = rate * f64::from(input.period_s[0]) / 60.0;
     input.offers.iter().map(|o| (o.offer.key.provider.clone(), limit)).collect()
 }

@@ -149,7 +149,9 @@ fn check_flow(
         let before = if t == 0 { have - released } else { target.nodes[t - 1] };
         let mut arriving = state.arriving_nodes.get(t).copied().unwrap_or(0.0);
         for u in 0..t {
-            let by = |at: f64| if at > starts[u] { state.lead_time.share_by(at - starts[u]) } else { 0.0 };
+            let by = |at: f64| {
+                if at > starts[u] { state.lead_time.share_by(at - starts[u]) } else { 0.0 }
+            };
             arriving += target.launches[u] * state.fill * (by(*start) - by(starts[t - 1]));
         }
         most = before * survive + arriving;

@@ -59,7 +59,12 @@ pub enum Verdict {
 ///
 /// # Errors
 /// The solver gives no optimum.
-pub fn explain(input: &PlanInput, plan: &Plan, class: usize, effort: Effort) -> Result<Explanation, solver::SolverError> {
+pub fn explain(
+    input: &PlanInput,
+    plan: &Plan,
+    class: usize,
+    effort: Effort,
+) -> Result<Explanation, solver::SolverError> {
     let model = Model::build(input);
     let (master, optimum) = decompose::solve(input, &model, effort)?;
     let values = optimum.duals.pool_values(&model);
@@ -77,7 +82,9 @@ pub fn explain(input: &PlanInput, plan: &Plan, class: usize, effort: Effort) -> 
             *refused.entry(reason(&why)).or_default() += 1;
             continue;
         }
-        let Some(&i) = source_of.get(&p) else { continue };
+        let Some(&i) = source_of.get(&p) else {
+            continue;
+        };
         let source = &model.sources[i];
         let launched = plan.launches.iter().filter(|l| l.offer == state.offer.key).map(|l| l.nodes).sum::<u32>();
         let profit = optimum.duals.profit(input, &model, &links[i], source, &values[source.pool]).best_launch_usd;
@@ -104,7 +111,9 @@ pub fn explain(input: &PlanInput, plan: &Plan, class: usize, effort: Effort) -> 
         });
     }
     drop(master);
-    offers.sort_by_key(|o| (std::cmp::Reverse(o.launched), std::cmp::Reverse(o.nodes), rank(&o.verdict), o.gpu_price_usd_micros_per_h));
+    offers.sort_by_key(|o| {
+        (std::cmp::Reverse(o.launched), std::cmp::Reverse(o.nodes), rank(&o.verdict), o.gpu_price_usd_micros_per_h)
+    });
     Ok(Explanation { class: input.classes[class].name.clone(), offers, refused })
 }
 

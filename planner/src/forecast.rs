@@ -199,8 +199,12 @@ pub fn score(series: &[f64], methods: &[Method], rules: &ScoreRules) -> Vec<Scor
         let mut under = vec![0usize; rules.quantiles.len()];
         for origin in (rules.from..series.len()).step_by(rules.stride.max(1)) {
             for &h in &rules.horizons {
-                let Some(actual) = series.get(origin + h) else { continue };
-                let Some(fitted) = fit(method, &series[..=origin], rules.season, h) else { continue };
+                let Some(actual) = series.get(origin + h) else {
+                    continue;
+                };
+                let Some(fitted) = fit(method, &series[..=origin], rules.season, h) else {
+                    continue;
+                };
                 count += 1;
                 for (i, q) in rules.quantiles.iter().enumerate() {
                     let forecast = fitted.quantile(*q);
@@ -251,9 +255,8 @@ pub fn paths(
         .iter()
         .zip(methods)
         .map(|(history, method)| {
-            let fit_any = |h: &usize| {
-                fit(*method, history, season, *h).or_else(|| fit(Method::LastValue, history, season, *h))
-            };
+            let fit_any =
+                |h: &usize| fit(*method, history, season, *h).or_else(|| fit(Method::LastValue, history, season, *h));
             horizons.iter().map(fit_any).collect()
         })
         .collect();

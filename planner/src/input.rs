@@ -75,7 +75,11 @@ impl LeadTime {
             if seconds < at {
                 let first = before.1 == 0.0 && before.0 == 0.0;
                 // Nothing arrives before the first point: the line from zero would promise nodes too early.
-                return if first { 0.0 } else { before.1 + (share - before.1) * (seconds - before.0) / (at - before.0) };
+                return if first {
+                    0.0
+                } else {
+                    before.1 + (share - before.1) * (seconds - before.0) / (at - before.0)
+                };
             }
             before = (at, share);
         }

@@ -61,10 +61,21 @@ pub struct Size {
 }
 
 const MODELS: &[(&str, f64)] = &[
-    ("H100-SXM", 3.0), ("H200", 3.7), ("A100-80GB-SXM", 1.8), ("A100-40GB-SXM", 1.5), ("L40S", 1.1), ("L4", 0.6),
-    ("A10G", 0.9), ("B200", 5.5), ("H100-PCIe", 2.4), ("T4", 0.4), ("MI300X", 2.6), ("RTX-PRO-6000", 1.6),
+    ("H100-SXM", 3.0),
+    ("H200", 3.7),
+    ("A100-80GB-SXM", 1.8),
+    ("A100-40GB-SXM", 1.5),
+    ("L40S", 1.1),
+    ("L4", 0.6),
+    ("A10G", 0.9),
+    ("B200", 5.5),
+    ("H100-PCIe", 2.4),
+    ("T4", 0.4),
+    ("MI300X", 2.6),
+    ("RTX-PRO-6000", 1.6),
 ];
-const PROVIDERS: &[(&str, usize)] = &[("alpha", 14), ("beta", 12), ("gamma", 14), ("delta", 3), ("epsilon", 4), ("zeta", 3)];
+const PROVIDERS: &[(&str, usize)] =
+    &[("alpha", 14), ("beta", 12), ("gamma", 14), ("delta", 3), ("epsilon", 4), ("zeta", 3)];
 const AREAS: &[&str] = &["us-east", "us-west", "us-central", "eu-west", "eu-north", "ap-south", "ap-east"];
 
 /// A catalogue of offers over six clouds and classes that accept them by GPU model, region and market, in the
@@ -200,8 +211,7 @@ fn paths(rng: &mut Rng, size: Size, classes: &[Class]) -> Vec<Scenario> {
     for _ in 0..size.scenarios {
         let mut walk: Vec<f64> = vec![0.0; classes.len()];
         let mut common = 0.0;
-        let mut scenario =
-            Scenario { weight: 1.0 / size.scenarios as f64, claims: Vec::new(), new_claims: Vec::new() };
+        let mut scenario = Scenario { weight: 1.0 / size.scenarios as f64, claims: Vec::new(), new_claims: Vec::new() };
         for _ in 0..size.periods {
             common += 0.03 * rng.normal();
             let mut row = Vec::with_capacity(classes.len());

@@ -177,9 +177,10 @@ impl Caps {
     pub fn resolve(class: &Class, offers: &[OfferState]) -> Self {
         let first = class.gpus.first().map(|g| g.model);
         let cheapest = [false, true].map(|spot| {
-            let yardstick = offers.iter().map(|o| &o.offer).filter(|o| {
-                Some(o.gpu) == first && is_spot(o) == spot && admission::admits_node(o, class).is_ok()
-            });
+            let yardstick = offers
+                .iter()
+                .map(|o| &o.offer)
+                .filter(|o| Some(o.gpu) == first && is_spot(o) == spot && admission::admits_node(o, class).is_ok());
             yardstick.map(fleet::Offer::gpu_price_usd_micros_per_h).filter(|price| price.0 > 0).min()
         });
         let resolve = |gpu: &AcceptedGpu| {
@@ -277,8 +278,7 @@ impl Model {
             let points = state.lead_time.cdf.iter().flat_map(|p| [p.0.to_bits(), p.1.to_bits()]);
             let mut key: Vec<u64> = vec![state.fill.to_bits(), state.hazard_per_h.to_bits(), state.min_hold_s.into()];
             key.extend(points);
-            let profile =
-                known.entry(key).or_insert_with(|| Rc::new(Profile::of(state, &self.start_s, &self.hours)));
+            let profile = known.entry(key).or_insert_with(|| Rc::new(Profile::of(state, &self.start_s, &self.hours)));
             self.profiles.push(Rc::clone(profile));
         }
     }
@@ -358,7 +358,8 @@ impl Model {
             planned.for_each(|(t, v)| source.planned[t] = v.min(state.launch_limit_nodes));
         }
         source.clip_kept();
-        let arrives = |t: &usize| source.appear[*t] > 0.0 || source.launch_end > 0 && source.profile.arrivals[0][*t] > 0.0;
+        let arrives =
+            |t: &usize| source.appear[*t] > 0.0 || source.launch_end > 0 && source.profile.arrivals[0][*t] > 0.0;
         source.first = (0..periods).find(arrives).unwrap_or(periods);
         source
     }
@@ -425,8 +426,8 @@ impl Model {
         let mut arriving: Vec<Vec<f64>> = vec![vec![0.0; periods]; classes];
         for source in self.sources.iter().filter(|s| s.launch_end > 0) {
             let state = &input.offers[source.offer];
-            let node_h = (source.launch_cost_usd / source.price_usd_per_h.max(1e-6))
-                .max(f64::from(state.min_hold_s) / 3600.0);
+            let node_h =
+                (source.launch_cost_usd / source.price_usd_per_h.max(1e-6)).max(f64::from(state.min_hold_s) / 3600.0);
             for &(k, share) in &self.pools[source.pool].serves {
                 gpu_h[k] = gpu_h[k].max(source.price_usd_per_h / source.gpus / share / state.fill.max(0.05));
                 busy_h[k] = busy_h[k].max(node_h);
@@ -516,11 +517,7 @@ impl Source {
 }
 
 /// Classes that a whole free node of the offer serves; else the refusal of the class that came closest.
-fn whole_node_serves(
-    input: &PlanInput,
-    p: usize,
-    caps: &[Caps],
-) -> (Vec<(usize, f64)>, Option<Refusal>) {
+fn whole_node_serves(input: &PlanInput, p: usize, caps: &[Caps]) -> (Vec<(usize, f64)>, Option<Refusal>) {
     let offer = &input.offers[p].offer;
     let mut serves = Vec::new();
     let mut refusal: Option<Refusal> = None;

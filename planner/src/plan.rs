@@ -137,7 +137,8 @@ fn actions(
             }
         }
         if nodes.iter().chain(&meant).any(|v| *v > EPS) {
-            let empty = || Target { offer: key.clone(), nodes: vec![0.0; nodes.len()], launches: vec![0.0; nodes.len()] };
+            let empty =
+                || Target { offer: key.clone(), nodes: vec![0.0; nodes.len()], launches: vec![0.0; nodes.len()] };
             let target = by_offer.entry(source.offer).or_insert_with(empty);
             target.nodes.iter_mut().zip(&nodes).for_each(|(a, b)| *a += b);
             target.launches.iter_mut().zip(&meant).for_each(|(a, b)| *a += b);

@@ -407,7 +407,9 @@ fn class_report(
 ) -> ClassReport {
     let class = &input.classes[k];
     let mean = |new: bool, t: usize| -> f64 {
-        let of = |s: &crate::input::Scenario| if new { s.new_claims[t][k] } else { s.claims[t][k] };
+        let of = |s: &crate::input::Scenario| {
+            if new { s.new_claims[t][k] } else { s.claims[t][k] }
+        };
         input.scenarios.iter().map(|s| s.weight * of(s)).sum()
     };
     let periods = model.first_period[k]..model.periods();
@@ -442,8 +444,7 @@ fn unmet(
 ) -> Vec<Unmet> {
     let mut all = Vec::new();
     let mut push = |what: String, slack: &dyn Fn(usize) -> f64, unit: &str, why: String| {
-        let over: Vec<(usize, f64)> =
-            (0..model.periods()).map(|t| (t, slack(t))).filter(|(_, v)| *v > 1e-4).collect();
+        let over: Vec<(usize, f64)> = (0..model.periods()).map(|t| (t, slack(t))).filter(|(_, v)| *v > 1e-4).collect();
         if let (Some(first), Some(last)) = (over.first(), over.last()) {
             let worst = over.iter().map(|o| o.1).fold(0.0, f64::max);
             let by = format!("{worst:.2} {unit}");
@@ -470,7 +471,9 @@ fn unmet(
         for (k, class) in classes.iter().enumerate() {
             let what = format!("{}: loss of {}", class.class, model.domains[block - paths]);
             let why = "the other domains cannot carry it".to_owned();
-            let after = |t: usize| if t < model.first_period[k] { 0.0 } else { value(ColKey::Miss(k, t, block)) };
+            let after = |t: usize| {
+                if t < model.first_period[k] { 0.0 } else { value(ColKey::Miss(k, t, block)) }
+            };
             push(what, &after, "claims short", why);
         }
     }
@@ -507,17 +510,14 @@ fn changes(input: &PlanInput, model: &Model, launches: &[(usize, f64)]) -> Vec<C
 }
 
 /// The report of the base-stock fallback: misses are what its nodes cannot serve.
-pub fn of_fallback(
-    input: &PlanInput,
-    model: &Model,
-    targets: &[Target],
-    error: &solver::SolverError,
-) -> PlanReport {
+pub fn of_fallback(input: &PlanInput, model: &Model, targets: &[Target], error: &solver::SolverError) -> PlanReport {
     let mut gpus = vec![vec![0.0; model.pools.len()]; model.periods()];
     let mut spend = vec![0.0; model.periods()];
     for source in model.sources.iter().filter(|s| s.group.is_none()) {
         let key = &input.offers[source.offer].offer.key;
-        let Some(target) = targets.iter().find(|t| t.offer == *key) else { continue };
+        let Some(target) = targets.iter().find(|t| t.offer == *key) else {
+            continue;
+        };
         for t in 0..model.periods() {
             gpus[t][source.pool] += target.nodes[t] * source.gpus;
             spend[t] += target.nodes[t] * source.price_usd_per_h;
@@ -553,7 +553,8 @@ pub fn of_fallback(
 fn quota_excess(input: &PlanInput) -> Vec<f64> {
     let nodes = |p: usize| {
         let state = &input.offers[p];
-        state.nodes.iter().map(|g| f64::from(g.nodes)).sum::<f64>() + state.arriving_nodes.first().copied().unwrap_or(0.0)
+        state.nodes.iter().map(|g| f64::from(g.nodes)).sum::<f64>()
+            + state.arriving_nodes.first().copied().unwrap_or(0.0)
     };
     let used = |q: &crate::input::Quota| q.members.iter().map(|&(p, units)| units * nodes(p)).sum::<f64>();
     input.quotas.iter().map(|q| (used(q) - q.limit).max(0.0)).collect()

@@ -129,9 +129,8 @@ struct Rooms(Vec<f64>);
 impl Rooms {
     fn new(input: &PlanInput, model: &Model, master: &Master, relaxed: &Optimum) -> Self {
         let periods = model.periods();
-        let room = |limit: f64, row: &dyn Fn(usize) -> RowKey| {
-            master.room(&relaxed.solution, limit, row, periods).max(0.0)
-        };
+        let room =
+            |limit: f64, row: &dyn Fn(usize) -> RowKey| master.room(&relaxed.solution, limit, row, periods).max(0.0);
         let mut rooms: Vec<f64> =
             (0..input.quotas.len()).map(|q| room(input.quotas[q].limit, &|t| RowKey::Quota(q, t))).collect();
         rooms.push(input.policy.budget_usd_micros_per_h.map_or(f64::INFINITY, |b| room(b.usd(), &RowKey::Budget)));
@@ -235,7 +234,12 @@ fn stay_within_limits(
 }
 
 /// Fixes the first period. Sources that are not named launch nothing.
-fn fix(model: &Model, master: &mut Master, launches: &[(usize, f64)], kept: &[(usize, f64)]) -> Result<(), SolverError> {
+fn fix(
+    model: &Model,
+    master: &mut Master,
+    launches: &[(usize, f64)],
+    kept: &[(usize, f64)],
+) -> Result<(), SolverError> {
     for i in master.active.clone().into_iter().filter(|i| model.sources[*i].launch_end > 0) {
         let count = launches.iter().find(|(j, _)| *j == i).map_or(0.0, |(_, x)| *x);
         master.set_bounds(ColKey::Launch(i, 0), count, count)?;

@@ -47,7 +47,8 @@ pub fn build(history: &History, period_s: &[u32], rules: &PathRules) -> (Vec<Sce
     let classes = history.claims.len();
     let now = |k: usize| history.claims[k].last().copied().unwrap_or(0.0);
     let scenario = |path: Vec<Vec<f64>>| {
-        let peak = |&(first, end): &(usize, usize), k: usize| path[first - 1..end].iter().map(|r| r[k]).fold(0.0, f64::max);
+        let peak =
+            |&(first, end): &(usize, usize), k: usize| path[first - 1..end].iter().map(|r| r[k]).fold(0.0, f64::max);
         let claims: Vec<Vec<f64>> = spans.iter().map(|s| (0..classes).map(|k| peak(s, k)).collect()).collect();
         let new_claims = (0..spans.len()).map(|t| {
             let one = |k: usize| {

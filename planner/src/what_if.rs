@@ -95,7 +95,8 @@ pub fn apply(input: &PlanInput, what_if: &WhatIf) -> Result<PlanInput, WhatIfErr
     match what_if {
         WhatIf::Quota { name, by } => {
             let names = || input.quotas.iter().map(|q| q.name.clone()).collect();
-            let quota = changed.quotas.iter_mut().find(|q| q.name == *name).ok_or_else(|| unknown("quota", name, names()))?;
+            let quota =
+                changed.quotas.iter_mut().find(|q| q.name == *name).ok_or_else(|| unknown("quota", name, names()))?;
             quota.limit = (quota.limit + by).max(0.0);
         }
         WhatIf::Price { matching, factor } => {

@@ -79,7 +79,9 @@ pub fn read_text(path: &Path) -> Result<String, DataError> {
 fn read_problem(e: &io::Error) -> String {
     match e.kind() {
         io::ErrorKind::UnexpectedEof => "ends in the middle of its compressed data: fetch it again".into(),
-        io::ErrorKind::InvalidData => format!("is not text or its compressed data is damaged ({e})"),
+        io::ErrorKind::InvalidData => {
+            format!("is not text or its compressed data is damaged ({e})")
+        }
         _ if e.to_string().contains("incomplete frame") => {
             "ends in the middle of its compressed data: fetch it again".into()
         }
@@ -121,8 +123,11 @@ impl Table {
         if header.iter().all(str::is_empty) {
             return Err(DataError::file(path, "is empty: it needs a header line"));
         }
-        let columns: HashMap<String, usize> =
-            header.iter().enumerate().map(|(i, name)| (name.trim_start_matches('\u{feff}').trim().to_owned(), i)).collect();
+        let columns: HashMap<String, usize> = header
+            .iter()
+            .enumerate()
+            .map(|(i, name)| (name.trim_start_matches('\u{feff}').trim().to_owned(), i))
+            .collect();
         for name in required {
             if !columns.contains_key(*name) {
                 let have: Vec<&str> = header.iter().collect();

@@ -325,7 +325,9 @@ fn class(part: &ClassPart) -> anyhow::Result<Class> {
     let place = |field: &str| format!("class '{}': {field}", part.name);
     let gpu = |g: &GpuPart| -> anyhow::Result<AcceptedGpu> {
         let cap = match (g.max_usd_per_gpu_h, g.max_premium) {
-            (Some(_), Some(_)) => bail!(place(&format!("{}: give max_usd_per_gpu_h or max_premium, not both", g.model))),
+            (Some(_), Some(_)) => {
+                bail!(place(&format!("{}: give max_usd_per_gpu_h or max_premium, not both", g.model)))
+            }
             (Some(price), None) => Some(PriceCap::UsdMicrosPerGpuH(usd(&place("max_usd_per_gpu_h"), price)?)),
             (None, premium) => premium.map(PriceCap::Premium),
         };

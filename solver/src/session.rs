@@ -101,6 +101,8 @@ impl Session {
         session.option_bool(c"output_flag", false)?;
         // Devex: steepest edge would compute its weights anew after every cut, which costs more than it saves.
         session.option_int(c"simplex_dual_edge_weight_strategy", 1)?;
+        // Solves start next to their end: perturbed costs would only lead away from it.
+        session.option_double(c"dual_simplex_cost_perturbation_multiplier", 0.0)?;
         session.option_string(c"parallel", c"off")?;
         session.option_string(c"solver", c"simplex")?;
         session.option_string(c"presolve", if limits.presolve { c"choose" } else { c"off" })?;

@@ -126,7 +126,9 @@ impl Flow<'_> {
         while let Some((k, place)) = pool_from[pool] {
             amount = amount.min(self.net.edges[pool][place].1 - self.sent[pool][place]);
             steps.push((pool, place, 1.0));
-            let Some((donor, donor_place)) = class_from[k].filter(|_| k != want) else { break };
+            let Some((donor, donor_place)) = class_from[k].filter(|_| k != want) else {
+                break;
+            };
             amount = amount.min(self.sent[donor][donor_place]);
             steps.push((donor, donor_place, -1.0));
             pool = donor;

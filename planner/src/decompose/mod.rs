@@ -35,7 +35,7 @@ pub struct Effort {
 
 impl Default for Effort {
     fn default() -> Self {
-        Self { gap: 5e-4, time_limit_s: 20.0, rounds: 300, price: true }
+        Self { gap: 8e-4, time_limit_s: 20.0, rounds: 300, price: true }
     }
 }
 
@@ -75,11 +75,7 @@ pub fn gap(upper: f64, lower: f64) -> f64 {
 ///
 /// # Errors
 /// The solver gives no optimum.
-pub fn solve<'a>(
-    input: &'a PlanInput,
-    model: &'a Model,
-    effort: Effort,
-) -> Result<(Master<'a>, Optimum), SolverError> {
+pub fn solve<'a>(input: &'a PlanInput, model: &'a Model, effort: Effort) -> Result<(Master<'a>, Optimum), SolverError> {
     let limits = Limits { time_limit_s: effort.time_limit_s, presolve: true };
     let mut master = Master::new(input, model, limits)?;
     master.seed_sets();
@@ -104,12 +100,7 @@ pub fn solve<'a>(
 ///
 /// # Errors
 /// The solver gives no optimum.
-pub fn resolve(
-    input: &PlanInput,
-    model: &Model,
-    master: &mut Master,
-    effort: Effort,
-) -> Result<Optimum, SolverError> {
+pub fn resolve(input: &PlanInput, model: &Model, master: &mut Master, effort: Effort) -> Result<Optimum, SolverError> {
     let mut rounds = 0;
     // Objective when the last columns came, and of the last round: columns are priced when cuts have little left to say.
     let mut before = f64::NEG_INFINITY;
@@ -140,6 +131,9 @@ pub fn resolve(
         if wanted.is_empty() {
             master.cut(&broken)?;
         } else {
+            // Where it was is near where it will be: few of the cuts that the new sources ask for are needed.
+            let near = master.pool_gpus(Some(&solution));
+            master.aim_at(near);
             master.add_sources(&wanted)?;
             priced = true;
         }
@@ -149,11 +143,7 @@ pub fn resolve(
 /// Sources to start with: all that exist or were planned, and for each class the cheapest until they can carry its
 /// peak one and a half times.
 fn first_sources(input: &PlanInput, model: &Model, links: &[Links]) -> Vec<usize> {
-    let mut chosen: Vec<bool> = model
-        .sources
-        .iter()
-        .map(Source::must_be_modelled)
-        .collect();
+    let mut chosen: Vec<bool> = model.sources.iter().map(Source::must_be_modelled).collect();
     let classes = model.claim_gpus.len();
     let mut serving: Vec<Vec<(f64, usize)>> = vec![Vec::new(); classes];
     for (i, source) in model.sources.iter().enumerate().filter(|(_, s)| s.launch_end > 0) {
@@ -179,7 +169,8 @@ fn first_sources(input: &PlanInput, model: &Model, links: &[Links]) -> Vec<usize
             }
             let source = &model.sources[i];
             let in_time: f64 = source.profile.arrivals[0].iter().take(model.first_period[k] + 1).sum();
-            let quota = links[i].quotas.iter().map(|&(q, units)| room[q] / units.max(1e-9)).fold(f64::INFINITY, f64::min);
+            let quota =
+                links[i].quotas.iter().map(|&(q, units)| room[q] / units.max(1e-9)).fold(f64::INFINITY, f64::min);
             let nodes = left[i].min(quota).min(missing / (source.gpus * in_time.max(0.05)));
             if nodes > EPS {
                 chosen[i] = true;
@@ -193,13 +184,7 @@ fn first_sources(input: &PlanInput, model: &Model, links: &[Links]) -> Vec<usize
 }
 
 /// Sources outside the problem whose launches would earn money at the current prices, the best of each pool.
-fn profitable(
-    input: &PlanInput,
-    model: &Model,
-    master: &Master,
-    duals: &Duals,
-    values: &[Vec<f64>],
-) -> Vec<usize> {
+fn profitable(input: &PlanInput, model: &Model, master: &Master, duals: &Duals, values: &[Vec<f64>]) -> Vec<usize> {
     let mut wanted = Vec::new();
     for (pool, sources) in model.pool_sources.iter().enumerate() {
         let mut best = Vec::new();

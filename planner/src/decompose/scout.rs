@@ -51,7 +51,9 @@ pub fn explore(input: &PlanInput, first: &[usize], effort: Effort) -> Result<Sco
 fn merged(input: &PlanInput, groups: &[Vec<usize>]) -> PlanInput {
     let classes = input.classes.len();
     let level = |k: usize, t: usize, new: bool| {
-        let value = |s: &Scenario| if new { s.new_claims[t][k] } else { s.claims[t][k] };
+        let value = |s: &Scenario| {
+            if new { s.new_claims[t][k] } else { s.claims[t][k] }
+        };
         let mut levels: Vec<f64> = input.scenarios.iter().map(value).collect();
         levels.sort_by(f64::total_cmp);
         levels[((input.classes[k].hit_rate_target * levels.len() as f64) as usize).min(levels.len() - 1)]
@@ -66,9 +68,7 @@ fn merged(input: &PlanInput, groups: &[Vec<usize>]) -> PlanInput {
     let mut rough = input.clone();
     rough.period_s = groups.iter().map(|g| g.iter().map(|t| input.period_s[*t]).sum()).collect();
     rough.scenarios = vec![Scenario { weight: 1.0, claims: table(false), new_claims: table(true) }];
-    let first_of = |values: &[f64]| {
-        groups.iter().filter_map(|g| values.get(g[0]).copied()).collect::<Vec<f64>>()
-    };
+    let first_of = |values: &[f64]| groups.iter().filter_map(|g| values.get(g[0]).copied()).collect::<Vec<f64>>();
     for state in &mut rough.offers {
         let arriving = std::mem::take(&mut state.arriving_nodes);
         let sum = |g: &Vec<usize>| g.iter().filter_map(|t| arriving.get(*t)).sum();

@@ -65,7 +65,9 @@ fn whole_number_plans_equal_enumeration() {
         let input = tiny::problem(seed);
         let model = Model::build(&input);
         let form = extensive::build(&input, &model);
-        let Some(best) = enumerate(&form, &model) else { continue };
+        let Some(best) = enumerate(&form, &model) else {
+            continue;
+        };
         let plan = plan::plan(&input, options).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         let ours = plan.report.objective_usd_micros.usd();
         assert!((ours - best).abs() <= 1e-5 * best.abs().max(1.0), "seed {seed}: ours {ours} enumeration {best}");

@@ -42,7 +42,9 @@ fn planted_bugs_are_found() {
     assert!(plant(&|p| p.epoch += 1).contains(&"epoch"));
     assert!(plant(&|p| p.launches[0].nodes += 100).contains(&"launch-limit"));
     assert!(plant(&|p| p.launches[0].offer.zone = "nowhere".into()).contains(&"known-offer"));
-    assert!(plant(&|p| p.releases.push(Release { offer: p.targets[0].offer.clone(), nodes: 999 })).contains(&"idle-only"));
+    assert!(
+        plant(&|p| p.releases.push(Release { offer: p.targets[0].offer.clone(), nodes: 999 })).contains(&"idle-only")
+    );
     assert!(plant(&|p| p.targets[0].nodes[3] += 5.0).contains(&"flow"));
     assert!(plant(&|p| p.targets[0].launches[0] += 1.0).contains(&"whole"));
     assert!(plant(&|p| p.report.classes.iter_mut().for_each(|c| c.expected_misses.fill(0.0))).contains(&"promise"));

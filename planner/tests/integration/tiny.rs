@@ -2,7 +2,8 @@
 
 use fleet::{AcceptedGpu, Class, GpuModel, Interconnect, Market, Offer, OfferKey, PriceCap, UsdMicros};
 use planner::input::{
-    Commitment, DomainLevel, LeadTime, NodeGroup, OfferState, PlanInput, Policy, Quota, Scenario, Spread, SpreadBy, Survive,
+    Commitment, DomainLevel, LeadTime, NodeGroup, OfferState, PlanInput, Policy, Quota, Scenario, Spread, SpreadBy,
+    Survive,
 };
 use planner::instance::Rng;
 

@@ -40,8 +40,25 @@ pub fn gcp(machine_type: &str) -> Option<(&'static str, u32)> {
         "a3-highgpu" | "a3-edgegpu" | "a3-megagpu" => ("H100-SXM", gpus()?),
         "a3-ultragpu" => ("H200", gpus()?),
         "a4-highgpu" => ("B200", gpus()?),
-        "g2-standard" => ("L4", match size { "24" => 2, "48" => 4, "96" => 8, _ => 1 }),
-        "g4-standard" => ("RTX-PRO-6000", match size { "48" => 1, "96" => 2, "192" => 4, "384" => 8, _ => 0 }),
+        "g2-standard" => (
+            "L4",
+            match size {
+                "24" => 2,
+                "48" => 4,
+                "96" => 8,
+                _ => 1,
+            },
+        ),
+        "g4-standard" => (
+            "RTX-PRO-6000",
+            match size {
+                "48" => 1,
+                "96" => 2,
+                "192" => 4,
+                "384" => 8,
+                _ => 0,
+            },
+        ),
         _ => return None,
     })
 }
@@ -71,7 +88,14 @@ pub fn azure(sku: &str) -> Option<(&'static str, u32)> {
         "NC" if has("s_v3") => ("V100-16GB", by_vcpus(&[(12, 2), (24, 4)])),
         "NC" if has("s_v2") => ("P100", by_vcpus(&[(12, 2), (24, 4)])),
         "NC" => ("K80", by_vcpus(&[(12, 2), (24, 4)])),
-        "NV" if has("A10") => ("A10", match vcpus { 36 => 1, 72 => 2, _ => 0 }),
+        "NV" if has("A10") => (
+            "A10",
+            match vcpus {
+                36 => 1,
+                72 => 2,
+                _ => 0,
+            },
+        ),
         "NV" if has("s_v3") || has("s_v2") => ("M60", by_vcpus(&[(24, 2), (48, 4)])),
         "NV" if !has("_v") => ("M60", by_vcpus(&[(12, 2), (24, 4)])),
         "NV" => ("Radeon", 0),
@@ -104,7 +128,9 @@ mod tests {
 
     #[test]
     fn every_name_is_a_known_gpu() {
-        for name in ["p2.xlarge", "p3.2xlarge", "p4d.24xlarge", "p6-b300.48xlarge", "g7.xlarge", "g7e.2xlarge", "g5g.xlarge"] {
+        for name in
+            ["p2.xlarge", "p3.2xlarge", "p4d.24xlarge", "p6-b300.48xlarge", "g7.xlarge", "g7e.2xlarge", "g5g.xlarge"]
+        {
             let (gpu, _) = aws(name).expect(name);
             assert!(gpu.parse::<fleet::GpuModel>().is_ok(), "{gpu}");
         }

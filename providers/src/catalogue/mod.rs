@@ -70,7 +70,9 @@ impl fmt::Display for Reason {
             Self::ZeroPrice => write!(f, "listed at $0 (sold by reservation only?)"),
             Self::BadPrice(price) => write!(f, "price {price} is not usable"),
             Self::Stale { age_days } => write!(f, "price is {age_days} days old"),
-            Self::FarFromPeers { price, median } => write!(f, "{price}/GPU-h is far from the median of {median}"),
+            Self::FarFromPeers { price, median } => {
+                write!(f, "{price}/GPU-h is far from the median of {median}")
+            }
             Self::Duplicate => write!(f, "listed twice"),
         }
     }
@@ -270,9 +272,15 @@ mod tests {
         assert_eq!(catalogue.offers.len(), 5);
         assert_eq!(catalogue.offers.len() + catalogue.set_aside.len(), total, "no row is lost");
         let kinds: BTreeSet<&str> = catalogue.set_aside.iter().map(|s| s.reason.kind()).collect();
-        for kind in
-            ["price of $0", "no price", "unusable price", "far from peers", "listed twice", "stale price", "unknown GPU"]
-        {
+        for kind in [
+            "price of $0",
+            "no price",
+            "unusable price",
+            "far from peers",
+            "listed twice",
+            "stale price",
+            "unknown GPU",
+        ] {
             assert!(kinds.contains(kind), "{kind} in {kinds:?}");
         }
     }

@@ -12,7 +12,15 @@ use crate::catalogue::{RawOffer, date_of, day_of};
 use crate::table::{DataError, Table};
 
 const COLUMNS: [&str; 10] = [
-    "provider", "region", "zone", "instance_type", "market", "gpu", "gpus_per_node", "price_usd_per_h", "price_date",
+    "provider",
+    "region",
+    "zone",
+    "instance_type",
+    "market",
+    "gpu",
+    "gpus_per_node",
+    "price_usd_per_h",
+    "price_date",
     "interruption_per_h",
 ];
 

@@ -36,8 +36,13 @@ pub fn read(folder: &Path) -> Result<(Vec<RawOffer>, Vec<SourceCount>), DataErro
     let mut offers = Vec::new();
     let mut counts = Vec::new();
     type Reader = fn(&Path) -> Result<Vec<RawOffer>, DataError>;
-    let readers: [(&str, Reader); 5] =
-        [(AWS_ZONES, aws), (GCP_PRICES, gcp), (AZURE_PRICES, azure), (NEOCLOUDS, neoclouds), (AVAILABILITY, availability)];
+    let readers: [(&str, Reader); 5] = [
+        (AWS_ZONES, aws),
+        (GCP_PRICES, gcp),
+        (AZURE_PRICES, azure),
+        (NEOCLOUDS, neoclouds),
+        (AVAILABILITY, availability),
+    ];
     for (file, reader) in readers {
         if folder.join(file).exists() {
             let read = reader(folder)?;
@@ -58,11 +63,7 @@ pub fn read(folder: &Path) -> Result<(Vec<RawOffer>, Vec<SourceCount>), DataErro
 type Prices = BTreeMap<(String, String), f64>;
 
 /// Newest price by key, with the newest day of the whole series: prices are listed when they change.
-fn newest(
-    path: &Path,
-    columns: [&str; 3],
-    price: &str,
-) -> Result<(Prices, Option<i32>), DataError> {
+fn newest(path: &Path, columns: [&str; 3], price: &str) -> Result<(Prices, Option<i32>), DataError> {
     let mut prices: BTreeMap<(String, String), (String, f64)> = BTreeMap::new();
     let mut last = String::new();
     let [date, place, name] = columns;
@@ -93,7 +94,13 @@ fn raw(key: OfferKey, gpu: (&str, u32), price: Option<f64>, day: Option<i32>) ->
 
 fn key(provider: &str, region: &str, zone: &str, instance_type: &str, market: Market) -> OfferKey {
     let own = str::to_owned;
-    OfferKey { provider: own(provider), region: own(region), zone: own(zone), instance_type: own(instance_type), market }
+    OfferKey {
+        provider: own(provider),
+        region: own(region),
+        zone: own(zone),
+        instance_type: own(instance_type),
+        market,
+    }
 }
 
 /// AWS: every zone offering, with the on-demand price of its region where there is one, and a spot offer where the
@@ -107,22 +114,27 @@ fn aws(folder: &Path) -> Result<Vec<RawOffer>, DataError> {
     };
     let mut advisor: HashMap<(String, String), (f64, f64)> = HashMap::new();
     if folder.join(AWS_ADVISOR).exists() {
-        Table::open(&folder.join(AWS_ADVISOR), &["region", "instance_type", "savings_pct_vs_od", "interruption_bucket"])?
-            .each(|row| {
-                let saving: f64 = row.parse("savings_pct_vs_od")?;
-                let bucket: usize = row.parse("interruption_bucket")?;
-                // Middle of the published monthly band; the last is open above 20 %.
-                let monthly = [0.025, 0.075, 0.125, 0.175, 0.25].get(bucket).copied().unwrap_or(0.25);
-                let hourly = -(1.0_f64 - monthly).ln() / 730.0;
-                advisor.insert((row.text("region").into(), row.text("instance_type").into()), (saving, hourly));
-                Ok(())
-            })?;
+        Table::open(
+            &folder.join(AWS_ADVISOR),
+            &["region", "instance_type", "savings_pct_vs_od", "interruption_bucket"],
+        )?
+        .each(|row| {
+            let saving: f64 = row.parse("savings_pct_vs_od")?;
+            let bucket: usize = row.parse("interruption_bucket")?;
+            // Middle of the published monthly band; the last is open above 20 %.
+            let monthly = [0.025, 0.075, 0.125, 0.175, 0.25].get(bucket).copied().unwrap_or(0.25);
+            let hourly = -(1.0_f64 - monthly).ln() / 730.0;
+            advisor.insert((row.text("region").into(), row.text("instance_type").into()), (saving, hourly));
+            Ok(())
+        })?;
     }
     let mut offers = Vec::new();
     Table::open(&folder.join(AWS_ZONES), &["region", "zone", "instance_type"])?.each(|row| {
         let (region, zone, name) = (row.text("region"), row.text("zone"), row.text("instance_type"));
         // Accelerators that are no GPUs (Inferentia, Trainium, Gaudi, FPGA) are not offers of ours.
-        let Some(gpu) = instances::aws(name) else { return Ok(()) };
+        let Some(gpu) = instances::aws(name) else {
+            return Ok(());
+        };
         let place = (region.to_owned(), name.to_owned());
         let price = prices.get(&place).copied();
         offers.push(raw(key("aws", region, zone, name, Market::OnDemand), gpu, price, day));

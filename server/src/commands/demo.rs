@@ -51,12 +51,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 /// A fleet that runs already, on the cheapest fitting on-demand offers: `(GPU models, GPUs of a node, GPUs in all)`.
 fn running_nodes(offers: &[Offer]) -> String {
-    let wanted: [(&[&str], u32, u32); 3] = [(&["H100-SXM", "H200"], 8, 40), (&["L40S", "A10G"], 2, 14), (&["L4", "T4"], 1, 4)];
+    let wanted: [(&[&str], u32, u32); 3] =
+        [(&["H100-SXM", "H200"], 8, 40), (&["L40S", "A10G"], 2, 14), (&["L4", "T4"], 1, 4)];
     let mut text = String::from("\n# Nodes that run already.\n");
     for (models, size, gpus) in wanted {
-        let fits = |o: &&Offer| {
-            models.contains(&o.gpu.name()) && o.gpus_per_node == size && o.key.market == Market::OnDemand
-        };
+        let fits =
+            |o: &&Offer| models.contains(&o.gpu.name()) && o.gpus_per_node == size && o.key.market == Market::OnDemand;
         let mut able: Vec<&Offer> = offers.iter().filter(fits).collect();
         able.sort_by_key(|o| o.price_usd_micros_per_h);
         let mut missing = gpus.div_ceil(size);

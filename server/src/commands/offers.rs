@@ -101,7 +101,8 @@ fn read(source: &str) -> anyhow::Result<Vec<RawOffer>> {
         "own" => catalogue::own::read(Path::new(rest))?,
         "aws-spot" => catalogue::aws_spot::read(Path::new(rest))?,
         "skypilot" => {
-            let (cloud, file) = rest.split_once('=').with_context(|| format!("--from '{source}': expected skypilot:CLOUD=FILE"))?;
+            let (cloud, file) =
+                rest.split_once('=').with_context(|| format!("--from '{source}': expected skypilot:CLOUD=FILE"))?;
             catalogue::skypilot::read(Path::new(file), cloud, None)?
         }
         "public" => {

@@ -68,7 +68,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     match args.output {
         Format::Json if answers.is_empty() => println!("{}", serde_json::to_string_pretty(&made)?),
-        Format::Json => println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "plan": made, "what_if": answers }))?),
+        Format::Json => {
+            println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "plan": made, "what_if": answers }))?)
+        }
         Format::Table => {
             print!("{}", render::plan(&loaded, &made));
             print!("{}", render::answers(&answers));
@@ -124,7 +126,10 @@ pub fn parse_question(text: &str) -> anyhow::Result<WhatIf> {
         "lift-regions" => WhatIf::LiftRegions { class: rest.into() },
         "hit-rate" => {
             let (class, target) = rest.rsplit_once('=').with_context(|| bad("hit-rate:CLASS=0.999"))?;
-            WhatIf::HitRate { class: class.into(), target: number(target).with_context(|| bad("hit-rate:CLASS=0.999"))? }
+            WhatIf::HitRate {
+                class: class.into(),
+                target: number(target).with_context(|| bad("hit-rate:CLASS=0.999"))?,
+            }
         }
         "budget" if rest == "none" => WhatIf::Budget { usd_micros_per_h: None },
         "budget" => {

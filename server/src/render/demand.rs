@@ -17,7 +17,8 @@ pub fn series(series: &Series) -> String {
         let values = &series.values[*k];
         let mut sorted = values.clone();
         sorted.sort_by(f64::total_cmp);
-        let at = |q: f64| sorted.get(((sorted.len() as f64 * q) as usize).min(sorted.len() - 1)).copied().unwrap_or(0.0);
+        let at =
+            |q: f64| sorted.get(((sorted.len() as f64 * q) as usize).min(sorted.len() - 1)).copied().unwrap_or(0.0);
         let rise = values.windows(step + 1).map(|w| w[step] - w[0]).fold(0.0, f64::max);
         let zeros = values.iter().filter(|v| **v == 0.0).count() as f64 / values.len() as f64;
         classes.add_row([

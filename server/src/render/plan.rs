@@ -89,7 +89,16 @@ fn actions(loaded: &Loaded, plan: &Plan) -> String {
 }
 
 fn classes(report: &PlanReport) -> String {
-    let header = ["class", "claims now", "at the end", "target", "expected", "missed", "idle GPUs for surges", "0.1 pp more costs"];
+    let header = [
+        "class",
+        "claims now",
+        "at the end",
+        "target",
+        "expected",
+        "missed",
+        "idle GPUs for surges",
+        "0.1 pp more costs",
+    ];
     let mut rows = table(&header, 1..8);
     for class in &report.classes {
         let claims = |t: Option<&f64>| format!("{:.1}", t.copied().unwrap_or(0.0));
@@ -142,7 +151,11 @@ fn changes(report: &PlanReport) -> String {
         rows.add_row([change.offer.to_string(), format!("{:.1}", change.before), format!("{:.0}", change.now)]);
     }
     // Without a parent, every launch is a change and says nothing.
-    if report.changes.iter().all(|c| c.before == 0.0) { String::new() } else { section("Changed since the parent plan", &rows) }
+    if report.changes.iter().all(|c| c.before == 0.0) {
+        String::new()
+    } else {
+        section("Changed since the parent plan", &rows)
+    }
 }
 
 fn set_aside(loaded: &Loaded) -> String {
@@ -199,7 +212,9 @@ pub fn explanation(explanation: &Explanation, most: usize) -> String {
         let why = match &offer.verdict {
             Verdict::ChosenToTheLimit => "chosen, as many as supply allows".to_owned(),
             Verdict::Chosen => "chosen, as many as pays".to_owned(),
-            Verdict::TooDear(by) => format!("too dear: a launched node would have to cost {by}/h less"),
+            Verdict::TooDear(by) => {
+                format!("too dear: a launched node would have to cost {by}/h less")
+            }
             Verdict::AsGood => "as good as what was chosen".to_owned(),
             Verdict::NoSupply => "no launch is allowed at present: recent refusals".to_owned(),
             Verdict::TooSlow => "a launch would arrive after the horizon".to_owned(),

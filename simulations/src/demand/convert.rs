@@ -86,7 +86,12 @@ pub fn from_requests(requests: &[Request], name: &str, params: &Params) -> Serie
     for r in requests {
         work[(r.t_s / f64::from(step)) as usize] += params.work_s(r.input_tokens, r.output_tokens);
     }
-    Series { step_s: step, classes: vec![name.to_owned()], values: vec![params.replicas(&work, step)], notes: Vec::new() }
+    Series {
+        step_s: step,
+        classes: vec![name.to_owned()],
+        values: vec![params.replicas(&work, step)],
+        notes: Vec::new(),
+    }
 }
 
 /// One class for each client. Where the step is below the window, arrivals inside a window are a Gamma renewal process
@@ -131,7 +136,9 @@ fn arrivals(client: &super::rates::Client, window_s: u32, step_s: u32, rng: &mut
             continue;
         }
         // Times between requests: shape 1/cv², mean 1/rate.
-        let Ok(gap) = Gamma::new(1.0 / (cv * cv), cv * cv / rate) else { continue };
+        let Ok(gap) = Gamma::new(1.0 / (cv * cv), cv * cv / rate) else {
+            continue;
+        };
         // The process has run for long: a first gap of random age.
         let mut at = gap.sample(rng) * rand::RngExt::random::<f64>(rng);
         while at < f64::from(window_s) {

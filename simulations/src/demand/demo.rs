@@ -11,7 +11,11 @@ pub fn series(seed: u64) -> Series {
     const STEPS: usize = 14 * 288;
     let mut rng = Rng::new(seed);
     // (name, level, rhythm, burst chance a step, burst size)
-    let services = [("chat-70b", 22.0, 0.55, 0.002, 1.2), ("code-8b", 30.0, 0.7, 0.004, 0.6), ("batch-embed", 8.0, 0.2, 0.006, 2.0)];
+    let services = [
+        ("chat-70b", 22.0, 0.55, 0.002, 1.2),
+        ("code-8b", 30.0, 0.7, 0.004, 0.6),
+        ("batch-embed", 8.0, 0.2, 0.006, 2.0),
+    ];
     let mut values = Vec::new();
     for (_, level, rhythm, chance, size) in services {
         let (mut noise, mut burst) = (0.0, 0.0);

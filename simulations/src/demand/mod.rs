@@ -97,7 +97,10 @@ impl Kind {
         };
         let names: Vec<&str> = Self::NAMES.iter().map(|(n, _)| *n).collect();
         kind.ok_or_else(|| {
-            DataError::file(path, format!("is no trace that is recognised; say which with --kind: {}", names.join(", ")))
+            DataError::file(
+                path,
+                format!("is no trace that is recognised; say which with --kind: {}", names.join(", ")),
+            )
         })
     }
 }

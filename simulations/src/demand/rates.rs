@@ -140,7 +140,12 @@ pub fn read_rate(path: &Path) -> Result<Rates, DataError> {
     let time = find(&["timestamp", "t_s"]);
     let value = find(&["value", "rate", "req_per_min"]);
     let (Some(time), Some(value)) = (time, value) else {
-        return Err(DataError::line(path, 1, None, format!("needs a time and a rate; the header has {}", names.join(", "))));
+        return Err(DataError::line(
+            path,
+            1,
+            None,
+            format!("needs a time and a rate; the header has {}", names.join(", ")),
+        ));
     };
     let mut points: Vec<(u64, f64, f64)> = Vec::new();
     table.each(|row| {
@@ -159,13 +164,24 @@ pub fn read_rate(path: &Path) -> Result<Rates, DataError> {
     let mut steps: Vec<f64> = points.windows(2).map(|p| p[1].1 - p[0].1).collect();
     steps.sort_by(f64::total_cmp);
     let window_s = steps[(steps.len() - 1) / 2].round().max(1.0);
-    let per_second = if value.starts_with("req_per_min") { 1.0 / 60.0 } else if value == "value" { 1.0 / window_s } else { 1.0 };
+    let per_second = if value.starts_with("req_per_min") {
+        1.0 / 60.0
+    } else if value == "value" {
+        1.0 / window_s
+    } else {
+        1.0
+    };
     let mut rate_per_s = Vec::new();
     let mut filled = 0;
     for pair in points.windows(2) {
         let missing = ((pair[1].1 - pair[0].1) / window_s).round().max(1.0) as usize - 1;
         if missing > 10_000 {
-            return Err(DataError::line(path, pair[1].0, Some(&time), "comes more than 10,000 steps after the line before"));
+            return Err(DataError::line(
+                path,
+                pair[1].0,
+                Some(&time),
+                "comes more than 10,000 steps after the line before",
+            ));
         }
         rate_per_s.push(pair[0].2 * per_second);
         for m in 1..=missing {
@@ -183,8 +199,9 @@ pub fn read_rate(path: &Path) -> Result<Rates, DataError> {
 
 fn read_minutes(path: &Path) -> Result<Rates, DataError> {
     let text = read_text(path)?;
-    let file: MinuteFile = serde_json::from_str(&text)
-        .map_err(|e| DataError::line(path, e.line() as u64, None, format!("has no list 'week1_min' of t and tps ({e})")))?;
+    let file: MinuteFile = serde_json::from_str(&text).map_err(|e| {
+        DataError::line(path, e.line() as u64, None, format!("has no list 'week1_min' of t and tps ({e})"))
+    })?;
     let end = file.week1_min.iter().map(|m| m.t + 1).max().unwrap_or(0);
     if end == 0 || end > 10_000_000 {
         return Err(DataError::file(path, format!("covers {end} minutes")));

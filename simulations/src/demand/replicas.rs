@@ -22,7 +22,9 @@ fn read_wide(path: &Path, table: Table, names: &[String]) -> Result<Series, Data
     let (time, scale) = match names.first().map(String::as_str) {
         Some("t_s") => ("t_s", 1.0),
         Some("hour") => ("hour", 3600.0),
-        _ => return Err(DataError::line(path, 1, None, "the first column must be t_s or hour")),
+        _ => {
+            return Err(DataError::line(path, 1, None, "the first column must be t_s or hour"));
+        }
     };
     let classes: Vec<String> = names[1..].to_vec();
     if classes.is_empty() {
@@ -78,7 +80,9 @@ fn read_long(path: &Path, table: Table) -> Result<Series, DataError> {
 
 /// Steps must be equal and forward.
 fn check_step(times: &[f64], at: f64) -> Result<(), String> {
-    let Some(last) = times.last() else { return Ok(()) };
+    let Some(last) = times.last() else {
+        return Ok(());
+    };
     if at <= *last {
         return Err(format!("{at} is not after {last}"));
     }

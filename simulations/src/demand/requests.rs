@@ -36,7 +36,12 @@ pub fn read(path: &Path, kind: Kind) -> Result<Vec<Request>, DataError> {
             for (i, line) in read_text(path)?.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
                 let at = i as u64 + 1;
                 let row: MooncakeLine = serde_json::from_str(line).map_err(|e| {
-                    DataError::line(path, at, None, format!("is not a request with input_length and output_length ({e})"))
+                    DataError::line(
+                        path,
+                        at,
+                        None,
+                        format!("is not a request with input_length and output_length ({e})"),
+                    )
                 })?;
                 let numbers = [row.timestamp, row.input_length, row.output_length];
                 if numbers.iter().any(|n| !n.is_finite() || *n < 0.0) {

@@ -41,7 +41,9 @@ fn azure_llm() {
 fn burstgpt_and_mooncake() {
     let head = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n";
     good("b.csv", Kind::BurstGpt, &format!("{head}5,ChatGPT,472,18,490,Conversation log\n65,GPT-4,1,1,2,API log\n"));
-    assert!(bad("b.csv", Kind::BurstGpt, &format!("{head}5,ChatGPT,-1,18,490,x\n")).contains("column 'Request tokens'"));
+    assert!(
+        bad("b.csv", Kind::BurstGpt, &format!("{head}5,ChatGPT,-1,18,490,x\n")).contains("column 'Request tokens'")
+    );
     let line = "{\"timestamp\": 0, \"input_length\": 6758, \"output_length\": 500, \"hash_ids\": [0]}\n";
     good("m.jsonl", Kind::Mooncake, &line.repeat(3));
     let error = bad("m.jsonl", Kind::Mooncake, &format!("{line}{{\"timestamp\": 0}}\n"));
@@ -79,7 +81,9 @@ fn replicas_long_wide_and_uneven() {
 #[test]
 fn prometheus_matrix() {
     let text = |values: &str| {
-        format!(r#"{{"status":"success","data":{{"resultType":"matrix","result":[{{"metric":{{"class":"chat"}},"values":[{values}]}}]}}}}"#)
+        format!(
+            r#"{{"status":"success","data":{{"resultType":"matrix","result":[{{"metric":{{"class":"chat"}},"values":[{values}]}}]}}}}"#
+        )
     };
     let series = good("p.json", Kind::Prometheus, &text(r#"[100,"1"],[160,"2"],[280,"4"]"#));
     assert_eq!((series.step_s, series.values[0].clone()), (60, vec![1.0, 2.0, 2.0, 4.0]));
@@ -92,7 +96,11 @@ fn prometheus_matrix() {
 
 #[test]
 fn rate_tables() {
-    let series = good("x.csv", Kind::Rate, "timestamp,value\n2015-02-26 21:42:53,300\n2015-02-26 21:47:53,600\n2015-02-26 21:57:53,0\n");
+    let series = good(
+        "x.csv",
+        Kind::Rate,
+        "timestamp,value\n2015-02-26 21:42:53,300\n2015-02-26 21:47:53,600\n2015-02-26 21:57:53,0\n",
+    );
     assert_eq!(series.notes, ["1 missing steps are interpolated"]);
     let error = bad("x.csv", Kind::Rate, "timestamp,value\n2015-02-26 21:42:53,1\n2015-02-26 21:42:53,2\n");
     assert!(error.contains("line 3, column 'timestamp'"), "{error}");

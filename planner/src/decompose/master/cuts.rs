@@ -1,30 +1,20 @@
-//! The restricted problem: a few sources, the cuts found so far, in one HiGHS session.
+//! Cuts: which sets of classes a solution cannot cover, and their rows in the restricted problem.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use solver::{Limits, Session, Solution, SolverError};
+use solver::{Entries, Solution, SolverError};
 
-use crate::columns::{self, ColKey, ColSpec, Links, RowKey, RowSpec};
+use super::{Master, Set};
+use crate::columns::{self, ColKey, ColSpec, RowKey};
 use crate::decompose::flow::{ClassSet, Network};
-use crate::decompose::price::Duals;
 use crate::extensive;
-use crate::input::PlanInput;
-use crate::model::Model;
 
 /// GPUs by which demand may pass capacity before a cut is added.
-const SHORT_GPUS: f64 = 1e-6;
+pub(super) const SHORT_GPUS: f64 = 1e-6;
 /// Paths cut for each set and period before the first solve.
 const SEED_CUTS: usize = 1;
 /// Cuts added for one path and period in one round.
 const CUTS_PER_BLOCK: usize = 4;
-
-/// A set of classes whose joint demand is cut.
-#[derive(Debug)]
-struct Set {
-    mask: ClassSet,
-    /// `(pool, share of its GPUs that the set can use)`.
-    pools: Vec<(usize, f64)>,
-}
 
 /// What a solution of the restricted problem breaks in the whole one.
 #[derive(Debug)]
@@ -43,203 +33,7 @@ impl Violations {
     }
 }
 
-/// The restricted problem and what it has found.
-#[derive(Debug)]
-pub struct Master<'a> {
-    input: &'a PlanInput,
-    model: &'a Model,
-    /// Links of every source.
-    pub links: Vec<Links>,
-    session: Session,
-    rows: HashMap<RowKey, usize>,
-    cols: HashMap<ColKey, usize>,
-    /// Sources in the problem, in the order they came.
-    pub active: Vec<usize>,
-    is_active: Vec<bool>,
-    aim: Option<Vec<Vec<f64>>>,
-    /// Sources came since the last solve.
-    fresh_cols: bool,
-    sets: Vec<Set>,
-    set_index: HashMap<ClassSet, usize>,
-    cuts: HashSet<(usize, usize, usize)>,
-    /// Spread rows that were violated once.
-    spreads: HashSet<(usize, usize)>,
-    /// Solves and simplex iterations so far.
-    pub solves: usize,
-    /// See `solves`.
-    pub iterations: i64,
-    /// Solves that had to be repeated without the last basis.
-    pub cold_restarts: usize,
-}
-
-impl<'a> Master<'a> {
-    /// With no sources and no cuts.
-    ///
-    /// # Errors
-    /// HiGHS refuses a number.
-    pub fn new(input: &'a PlanInput, model: &'a Model, limits: Limits) -> Result<Self, SolverError> {
-        let mut master = Self {
-            input,
-            model,
-            links: columns::links(input, model),
-            session: Session::new(limits)?,
-            rows: HashMap::new(),
-            cols: HashMap::new(),
-            active: Vec::new(),
-            is_active: vec![false; model.sources.len()],
-            aim: None,
-            fresh_cols: false,
-            sets: Vec::new(),
-            set_index: HashMap::new(),
-            cuts: HashSet::new(),
-            spreads: HashSet::new(),
-            solves: 0,
-            iterations: 0,
-            cold_restarts: 0,
-        };
-        let (rows, cols) = columns::shared(input, model);
-        master.add(&rows, cols)?;
-        Ok(master)
-    }
-
-    /// Adds rows, then columns. Entries in rows that are not in the problem (yet) are left out.
-    fn add(&mut self, rows: &[RowSpec], cols: Vec<ColSpec>) -> Result<(), SolverError> {
-        let fresh: Vec<_> = rows.iter().map(|r| (r.lower, r.upper, Vec::new())).collect();
-        for (i, row) in rows.iter().enumerate() {
-            self.rows.insert(row.key, self.session.num_rows() + i);
-        }
-        self.session.add_rows(&fresh)?;
-        let mut packed = Vec::with_capacity(cols.len());
-        for (i, col) in cols.into_iter().enumerate() {
-            self.cols.insert(col.key, self.session.num_cols() + i);
-            let entries = col.entries.iter().filter_map(|(key, v)| self.rows.get(key).map(|r| (*r, *v))).collect();
-            packed.push((col.cost, col.lower, col.upper, entries));
-        }
-        self.session.add_cols(&packed)
-    }
-
-    /// Whether a source is in the problem.
-    #[must_use]
-    pub fn has(&self, i: usize) -> bool {
-        self.is_active[i]
-    }
-
-    /// Adds sources with their pools.
-    ///
-    /// # Errors
-    /// HiGHS refuses a number.
-    pub fn add_sources(&mut self, sources: &[usize]) -> Result<(), SolverError> {
-        let model = self.model;
-        self.fresh_cols = self.solves > 0;
-        let (mut rows, mut cols) = (Vec::new(), Vec::new());
-        for &i in sources {
-            assert!(!self.is_active[i], "source {i} is there already");
-            self.is_active[i] = true;
-            self.active.push(i);
-            let source = &model.sources[i];
-            if !self.rows.contains_key(&RowKey::Pool(source.pool, 0))
-                && !rows.iter().any(|r: &RowSpec| r.key == RowKey::Pool(source.pool, 0))
-            {
-                for t in 0..model.periods() {
-                    let key = RowKey::Pool(source.pool, t);
-                    rows.push(RowSpec { key, lower: 0.0, upper: 0.0 });
-                    let mut entries = vec![(key, 1.0)];
-                    entries.extend(self.set_entries(source.pool, t));
-                    let key = ColKey::Pool(source.pool, t);
-                    cols.push(ColSpec { key, cost: 0.0, lower: 0.0, upper: f64::INFINITY, entries });
-                }
-            }
-            let (more_rows, mut more_cols) = columns::source(self.input, model, &self.links[i], i);
-            rows.extend(more_rows);
-            for col in &mut more_cols {
-                if let ColKey::Nodes(_, t) = col.key {
-                    col.entries.push((RowKey::Pool(source.pool, t), -source.gpus));
-                }
-            }
-            cols.extend(more_cols);
-        }
-        self.add(&rows, cols)
-    }
-
-    /// A pool's entries in the sets that are there already.
-    fn set_entries(&self, pool: usize, t: usize) -> Vec<(RowKey, f64)> {
-        let mut entries = Vec::new();
-        for (s, set) in self.sets.iter().enumerate() {
-            let Some(&(_, share)) = set.pools.iter().find(|(p, _)| *p == pool) else { continue };
-            for domain in 0..=self.model.domains.len() {
-                let key = RowKey::Set(s, t, domain);
-                if self.rows.contains_key(&key) && (domain == 0 || self.model.pools[pool].domain != Some(domain - 1)) {
-                    entries.push((key, -share));
-                }
-            }
-        }
-        entries
-    }
-
-    /// Solves from the last basis.
-    ///
-    /// # Errors
-    /// No optimum.
-    pub fn solve(&mut self) -> Result<Solution, SolverError> {
-        self.solves += 1;
-        let primal = std::mem::take(&mut self.fresh_cols);
-        self.session.use_primal(primal)?;
-        let mut solution = self.session.solve();
-        if matches!(solution, Err(SolverError::NoOptimum(_))) {
-            // A warm start can end between tolerances: once more, cold.
-            self.session.forget_basis()?;
-            self.session.use_primal(false)?;
-            solution = self.session.solve();
-            self.cold_restarts += 1;
-        }
-        self.iterations += self.session.iterations();
-        solution
-    }
-
-    /// Forgets the basis: the next solve is cold.
-    ///
-    /// # Errors
-    /// HiGHS refuses.
-    pub fn forget_basis(&mut self) -> Result<(), SolverError> {
-        self.session.forget_basis()
-    }
-
-    /// Value of a column; 0 where it is not in the problem.
-    #[must_use]
-    pub fn value(&self, solution: &Solution, key: ColKey) -> f64 {
-        // A solution from before a column came has it at 0.
-        self.cols.get(&key).and_then(|c| solution.cols.get(*c)).copied().unwrap_or(0.0)
-    }
-
-    /// Units left under a limit row in its tightest period; infinite when the row is not in the problem.
-    #[must_use]
-    pub fn room(&self, solution: &Solution, limit: f64, row: impl Fn(usize) -> RowKey, periods: usize) -> f64 {
-        let used = |t: usize| self.rows.get(&row(t)).and_then(|r| solution.rows.get(*r)).copied();
-        (0..periods).filter_map(used).map(|used| limit - used).fold(f64::INFINITY, f64::min)
-    }
-
-    /// Fixes or frees a column.
-    ///
-    /// # Errors
-    /// HiGHS refuses a number.
-    pub fn set_bounds(&mut self, key: ColKey, lower: f64, upper: f64) -> Result<(), SolverError> {
-        match self.cols.get(&key) {
-            Some(c) => self.session.set_col_bounds(*c, lower, upper),
-            None => Ok(()),
-        }
-    }
-
-    /// Replaces the bounds of a row that is in the problem.
-    ///
-    /// # Errors
-    /// HiGHS refuses a number.
-    pub fn set_row(&mut self, key: RowKey, lower: f64, upper: f64) -> Result<(), SolverError> {
-        match self.rows.get(&key) {
-            Some(r) => self.session.set_row_bounds(*r, lower, upper),
-            None => Ok(()),
-        }
-    }
-
+impl Master<'_> {
     /// Registers each class alone as a set.
     pub fn seed_sets(&mut self) {
         (0..self.model.claim_gpus.len()).for_each(|k| {
@@ -320,20 +114,6 @@ impl<'a> Master<'a> {
     pub fn cut(&mut self, violations: &Violations) -> Result<(), SolverError> {
         self.add_cuts(&violations.cuts)?;
         violations.spreads.iter().try_for_each(|&(r, t)| self.add_spread(r, t))
-    }
-
-    /// GPUs of each pool, `[T][pools]`.
-    #[must_use]
-    pub fn pool_gpus(&self, solution: Option<&Solution>) -> Vec<Vec<f64>> {
-        let mut gpus = vec![vec![0.0; self.model.pools.len()]; self.model.periods()];
-        if let Some(solution) = solution {
-            for (t, row) in gpus.iter_mut().enumerate() {
-                for (p, value) in row.iter_mut().enumerate() {
-                    *value = self.value(solution, ColKey::Pool(p, t)).max(0.0);
-                }
-            }
-        }
-        gpus
     }
 
     /// Missed claims, mean over the paths, `[T][K]`: those that the solution accepts, and what it leaves short where a
@@ -432,7 +212,8 @@ impl<'a> Master<'a> {
     /// Classes by the price of a missed GPU in `t`, dearest first.
     fn dearest_first(&self, solution: &Solution, t: usize) -> Vec<usize> {
         let price = |k: &usize| {
-            let target = self.rows.get(&RowKey::Target(*k, t)).and_then(|r| solution.row_duals.get(*r)).map_or(0.0, |v| -v);
+            let target =
+                self.rows.get(&RowKey::Target(*k, t)).and_then(|r| solution.row_duals.get(*r)).map_or(0.0, |v| -v);
             (self.model.miss_usd[*k] + target) / self.model.claim_gpus[*k]
         };
         let mut order: Vec<usize> = (0..self.model.claim_gpus.len()).collect();
@@ -479,27 +260,10 @@ impl<'a> Master<'a> {
         new
     }
 
+    /// Adds cuts, `(set, period, block)`. GPUs of a set that many cuts use are a column of its own.
     fn add_cuts(&mut self, new: &[(usize, usize, usize)]) -> Result<(), SolverError> {
         let model = self.model;
-        let paths = model.weights.len();
-        let domain_of = |block: usize| if block < paths { 0 } else { block - paths + 1 };
-        let (mut set_rows, mut set_keys, mut cols) = (Vec::new(), HashSet::new(), Vec::new());
-        for &(s, t, block) in new {
-            let domain = domain_of(block);
-            let key = RowKey::Set(s, t, domain);
-            if !self.rows.contains_key(&key) && set_keys.insert(key) {
-                let alive = |p: &usize| domain == 0 || model.pools[*p].domain != Some(domain - 1);
-                let pools = self.sets[s].pools.iter().filter(|(p, _)| alive(p));
-                let entries: Vec<_> = pools
-                    .filter_map(|&(p, share)| self.cols.get(&ColKey::Pool(p, t)).map(|c| (*c, -share)))
-                    .collect();
-                self.rows.insert(key, self.session.num_rows() + set_rows.len());
-                set_rows.push((0.0, 0.0, entries));
-                let gpus = ColKey::Set(s, t, domain);
-                cols.push(ColSpec { key: gpus, cost: 0.0, lower: 0.0, upper: f64::INFINITY, entries: vec![(key, 1.0)] });
-            }
-        }
-        self.session.add_rows(&set_rows)?;
+        let mut cols = self.add_shared_sets(new)?;
         let mut misses = HashSet::new();
         for &(s, t, block) in new {
             for k in (0..model.claim_gpus.len()).filter(|k| self.sets[s].mask & (1 << k) != 0) {
@@ -512,7 +276,14 @@ impl<'a> Master<'a> {
         self.add(&[], cols)?;
         let mut cut_rows = Vec::with_capacity(new.len());
         for &(s, t, block) in new {
-            let mut entries = vec![(self.cols[&ColKey::Set(s, t, domain_of(block))], 1.0)];
+            let domain = self.lost_domain(block);
+            let mut entries = match self.cols.get(&ColKey::Set(s, t, domain)) {
+                Some(set) => vec![(*set, 1.0)],
+                None => {
+                    self.inlined.insert((s, t, domain), RowKey::Cut(s, t, block));
+                    self.set_pools(s, t, domain)
+                }
+            };
             let mut demand = 0.0;
             for k in (0..model.claim_gpus.len()).filter(|k| self.sets[s].mask & (1 << k) != 0) {
                 demand += extensive::demand(model, block, t)[k];
@@ -524,6 +295,46 @@ impl<'a> Master<'a> {
             cut_rows.push((demand, f64::INFINITY, entries));
         }
         self.session.add_rows(&cut_rows)
+    }
+
+    /// Adds the rows of sets that more than one cut uses, and returns their columns.
+    fn add_shared_sets(&mut self, new: &[(usize, usize, usize)]) -> Result<Vec<ColSpec>, SolverError> {
+        let mut uses: BTreeMap<(usize, usize, usize), usize> = BTreeMap::new();
+        for &(s, t, block) in new {
+            let at = (s, t, self.lost_domain(block));
+            *uses.entry(at).or_insert_with(|| usize::from(self.inlined.contains_key(&at))) += 1;
+        }
+        let (mut rows, mut cols) = (Vec::new(), Vec::new());
+        for ((s, t, domain), _) in uses.into_iter().filter(|(_, uses)| *uses > 1) {
+            let key = RowKey::Set(s, t, domain);
+            if !self.rows.contains_key(&key) {
+                let entries = self.set_pools(s, t, domain).into_iter().map(|(c, share)| (c, -share)).collect();
+                self.rows.insert(key, self.session.num_rows() + rows.len());
+                rows.push((0.0, 0.0, entries));
+                let gpus = ColKey::Set(s, t, domain);
+                cols.push(ColSpec {
+                    key: gpus,
+                    cost: 0.0,
+                    lower: 0.0,
+                    upper: f64::INFINITY,
+                    entries: vec![(key, 1.0)],
+                });
+            }
+        }
+        self.session.add_rows(&rows)?;
+        Ok(cols)
+    }
+
+    /// The domain that a block loses, counted from 1; 0 where it loses none.
+    fn lost_domain(&self, block: usize) -> usize {
+        (block + 1).saturating_sub(self.model.weights.len())
+    }
+
+    /// Pool columns of a set with their shares.
+    fn set_pools(&self, s: usize, t: usize, domain: usize) -> Entries {
+        let alive = |p: usize| domain == 0 || self.model.pools[p].domain != Some(domain - 1);
+        let pools = self.sets[s].pools.iter().filter(|(p, _)| alive(*p));
+        pools.filter_map(|&(p, share)| self.cols.get(&ColKey::Pool(p, t)).map(|c| (*c, share))).collect()
     }
 
     /// Spread rows that the solution breaks: `(row, period)`.
@@ -563,19 +374,6 @@ impl<'a> Master<'a> {
         (self.cuts.len(), self.sets.len())
     }
 
-    /// Sources that hold nodes in the solution, and those that exist anyway.
-    #[must_use]
-    pub fn used_sources(&self, solution: &Solution) -> Vec<usize> {
-        let holds = |i: &usize| {
-            let source = &self.model.sources[*i];
-            source.must_be_modelled()
-                || (0..self.model.periods()).any(|t| self.value(solution, ColKey::Nodes(*i, t)) > SHORT_GPUS)
-        };
-        let mut used: Vec<usize> = self.active.iter().copied().filter(holds).collect();
-        used.sort_unstable();
-        used
-    }
-
     /// Sets of classes with a cut that has a price.
     #[must_use]
     pub fn binding_sets(&self, solution: &Solution) -> Vec<ClassSet> {
@@ -583,51 +381,7 @@ impl<'a> Master<'a> {
             RowKey::Cut(s, ..) if solution.row_duals[*row] > 1e-9 => Some(self.sets[*s].mask),
             _ => None,
         });
-        let sets: std::collections::BTreeSet<ClassSet> = binding.collect();
+        let sets: BTreeSet<ClassSet> = binding.collect();
         sets.into_iter().collect()
-    }
-
-    /// Rows and columns of the restricted problem.
-    #[must_use]
-    pub fn size(&self) -> (usize, usize) {
-        (self.session.num_rows(), self.session.num_cols())
-    }
-
-    /// Prices of the shared rows, lifted to the extensive form: a cut's price is the price of demand of each of its
-    /// classes.
-    #[must_use]
-    pub fn duals(&self, solution: &Solution) -> Duals {
-        let (model, periods) = (self.model, self.model.periods());
-        let table = |rows: usize| vec![vec![0.0; periods]; rows];
-        let mut duals = Duals {
-            quota: table(self.input.quotas.len()),
-            rate: table(columns::rate_groups(self.input).len()),
-            commitment: table(self.input.commitments.len()),
-            spread: table(model.spreads.len()),
-            budget: vec![0.0; if self.input.policy.budget_usd_micros_per_h.is_some() { periods } else { 0 }],
-            target: table(model.claim_gpus.len()),
-            tail: vec![0.0; if self.input.policy.cvar_weight > 0.0 { model.weights.len() } else { 0 }],
-            ..Duals::default()
-        };
-        for (key, row) in &self.rows {
-            let price = solution.row_duals[*row];
-            match *key {
-                RowKey::Quota(q, t) => duals.quota[q][t] = -price,
-                RowKey::Rate(g, t) => duals.rate[g][t] = -price,
-                RowKey::Commitment(c, t) => duals.commitment[c][t] = -price,
-                RowKey::Spread(r, t) => duals.spread[r][t] = -price,
-                RowKey::Budget(t) => duals.budget[t] = -price,
-                RowKey::Target(k, t) => duals.target[k][t] = -price,
-                RowKey::Tail(s) => duals.tail[s] = price,
-                RowKey::Cut(s, t, block) if price > 0.0 => {
-                    let prices = duals.cover.entry((t, block)).or_insert_with(|| vec![0.0; model.claim_gpus.len()]);
-                    let mask = self.sets[s].mask;
-                    (0..prices.len()).filter(|k| mask & (1 << k) != 0).for_each(|k| prices[k] += price);
-                }
-                _ => {}
-            }
-        }
-        duals.clip(self.input, model);
-        duals
     }
 }
