@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use fleet::{OfferKey, UsdMicros, admission};
+use fleet::{Class, OfferKey, UsdMicros, admission};
 use serde::{Deserialize, Serialize};
 
 use crate::columns;
 use crate::decompose::{self, Effort};
-use crate::input::PlanInput;
+use crate::input::{OfferState, PlanInput};
 use crate::model::{Caps, Model};
 use crate::plan::{Plan, micros};
 
@@ -55,6 +55,19 @@ pub enum Verdict {
     TooSlow,
 }
 
+/// Number of offers that serve a class, and of those that do not by reason.
+#[must_use]
+pub fn refusals(class: &Class, offers: &[OfferState]) -> (usize, BTreeMap<String, usize>) {
+    let caps = Caps::resolve(class, offers);
+    let mut refused: BTreeMap<String, usize> = BTreeMap::new();
+    for state in offers {
+        if let Err(why) = admission::yields(&state.offer, class, caps.of(class, &state.offer)) {
+            *refused.entry(reason(&why)).or_default() += 1;
+        }
+    }
+    (offers.len() - refused.values().sum::<usize>(), refused)
+}
+
 /// Explains one class of `input`, whose plan is `plan`.
 ///
 /// # Errors
@@ -71,15 +84,14 @@ pub fn explain(
     let links = columns::links(input, &model);
     let caps = Caps::resolve(&input.classes[class], &input.offers);
     let mut offers = Vec::new();
-    let mut refused: BTreeMap<String, usize> = BTreeMap::new();
+    let (_, refused) = refusals(&input.classes[class], &input.offers);
     let mut source_of = BTreeMap::new();
     for (i, source) in model.sources.iter().enumerate().filter(|(_, s)| s.group.is_none()) {
         source_of.insert(source.offer, i);
     }
     for (p, state) in input.offers.iter().enumerate() {
         let cap = caps.of(&input.classes[class], &state.offer);
-        if let Err(why) = admission::yields(&state.offer, &input.classes[class], cap) {
-            *refused.entry(reason(&why)).or_default() += 1;
+        if admission::yields(&state.offer, &input.classes[class], cap).is_err() {
             continue;
         }
         let Some(&i) = source_of.get(&p) else {

@@ -200,6 +200,9 @@ fn limits(c: &mut Checker, input: &PlanInput) {
     c.range("policy.cvar_level", policy.cvar_level, 0.0, 0.999);
     c.range("policy.churn", policy.churn, 0.0, 100.0);
     if let Some(budget) = policy.budget_usd_micros_per_h {
+        if budget.0 == 0 {
+            c.fail("policy.budget_usd_micros_per_h", "0 dollars an hour buys nothing: leave it out for no budget");
+        }
         c.range("policy.budget_usd_micros_per_h", budget.usd(), 0.0, 1e9);
     }
     if let Some(rate) = policy.launch_rate_nodes_per_min {

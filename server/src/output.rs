@@ -17,7 +17,11 @@ pub fn write_whole(path: &Path, fill: impl FnOnce(&mut dyn Write) -> anyhow::Res
         _ => Path::new("."),
     };
     let context = || format!("cannot write {}", path.display());
-    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(context)?;
+    let mut make = tempfile::Builder::new();
+    // Not private as temporary files are: the file gets what the user's umask says.
+    #[cfg(unix)]
+    make.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = make.tempfile_in(folder).with_context(context)?;
     let mut out = BufWriter::new(file.as_file_mut());
     fill(&mut out)?;
     out.flush().with_context(context)?;

@@ -280,12 +280,19 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
     if catalogue.offers.is_empty() {
         bail!("{}: every offer was set aside, see 'pilotlight offers show'", file.offers.display());
     }
+    let most = planner::validate::MAX_SCENARIOS;
+    if !(1..=most).contains(&file.paths) {
+        bail!("{}: paths: {} is not in 1..{most}", path.display(), file.paths);
+    }
+    if file.demand.season_s == 0 {
+        bail!("{}: demand.season_s: 0 seconds are no season; 86400 is a day", path.display());
+    }
     let classes = file.class.iter().map(class).collect::<anyhow::Result<Vec<Class>>>()?;
     let series = read_demand(&file, folder)?;
     let history = history(&file, &series)?;
     let rules = PathRules {
         season_s: file.demand.season_s,
-        paths: file.paths.clamp(1, planner::validate::MAX_SCENARIOS),
+        paths: file.paths,
         seed: file.seed,
         claim_mean_s: file.class.iter().map(|k| k.claim_mean_s).collect(),
     };

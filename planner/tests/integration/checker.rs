@@ -63,7 +63,7 @@ fn the_same_input_gives_the_same_plan() {
 #[test]
 fn a_plan_always_exists() {
     let mut input = tiny::problem(3);
-    input.policy.budget_usd_micros_per_h = Some(fleet::UsdMicros::ZERO);
+    input.policy.budget_usd_micros_per_h = Some(fleet::UsdMicros(1));
     for class in &mut input.classes {
         class.hit_rate_target = 0.99;
         class.gpus[0].model = "MI300X".parse().expect("known");
@@ -74,6 +74,8 @@ fn a_plan_always_exists() {
     }
     let plan = plan(&input, Options::default()).expect("a plan");
     assert!(plan.launches.is_empty());
+    let unmet = |class: &str| plan.report.unmet.iter().any(|u| u.what.starts_with(class) && u.why.contains("no offer"));
+    assert!(input.classes.iter().all(|k| unmet(&k.name)), "{:?}", plan.report.unmet);
 }
 
 #[test]
@@ -93,5 +95,6 @@ fn bad_input_is_named() {
     assert!(broken(&|i| i.offers[0].launch_limit_nodes = f64::INFINITY).ends_with(".launch_limit_nodes"));
     assert_eq!(broken(&|i| i.scenarios[0].claims[0][0] = f64::NAN), "scenarios[0].claims[0][0]");
     assert_eq!(broken(&|i| i.scenarios[0].weight = 7.0), "scenarios");
+    assert!(broken(&|i| i.policy.budget_usd_micros_per_h = Some(fleet::UsdMicros::ZERO)).contains("budget"));
     assert!(broken(&|i| i.classes[0].hit_rate_target = 1.0).ends_with(".hit_rate_target"));
 }

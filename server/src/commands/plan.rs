@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use fleet::UsdMicros;
 use planner::decompose::Effort;
 use planner::extensive;
+use planner::input::PlanInput;
 use planner::model::Model;
 use planner::plan::{Options, Plan, plan};
 use planner::what_if::{self, WhatIf};
@@ -50,9 +51,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => None,
     };
     let loaded = plan_file::load(&args.file, parent.as_ref())?;
+    refuse_unservable(&loaded.input, &args.file)?;
     let options = Options { effort: Effort::default(), sensitivities: args.sensitivities, ..Options::default() };
     let busy = output::spinner("planning");
-    let made = plan(&loaded.input, options)?;
+    let made = plan(&loaded.input, options).with_context(|| args.file.display().to_string())?;
     busy.finish_and_clear();
     if let Some(path) = &args.write_mps {
         write_mps(path, &loaded)?;
@@ -75,6 +77,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             print!("{}", render::plan(&loaded, &made));
             print!("{}", render::answers(&answers));
         }
+    }
+    Ok(())
+}
+
+/// A class that no usable offer can serve is a mistake in the file: no plan can help it.
+fn refuse_unservable(input: &PlanInput, file: &std::path::Path) -> anyhow::Result<()> {
+    if !planner::validate::problems(input).is_empty() {
+        // The planner names those, with their places.
+        return Ok(());
+    }
+    for class in &input.classes {
+        let reasons = match planner::explain::refusals(class, &input.offers) {
+            (0, reasons) => reasons,
+            _ => continue,
+        };
+        let counted: Vec<String> = reasons.iter().map(|(why, n)| format!("{why} ({n})")).collect();
+        bail!("{}: class '{}': no offer can serve it: {}", file.display(), class.name, counted.join(", "));
     }
     Ok(())
 }

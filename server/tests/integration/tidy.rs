@@ -1,0 +1,67 @@
+//! Rules of docs/ARCHITECTURE.md that no compiler checks: the pure rooms have no clock, randomness, files or threads.
+
+use std::path::{Path, PathBuf};
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Words that the code of a pure room must not have; tests at the end of a file may.
+fn forbidden(code: &str) -> Option<&'static str> {
+    let words = [
+        "std::time",
+        "Instant::",
+        "SystemTime",
+        "std::fs",
+        "std::env",
+        "std::thread",
+        "std::process",
+        "std::net",
+        "rand::",
+        "async fn",
+        "println!",
+        "eprintln!",
+        "dbg!",
+    ];
+    let code = code.split("#[cfg(test)]").next().unwrap_or(code);
+    let lines = code.lines().map(|l| l.split("//").next().unwrap_or(l));
+    lines.flat_map(|l| words.iter().find(|w| l.contains(**w))).next().copied()
+}
+
+#[test]
+fn pure_rooms_are_pure() {
+    assert_eq!(forbidden("fn f() {\n  let t = std::time::Instant::now();\n}"), Some("std::time"), "finds nothing");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut found = Vec::new();
+    for room in ["fleet", "planner", "solver"] {
+        sources(&root.join(room).join("src"), &mut found);
+    }
+    assert!(found.len() > 20, "only {} files: the rooms have moved", found.len());
+    for path in found {
+        let code = std::fs::read_to_string(&path).expect("readable");
+        assert_eq!(forbidden(&code), None, "{}", path.display());
+    }
+}
+
+#[test]
+fn files_stay_short() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&root).expect("the workspace") {
+        let room = entry.expect("an entry").path();
+        if room.join("Cargo.toml").exists() && room.join("src").exists() {
+            sources(&room.join("src"), &mut found);
+        }
+    }
+    for path in found {
+        let lines = std::fs::read_to_string(&path).expect("readable").lines().count();
+        assert!(lines <= 600, "{} has {lines} lines: split it by meaning", path.display());
+    }
+}
