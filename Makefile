@@ -1,7 +1,7 @@
 # make run    set up, then the main job on demo data
 # make test   set up, then every test
 # make bench  set up, then every benchmark (release build)
-.PHONY: setup run test lint bench bench-scale bench-solvers bench-forecast clean
+.PHONY: setup run test lint release bench bench-scale bench-solvers bench-forecast clean
 
 DEMO := target/demo
 DATA ?= ../shared/data
@@ -23,21 +23,22 @@ lint: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
+release: setup
+	cargo build --release --workspace --bins --examples
+
 bench: bench-scale bench-solvers bench-forecast
 
 # Catalogue scale: 5,000 offers, 40 classes, 20 and 50 demand paths, 16 periods.
-bench-scale: setup
-	cargo run --release -p planner --example catalogue -- --instances 30
-	cargo run --release -p planner --example catalogue -- --scenarios 50 --instances 10
+bench-scale: release
+	target/release/examples/catalogue --instances 30
+	target/release/examples/catalogue --scenarios 50 --instances 10
 
 # One period of 1,500 offers against GLOP on the written MPS of the same problem.
-bench-solvers: setup
-	cargo build --release -p planner --example one_period
+bench-solvers: release
 	benchmarks/solvers
 
 # Forecasts against seasonal-naive on every demand source that is there.
-bench-forecast: setup
-	cargo build --release -p server
+bench-forecast: release
 	benchmarks/forecast $(DATA)
 
 clean:

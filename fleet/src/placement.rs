@@ -1,0 +1,70 @@
+//! Which node a claim gets, and which node goes first: best fit, so that whole nodes stay whole.
+
+use std::collections::BTreeSet;
+
+/// Nodes that take claims, ordered by free GPUs. One shelf holds nodes that serve the same classes.
+#[derive(Debug, Clone, Default)]
+pub struct Shelf {
+    /// `(free GPUs, node)`.
+    free: BTreeSet<(u32, u64)>,
+    gpus: u64,
+}
+
+impl Shelf {
+    /// Puts a node with `free` GPUs on the shelf.
+    pub fn put(&mut self, node: u64, free: u32) {
+        if self.free.insert((free, node)) {
+            self.gpus += u64::from(free);
+        }
+    }
+
+    /// Takes a node off. Returns whether it was there with so many free GPUs.
+    pub fn take(&mut self, node: u64, free: u32) -> bool {
+        let was = self.free.remove(&(free, node));
+        self.gpus -= if was { u64::from(free) } else { 0 };
+        was
+    }
+
+    /// The node with the fewest free GPUs that has at least `gpus`: the first of its kind on ties.
+    #[must_use]
+    pub fn best_fit(&self, gpus: u32) -> Option<(u32, u64)> {
+        self.free.range((gpus, 0)..).next().copied()
+    }
+
+    /// Free GPUs on the shelf.
+    #[must_use]
+    pub fn free_gpus(&self) -> u64 {
+        self.gpus
+    }
+}
+
+/// The best fit over several shelves: the fewest GPUs left over; on ties the shelf that comes first.
+/// Returns `(shelf, free GPUs, node)`.
+pub fn best_fit<'a>(shelves: impl Iterator<Item = (usize, &'a Shelf)>, gpus: u32) -> Option<(usize, u32, u64)> {
+    shelves
+        .filter_map(|(i, shelf)| shelf.best_fit(gpus).map(|(free, node)| (i, free, node)))
+        .min_by_key(|&(i, free, _)| (free, i))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tightest_node_is_taken() {
+        let mut shelf = Shelf::default();
+        for (node, free) in [(1, 8), (2, 3), (3, 5), (4, 3)] {
+            shelf.put(node, free);
+        }
+        assert_eq!(shelf.best_fit(1), Some((3, 2)));
+        assert_eq!(shelf.best_fit(4), Some((5, 3)));
+        assert_eq!(shelf.best_fit(9), None);
+        assert_eq!(shelf.free_gpus(), 19);
+        assert!(shelf.take(2, 3) && !shelf.take(2, 3));
+        assert_eq!(shelf.free_gpus(), 16);
+        let mut small = Shelf::default();
+        small.put(9, 2);
+        assert_eq!(best_fit([(0, &shelf), (1, &small)].into_iter(), 2), Some((1, 2, 9)));
+        assert_eq!(best_fit([(0, &shelf), (1, &small)].into_iter(), 8), Some((0, 8, 1)));
+    }
+}
