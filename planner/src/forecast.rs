@@ -4,6 +4,8 @@
 //! comparable over the day. A forecast is a point plus the residuals that the same method left on the past
 //! (split conformal prediction; Vovk, Gammerman & Shafer 2005), so that its coverage can be checked and is.
 
+use std::cell::OnceCell;
+
 use serde::{Deserialize, Serialize};
 
 use crate::instance::Rng;
@@ -45,12 +47,16 @@ pub struct Fitted {
     root: f64,
     /// Root residuals of past origins, oldest first.
     residuals: Vec<f64>,
-    /// The same, sorted.
-    sorted: Vec<f64>,
+    /// The oldest origin, and the steps between two of them.
+    origins: (usize, usize),
+    /// The residuals sorted, when a quantile was asked.
+    sorted: OnceCell<Vec<f64>>,
 }
 
-/// Most past origins that residuals are taken from.
+/// Most past origins that residuals are taken from, spread over the last seasons.
 const ORIGINS_MAX: usize = 600;
+/// Seasons that they are spread over.
+const ORIGIN_SEASONS: usize = 3;
 /// Fewest past origins for a quantile.
 const ORIGINS_MIN: usize = 8;
 
@@ -73,8 +79,11 @@ pub fn fit(method: Method, history: &[f64], season: usize, horizon: usize) -> Op
     if n <= first + horizon + ORIGINS_MIN {
         return None;
     }
-    let origins: Vec<usize> = (first..n - horizon).collect();
-    let origins = &origins[origins.len().saturating_sub(ORIGINS_MAX)..];
+    // Multiples of the stride, so that all horizons share their origins.
+    let from = first.max((n - horizon).saturating_sub((ORIGIN_SEASONS * season).max(ORIGINS_MAX)));
+    let stride = (n - horizon - from).div_ceil(ORIGINS_MAX);
+    let from = from.next_multiple_of(stride);
+    let origins: Vec<usize> = (from..n - horizon).step_by(stride).collect();
     let at = |i: usize| root(history[i]);
     let features = |i: usize| [1.0, at(i), at(i + horizon - lag), at(i - if needs > 0 { lag } else { 0 })];
     let weights = match method {
@@ -88,9 +97,7 @@ pub fn fit(method: Method, history: &[f64], season: usize, horizon: usize) -> Op
         x.iter().zip(weights).map(|(x, w)| x * w).sum::<f64>().max(0.0)
     };
     let residuals: Vec<f64> = origins.iter().map(|i| at(i + horizon) - point(*i)).collect();
-    let mut sorted = residuals.clone();
-    sorted.sort_by(f64::total_cmp);
-    Some(Fitted { root: point(n - 1), residuals, sorted })
+    Some(Fitted { root: point(n - 1), residuals, origins: (from, stride), sorted: OnceCell::new() })
 }
 
 /// Ridge-stabilised normal equations of four features.
@@ -129,22 +136,27 @@ impl Fitted {
     /// exchangeable residuals.
     #[must_use]
     pub fn quantile(&self, q: f64) -> f64 {
-        let n = self.sorted.len();
+        let sorted = self.sorted.get_or_init(|| {
+            let mut sorted = self.residuals.clone();
+            sorted.sort_by(f64::total_cmp);
+            sorted
+        });
+        let n = sorted.len();
         let place = ((q * (n as f64 + 1.0)).ceil() as usize).clamp(1, n) - 1;
-        self.with(self.sorted[place])
+        self.with(sorted[place])
     }
 
-    /// The value when the past origin `j` (from the newest) repeats itself.
+    /// The value when what followed the past `origin` repeats itself.
     #[must_use]
-    pub fn replay(&self, j: usize) -> f64 {
-        let n = self.residuals.len();
-        self.with(self.residuals[n - 1 - j % n])
+    pub fn replay(&self, origin: usize) -> f64 {
+        let place = origin.saturating_sub(self.origins.0) / self.origins.1;
+        self.with(self.residuals[place.min(self.residuals.len() - 1)])
     }
 
-    /// Number of past origins.
+    /// The oldest and the newest past origin.
     #[must_use]
-    pub fn origins(&self) -> usize {
-        self.residuals.len()
+    pub fn origins(&self) -> (usize, usize) {
+        (self.origins.0, self.origins.0 + self.origins.1 * (self.residuals.len() - 1))
     }
 
     fn with(&self, residual: f64) -> f64 {
@@ -260,15 +272,17 @@ pub fn paths(
             horizons.iter().map(fit_any).collect()
         })
         .collect();
-    let origins = fitted.iter().flatten().flatten().map(Fitted::origins).min().unwrap_or(1);
+    let all_origins = || fitted.iter().flatten().flatten().map(Fitted::origins);
+    let first = all_origins().map(|o| o.0).max().unwrap_or(0);
+    let last = all_origins().map(|o| o.1).min().unwrap_or(0).max(first);
     let mut rng = Rng::new(seed);
     let mut all = Vec::with_capacity(count);
     for path in 0..count {
         // Stratified: each path from its own part of the past.
-        let j = (((path as f64 + rng.unit()) / count as f64) * origins as f64) as usize;
+        let origin = first + (((path as f64 + rng.unit()) / count as f64) * (last - first + 1) as f64) as usize;
         let value = |k: usize, h: usize| {
             let last = histories[k].last().copied().unwrap_or(0.0);
-            fitted[k][h].as_ref().map_or(last, |f| f.replay(j))
+            fitted[k][h].as_ref().map_or(last, |f| f.replay(origin))
         };
         let row = |h: usize| (0..histories.len()).map(|k| value(k, h)).collect();
         all.push((0..horizons.len()).map(row).collect());

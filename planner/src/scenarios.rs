@@ -25,30 +25,46 @@ pub struct PathRules {
     pub claim_mean_s: Vec<f64>,
 }
 
-/// Paths over periods of `period_s`, with equal weights, and the method that each class was forecast with.
-/// A period's demand is the highest of the steps that it touches.
+/// Steps of a period at which a path is drawn: its peak is the highest of them.
+const DRAWN_STEPS: usize = 3;
+
+/// The forecast method of each class, by its pinball loss on the last season of the past, half a horizon ahead.
+/// Worth asking again once an hour or so: it reads a whole season.
 #[must_use]
-pub fn build(history: &History, period_s: &[u32], rules: &PathRules) -> (Vec<Scenario>, Vec<Method>) {
+pub fn choose(history: &History, period_s: &[u32], season_s: u32) -> Vec<Method> {
+    let season = (season_s / history.step_s.max(1)).max(1) as usize;
+    let horizon: u32 = period_s.iter().sum();
+    let middle = (horizon.div_ceil(history.step_s.max(1)) as usize).div_ceil(2).max(1);
+    history.claims.iter().map(|series| forecast::choose(series, season, middle, season)).collect()
+}
+
+/// Paths over periods of `period_s`, with equal weights; each class is forecast by its method of `methods`.
+/// A period's demand is the highest of a few of the steps that it touches, the last among them.
+#[must_use]
+pub fn build(history: &History, methods: &[Method], period_s: &[u32], rules: &PathRules) -> Vec<Scenario> {
     let step = history.step_s.max(1);
     let season = (rules.season_s / step).max(1) as usize;
+    let mut horizons: Vec<usize> = Vec::new();
     let mut spans = Vec::new();
     let mut at: u32 = 0;
     for length in period_s {
         let first = (at / step).max(1) as usize;
         at += length;
-        spans.push((first, (at.div_ceil(step) as usize).max(first)));
+        let last = (at.div_ceil(step) as usize).max(first);
+        let stride = (last - first + 1).div_ceil(DRAWN_STEPS);
+        let mut steps: Vec<usize> = (first..=last).rev().step_by(stride).collect();
+        steps.reverse();
+        horizons.extend(&steps);
+        spans.push(steps);
     }
-    let last = spans.last().map_or(1, |s| s.1);
-    let horizons: Vec<usize> = (1..=last).collect();
-    let middle = last.div_ceil(2);
-    let methods: Vec<Method> =
-        history.claims.iter().map(|series| forecast::choose(series, season, middle, season)).collect();
-    let paths = forecast::paths(&history.claims, &methods, season, &horizons, rules.paths, rules.seed);
+    horizons.sort_unstable();
+    horizons.dedup();
+    let paths = forecast::paths(&history.claims, methods, season, &horizons, rules.paths, rules.seed);
+    let place = |h: &usize| horizons.binary_search(h).unwrap_or(0);
     let classes = history.claims.len();
     let now = |k: usize| history.claims[k].last().copied().unwrap_or(0.0);
     let scenario = |path: Vec<Vec<f64>>| {
-        let peak =
-            |&(first, end): &(usize, usize), k: usize| path[first - 1..end].iter().map(|r| r[k]).fold(0.0, f64::max);
+        let peak = |steps: &Vec<usize>, k: usize| steps.iter().map(|h| path[place(h)][k]).fold(0.0, f64::max);
         let claims: Vec<Vec<f64>> = spans.iter().map(|s| (0..classes).map(|k| peak(s, k)).collect()).collect();
         let new_claims = (0..spans.len()).map(|t| {
             let one = |k: usize| {
@@ -61,7 +77,7 @@ pub fn build(history: &History, period_s: &[u32], rules: &PathRules) -> (Vec<Sce
         let new_claims = new_claims.collect();
         Scenario { weight: 1.0 / rules.paths as f64, claims, new_claims }
     };
-    (paths.into_iter().map(scenario).collect(), methods)
+    paths.into_iter().map(scenario).collect()
 }
 
 #[cfg(test)]
@@ -72,8 +88,9 @@ mod tests {
     fn shapes_weights_and_replacement() {
         let history = History { step_s: 300, claims: vec![vec![10.0; 700], vec![0.0; 700]] };
         let rules = PathRules { season_s: 86_400, paths: 4, seed: 1, claim_mean_s: vec![600.0, 600.0] };
-        let (scenarios, methods) = build(&history, &[60, 300, 900], &rules);
+        let methods = choose(&history, &[60, 300, 900], 86_400);
         assert_eq!(methods.len(), 2);
+        let scenarios = build(&history, &methods, &[60, 300, 900], &rules);
         assert_eq!(scenarios.len(), 4);
         for scenario in &scenarios {
             assert_eq!(scenario.weight, 0.25);

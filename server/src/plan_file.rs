@@ -296,7 +296,8 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
         seed: file.seed,
         claim_mean_s: file.class.iter().map(|k| k.claim_mean_s).collect(),
     };
-    let (scenarios, methods) = scenarios::build(&history, &file.periods_s, &rules);
+    let methods = scenarios::choose(&history, &file.periods_s, rules.season_s);
+    let scenarios = scenarios::build(&history, &methods, &file.periods_s, &rules);
     let mut offers: Vec<OfferState> =
         catalogue.offers.iter().map(|o| offer_state(o, &file)).collect::<anyhow::Result<_>>()?;
     place_nodes(&file, &classes, &mut offers)?;
