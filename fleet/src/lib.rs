@@ -11,6 +11,7 @@ pub mod money;
 pub mod node;
 pub mod offer;
 pub mod placement;
+pub mod rng;
 
 pub use admission::{Refusal, yields};
 pub use claim::{ClaimEvent, ClaimState, OnEmpty};

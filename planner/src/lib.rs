@@ -9,6 +9,7 @@ pub mod decompose;
 pub mod explain;
 pub mod extensive;
 pub mod forecast;
+pub mod gather;
 pub mod input;
 pub mod instance;
 pub mod model;

@@ -1,3 +1,5 @@
-//! Replays demand: trace readers and their conversion to concurrent GPU claims.
+//! Replays demand: trace readers, the virtual-time engine, and the policies that are compared.
 
 pub mod demand;
+pub mod engine;
+pub mod policies;

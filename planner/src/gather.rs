@@ -1,0 +1,183 @@
+//! From what is observed to a `PlanInput`: the one way in, for the control plane and for the simulator.
+
+use std::collections::BTreeMap;
+
+use fleet::{Class, Offer, UsdMicros};
+
+use crate::input::{Commitment, LeadTime, NodeGroup, OfferState, PlanInput, Policy, Quota, Scenario};
+use crate::plan::Plan;
+
+/// A node as the planner sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ObservedNode {
+    /// Index of its offer.
+    pub offer: usize,
+    /// Seconds since its launch.
+    pub age_s: f64,
+    /// Whether it is proven healthy; otherwise it is on its way.
+    pub healthy: bool,
+    /// Live claims, `(class, claims)`, by class.
+    pub claims: Vec<(usize, u32)>,
+}
+
+/// Estimates of one offer's supply at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Estimate {
+    /// Nodes that may be launched now.
+    pub launch_limit_nodes: f64,
+    /// Share of launches that become healthy.
+    pub fill: f64,
+    /// Launch to healthy.
+    pub lead_time: LeadTime,
+    /// Losses per node-hour.
+    pub hazard_per_h: f64,
+    /// Shortest time that is billed, seconds.
+    pub min_hold_s: u32,
+}
+
+/// What is observed. Shapes: `P` offers, `K` classes, `T` periods.
+#[derive(Debug)]
+pub struct Observed<'a> {
+    /// Number of the plan to make.
+    pub epoch: u64,
+    /// Lengths of the periods in seconds, `[T]`.
+    pub period_s: &'a [u32],
+    /// Offers with their present prices, `[P]`.
+    pub offers: &'a [Offer],
+    /// Their supply, `[P]`.
+    pub estimates: &'a [Estimate],
+    /// Classes, `[K]`.
+    pub classes: &'a [Class],
+    /// Mean life of a claim in seconds, `[K]`.
+    pub claim_mean_s: &'a [f64],
+    /// Nodes that exist or are on their way.
+    pub nodes: &'a [ObservedNode],
+    /// Quotas over the offers.
+    pub quotas: &'a [Quota],
+    /// Commitments over the offers.
+    pub commitments: &'a [Commitment],
+    /// How risk and stability are weighed.
+    pub policy: &'a Policy,
+    /// The plan before.
+    pub parent: Option<&'a Plan>,
+}
+
+/// The planner's input for demand paths `scenarios`.
+///
+/// Claimed nodes are kept while any of their claims is expected to live (lives are taken as exponential, so that age
+/// says nothing); nodes on their way arrive by their lead time given how long they have already waited.
+#[must_use]
+pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
+    let start_s = starts(seen.period_s);
+    let mut groups: BTreeMap<(usize, Vec<(usize, u32)>, bool), (u32, Vec<f64>)> = BTreeMap::new();
+    let mut arriving = vec![Vec::new(); seen.offers.len()];
+    for node in seen.nodes {
+        let estimate = &seen.estimates[node.offer];
+        if !node.healthy {
+            let row: &mut Vec<f64> = &mut arriving[node.offer];
+            row.resize(start_s.len(), 0.0);
+            for (total, share) in row.iter_mut().zip(arrivals(&estimate.lead_time, node.age_s, &start_s)) {
+                *total += estimate.fill * share;
+            }
+            continue;
+        }
+        let young = node.age_s < f64::from(estimate.min_hold_s);
+        let slot = groups.entry((node.offer, node.claims.clone(), young)).or_default();
+        slot.0 += 1;
+        slot.1.resize(start_s.len(), 0.0);
+        for (total, start) in slot.1.iter_mut().zip(&start_s) {
+            let held = young && node.age_s + start < f64::from(estimate.min_hold_s);
+            *total += if held { 1.0 } else { still_claimed(&node.claims, seen.claim_mean_s, *start) };
+        }
+    }
+    let mut nodes = vec![Vec::new(); seen.offers.len()];
+    for ((offer, claims, _), (count, kept_nodes)) in groups {
+        nodes[offer].push(NodeGroup { nodes: count, claims, kept_nodes });
+    }
+    let planned: BTreeMap<_, _> =
+        seen.parent.iter().flat_map(|p| &p.targets).map(|t| (&t.offer, &t.launches)).collect();
+    let state = |(p, offer): (usize, &Offer)| {
+        let estimate = &seen.estimates[p];
+        let boot_usd = offer.price_usd_micros_per_h.usd() * estimate.lead_time.mean_s() / 3600.0;
+        let shifted = |l: &&Vec<f64>| l.iter().skip(1).copied().collect();
+        OfferState {
+            offer: offer.clone(),
+            launch_limit_nodes: estimate.launch_limit_nodes,
+            fill: estimate.fill,
+            lead_time: estimate.lead_time.clone(),
+            hazard_per_h: estimate.hazard_per_h,
+            launch_cost_usd_micros: UsdMicros::from_usd(boot_usd).unwrap_or(UsdMicros::ZERO),
+            min_hold_s: estimate.min_hold_s,
+            nodes: std::mem::take(&mut nodes[p]),
+            arriving_nodes: std::mem::take(&mut arriving[p]),
+            planned_nodes: planned.get(&offer.key).map(shifted).unwrap_or_default(),
+        }
+    };
+    PlanInput {
+        epoch: seen.epoch,
+        period_s: seen.period_s.to_vec(),
+        offers: seen.offers.iter().enumerate().map(state).collect(),
+        classes: seen.classes.to_vec(),
+        scenarios,
+        quotas: seen.quotas.to_vec(),
+        commitments: seen.commitments.to_vec(),
+        policy: seen.policy.clone(),
+    }
+}
+
+fn starts(period_s: &[u32]) -> Vec<f64> {
+    let mut at = 0.0;
+    let mut start = |s: &u32| {
+        let start = at;
+        at += f64::from(*s);
+        start
+    };
+    period_s.iter().map(&mut start).collect()
+}
+
+/// Share of a launch that has waited `age_s` that is healthy at the start of each period and not before, `[T]`.
+fn arrivals(lead: &LeadTime, age_s: f64, start_s: &[f64]) -> Vec<f64> {
+    let left = 1.0 - lead.share_by(age_s);
+    let mut before = 0.0;
+    let mut shares = vec![0.0; start_s.len()];
+    for (t, share) in shares.iter_mut().enumerate().skip(1) {
+        // Overdue: expected at the next moment.
+        let by = if left > 1e-9 { 1.0 - (1.0 - lead.share_by(age_s + start_s[t])) / left } else { 1.0 };
+        *share = by - before;
+        before = by;
+    }
+    shares
+}
+
+/// Probability that a node with these claims has any of them left after `seconds`.
+fn still_claimed(claims: &[(usize, u32)], mean_s: &[f64], seconds: f64) -> f64 {
+    let ended = |&(k, count): &(usize, u32)| (1.0 - (-seconds / mean_s[k].max(1.0)).exp()).powi(count as i32);
+    1.0 - claims.iter().map(ended).product::<f64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrivals_are_conditional_and_counted_once() {
+        let lead = LeadTime { cdf: vec![(100.0, 0.0), (300.0, 1.0)] };
+        let start = starts(&[60, 60, 60, 300]);
+        assert_eq!(start, [0.0, 60.0, 120.0, 180.0]);
+        let new = arrivals(&lead, 0.0, &start);
+        assert!(new[1] == 0.0 && (new[2] - 0.1).abs() < 1e-9 && (new[3] - 0.3).abs() < 1e-9, "{new:?}");
+        let waited = arrivals(&lead, 200.0, &start);
+        assert!((waited[1] - 0.6).abs() < 1e-9 && (waited.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{waited:?}");
+        let overdue = arrivals(&lead, 900.0, &start);
+        assert_eq!(overdue[1], 1.0);
+    }
+
+    #[test]
+    fn claims_hold_their_node() {
+        assert_eq!(still_claimed(&[], &[60.0], 0.0), 0.0);
+        assert_eq!(still_claimed(&[(0, 1)], &[60.0], 0.0), 1.0);
+        let one = still_claimed(&[(0, 1)], &[60.0], 60.0);
+        assert!((one - (-1.0_f64).exp()).abs() < 1e-12);
+        assert!(still_claimed(&[(0, 2)], &[60.0], 60.0) > one);
+    }
+}

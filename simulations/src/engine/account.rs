@@ -1,0 +1,39 @@
+//! Where each dollar goes.
+
+use serde::{Deserialize, Serialize};
+
+/// Dollars by what they bought. Sums of a run; whole micro-dollars only at the edge, since shares of a node's price are
+/// no whole numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Money {
+    /// GPUs in use by claims.
+    pub claimed_usd: f64,
+    /// Healthy GPUs that waited, and the rest of nodes in part claimed.
+    pub idle_usd: f64,
+    /// From launch to the gate's answer, and nodes that failed it.
+    pub boot_usd: f64,
+    /// Minimum billing beyond a node's life.
+    pub churn_usd: f64,
+    /// Missed claims at their class's price.
+    pub misses_usd: f64,
+}
+
+impl Money {
+    /// All of it.
+    #[must_use]
+    pub fn total_usd(&self) -> f64 {
+        self.claimed_usd + self.idle_usd + self.boot_usd + self.churn_usd + self.misses_usd
+    }
+
+    /// With their names, in the order they are shown.
+    #[must_use]
+    pub fn parts(&self) -> [(&'static str, f64); 5] {
+        [
+            ("claimed", self.claimed_usd),
+            ("idle", self.idle_usd),
+            ("boot", self.boot_usd),
+            ("churn", self.churn_usd),
+            ("misses", self.misses_usd),
+        ]
+    }
+}

@@ -1,0 +1,99 @@
+//! What a run comes to.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Histogram, Money};
+
+/// Counts from `measure_from_s` on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Claims that came, lost nodes' claims among them.
+    pub claims: u64,
+    /// Granted within their class's wait.
+    pub hits: u64,
+    /// Not granted within the wait.
+    pub misses: u64,
+    /// Claims whose node was lost.
+    pub interrupted: u64,
+    /// Given up before their wait was over: neither hit nor miss.
+    pub given_up: u64,
+    /// Nodes launched.
+    pub launches: u64,
+    /// Requests refused for want of machines.
+    pub refused_capacity: u64,
+    /// Requests refused by a quota.
+    pub refused_quota: u64,
+    /// Requests refused by a rate limit.
+    pub refused_throttled: u64,
+    /// Boots that failed the gate.
+    pub boot_failures: u64,
+    /// Nodes released by the policy.
+    pub releases: u64,
+    /// Nodes that the cloud took back.
+    pub reclaims: u64,
+    /// Nodes lost to faults.
+    pub faults: u64,
+    /// Decisions made.
+    pub decisions: u64,
+    /// Decisions that launched or released anything.
+    pub changes: u64,
+    /// Events of the whole run.
+    pub events: u64,
+}
+
+/// One point of the plots.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Seconds from the start of the measured part.
+    pub at_s: f64,
+    /// GPUs that claims want.
+    pub demand_gpus: u32,
+    /// GPUs in use.
+    pub claimed_gpus: u32,
+    /// Healthy GPUs without a claim.
+    pub idle_gpus: u32,
+    /// GPUs on their way.
+    pub arriving_gpus: u32,
+    /// Misses so far.
+    pub misses: u64,
+    /// Dollars an hour for nodes.
+    pub spend_usd_per_h: f64,
+}
+
+/// A run's result. The same setup and policy give the same bytes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Length of the measured part, seconds.
+    pub measured_s: f64,
+    /// Counts.
+    pub counts: Counts,
+    /// Counts of claims, hits and misses by class.
+    pub classes: Vec<(String, u64, u64, u64)>,
+    /// Money.
+    pub money: Money,
+    /// GPU-seconds in use and paid.
+    pub claimed_gpu_s: f64,
+    /// See above.
+    pub paid_gpu_s: f64,
+    /// Waits of granted claims.
+    pub waits: Histogram,
+    /// Wait plus the phases of the cold start, of granted claims.
+    pub cold_starts: Histogram,
+    /// Plots.
+    pub samples: Vec<Sample>,
+}
+
+impl Outcome {
+    /// Hits over hits and misses; 1 without claims.
+    #[must_use]
+    pub fn hit_rate(&self) -> f64 {
+        let all = self.counts.hits + self.counts.misses;
+        if all == 0 { 1.0 } else { self.counts.hits as f64 / all as f64 }
+    }
+
+    /// GPU allocation utilisation: claimed over paid GPU-seconds.
+    #[must_use]
+    pub fn utilisation(&self) -> f64 {
+        if self.paid_gpu_s > 0.0 { self.claimed_gpu_s / self.paid_gpu_s } else { 0.0 }
+    }
+}

@@ -1,0 +1,83 @@
+//! Who decides what to launch and release: the shipped planner, and the simple rules it is compared with.
+
+use planner::gather::Estimate;
+use planner::input::Quota;
+use planner::scenarios::History;
+
+use crate::engine::SimClass;
+use fleet::Offer;
+
+/// A node as policies see it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SeenNode {
+    /// Identity.
+    pub id: u32,
+    /// Index of its offer.
+    pub offer: usize,
+    /// Seconds since its launch.
+    pub age_s: f64,
+    /// Proven healthy; otherwise on its way.
+    pub healthy: bool,
+    /// Takes no more claims.
+    pub draining: bool,
+    /// GPUs without a claim.
+    pub free_gpus: u32,
+    /// Seconds since its last claim ended; 0 while it has one.
+    pub idle_s: f64,
+    /// Live claims, `(class, claims)`, by class.
+    pub claims: Vec<(usize, u32)>,
+    /// Class that a simple policy launched it for.
+    pub label: Option<usize>,
+}
+
+/// What a policy sees: the present and the past, nothing else.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// Now, seconds from the start.
+    pub now_s: f64,
+    /// Offers at present prices, `[P]`.
+    pub offers: &'a [Offer],
+    /// Estimates of their supply, `[P]`.
+    pub estimates: &'a [Estimate],
+    /// Classes, `[K]`.
+    pub classes: &'a [SimClass],
+    /// Nodes that exist or are on their way.
+    pub nodes: &'a [SeenNode],
+    /// Claims with GPUs, `[K]`.
+    pub active: &'a [u32],
+    /// Claims that wait, `[K]`.
+    pub queued: &'a [u32],
+    /// Demand so far.
+    pub history: &'a History,
+    /// Quotas.
+    pub quotas: &'a [Quota],
+}
+
+/// Nodes to launch at one offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaunchOrder {
+    /// Index of the offer.
+    pub offer: usize,
+    /// Nodes.
+    pub nodes: u32,
+    /// Class that they are for, where a policy keeps classes apart.
+    pub label: Option<usize>,
+}
+
+/// What a policy wants done now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// Launches.
+    pub launches: Vec<LaunchOrder>,
+    /// Nodes to give back; those that are not idle any more stay.
+    pub releases: Vec<u32>,
+}
+
+/// A policy with its state.
+pub trait Policy {
+    /// Decides at one moment.
+    ///
+    /// # Errors
+    /// It cannot decide: a bug, told in words.
+    fn decide(&mut self, seen: &Seen) -> Result<Decision, String>;
+}
