@@ -4,7 +4,8 @@
 .PHONY: setup run test lint release bench bench-scale bench-solvers bench-forecast clean
 
 DEMO := target/demo
-DATA ?= ../shared/data
+# Folder with public traces; what needs them is skipped, and says so, without it.
+DATA ?= $(PILOTLIGHT_DATA)
 CARGO_TEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo "nextest run" || echo test)
 
 setup:
@@ -39,7 +40,7 @@ bench-solvers: release
 
 # Forecasts against seasonal-naive on every demand source that is there.
 bench-forecast: release
-	benchmarks/forecast $(DATA)
+	benchmarks/forecast "$(DATA)"
 
 clean:
 	cargo clean

@@ -51,12 +51,14 @@ pub fn fallback(input: &PlanInput, model: &Model, error: &solver::SolverError) -
     let mut left: Vec<f64> = model.sources.iter().map(|s| s.appear.iter().sum::<f64>() * s.gpus).collect();
     let mut room: Vec<f64> = quota_room(input);
     let mut rate_left = launch_room(input);
+    let spent: f64 = model.sources.iter().map(|s| s.appear[0] * s.price_usd_per_h).sum();
+    let mut budget_left = model.budget_left_usd_per_h.first().map_or(f64::INFINITY, |left| left - spent);
     for k in 0..input.classes.len() {
         let mut missing = level_gpus(input, model, k);
         for (i, source) in model.sources.iter().enumerate() {
-            if model.pools[source.pool].serves.iter().any(|(c, _)| *c == k) {
-                let taken = left[i].min(missing);
-                left[i] -= taken;
+            if let Some(&(_, share)) = model.pools[source.pool].serves.iter().find(|(c, _)| *c == k) {
+                let taken = (left[i] * share).min(missing);
+                left[i] -= taken / share;
                 missing -= taken;
             }
         }
@@ -75,11 +77,15 @@ pub fn fallback(input: &PlanInput, model: &Model, error: &solver::SolverError) -
             let units = |q: usize| input.quotas[q].members.iter().find(|(p, _)| *p == source.offer).map(|m| m.1);
             let quota = (0..room.len()).filter_map(|q| units(q).map(|u| room[q] / u.max(1e-9)));
             let provider = rate_left.entry(state.offer.key.provider.clone()).or_insert(f64::INFINITY);
-            let most = quota.fold(*provider, f64::min).min(source.launch_limit[0] - launched[source.offer]).floor();
-            let nodes = (missing / source.gpus / state.fill.max(0.05)).ceil().min(most).max(0.0);
+            let paid = budget_left / source.price_usd_per_h.max(1e-9);
+            let most = quota.fold(provider.min(paid), f64::min).min(source.launch_limit[0] - launched[source.offer]);
+            let share = model.pools[source.pool].serves.iter().find(|(c, _)| *c == k).map_or(1.0, |(_, share)| *share);
+            let useful = source.gpus * share * state.fill.max(0.05);
+            let nodes = (missing / useful).ceil().min(most.floor()).max(0.0);
             launched[source.offer] += nodes;
             *provider -= nodes;
-            missing -= nodes * source.gpus * state.fill;
+            budget_left -= nodes * source.price_usd_per_h;
+            missing -= nodes * useful;
             for (q, left) in room.iter_mut().enumerate() {
                 *left -= nodes * units(q).unwrap_or(0.0);
             }

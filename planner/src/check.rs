@@ -83,6 +83,15 @@ pub fn check(input: &PlanInput, model: &Model, plan: &Plan) -> Vec<Violation> {
             None => fail("known-offer", format!("target at {}", target.offer)),
         }
     }
+    for (p, state) in input.offers.iter().enumerate() {
+        let kept: f64 = state.nodes.iter().map(|g| g.kept_nodes.first().copied().unwrap_or(0.0)).sum();
+        if nodes[p].first().copied().unwrap_or(0.0) < kept - TOLERANCE * (1.0 + kept) {
+            fail(
+                "kept",
+                format!("{}: {kept:.3} nodes cannot be released yet, {:.3} are left", state.offer.key, nodes[p][0]),
+            );
+        }
+    }
     check_promise(model, plan, &nodes, &mut fail);
     found
 }
@@ -98,14 +107,28 @@ fn check_limits(
     let billed = |p: usize| {
         let state = &input.offers[p];
         let have: f64 = state.nodes.iter().map(|g| f64::from(g.nodes)).sum();
-        have + state.arriving_nodes.first().copied().unwrap_or(0.0) - released[p]
+        have + state.arriving_nodes.iter().sum::<f64>() - released[p]
     };
     for (q, quota) in input.quotas.iter().enumerate() {
-        let fill = |p: usize| launched[p] * input.offers[p].fill;
-        let used: f64 = quota.members.iter().map(|&(p, units)| units * (billed(p) + fill(p))).sum();
+        let used: f64 = quota.members.iter().map(|&(p, units)| units * (billed(p) + launched[p])).sum();
         let admitted = plan.report.quota_excess_units.get(q).copied().unwrap_or(0.0);
         if used > quota.limit + admitted + TOLERANCE * (1.0 + used) {
             fail("quota", format!("{}: {used:.2} of {}", quota.name, quota.limit));
+        }
+    }
+    if let Some(budget) = input.policy.budget_usd_micros_per_h {
+        // Commitments are paid already; what exists cannot be helped: only launches may not pass the budget.
+        let price = |p: usize| input.offers[p].offer.price_usd_micros_per_h.usd();
+        let committed: f64 = input
+            .commitments
+            .iter()
+            .map(|c| c.nodes.first().copied().unwrap_or(0.0) * c.offers.iter().map(|p| price(*p)).fold(0.0, f64::max))
+            .sum();
+        let all = 0..input.offers.len();
+        let new: f64 = all.clone().map(|p| price(p) * launched[p]).sum();
+        let spend: f64 = all.map(|p| price(p) * billed(p)).sum::<f64>() + new - committed;
+        if new > 0.0 && spend > budget.usd() * (1.0 + TOLERANCE) + TOLERANCE {
+            fail("budget", format!("${spend:.2}/h with the launches, of ${:.2}/h", budget.usd()));
         }
     }
     if let Some(rate) = input.policy.launch_rate_nodes_per_min {
@@ -183,6 +206,21 @@ fn check_promise(model: &Model, plan: &Plan, nodes: &[Vec<f64>], fail: &mut impl
         let least: f64 = model.weights.iter().enumerate().map(|(s, w)| w * fewest(s)).sum();
         let claimed: f64 =
             plan.report.classes.iter().enumerate().map(|(k, c)| c.expected_misses[t] * model.claim_gpus[k]).sum();
+        for (k, class) in plan.report.classes.iter().enumerate().take(model.claim_gpus.len()) {
+            let able: f64 = pools
+                .iter()
+                .flat_map(|(gpus, serves)| serves.iter().filter(|(c, _)| *c == k).map(move |(_, e)| e * gpus))
+                .sum();
+            let least: f64 =
+                model.weights.iter().enumerate().map(|(s, w)| w * (model.demand_gpus[s][t][k] - able).max(0.0)).sum();
+            let told = class.expected_misses[t] * model.claim_gpus[k];
+            if told < least - TOLERANCE * (1.0 + least) {
+                fail(
+                    "promise",
+                    format!("period {t}: {} must miss {least:.3} GPUs, the report says {told:.3}", class.class),
+                );
+            }
+        }
         if plan.report.classes.len() != model.claim_gpus.len() || claimed < least - TOLERANCE * (1.0 + least) {
             fail("promise", format!("period {t}: {least:.3} GPUs must be missed, the report says {claimed:.3}"));
         }

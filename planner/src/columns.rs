@@ -164,8 +164,8 @@ pub fn links(input: &PlanInput, model: &Model) -> Vec<Links> {
 pub fn shared(input: &PlanInput, model: &Model) -> (Vec<RowSpec>, Vec<ColSpec>) {
     let (mut rows, mut cols) = (Vec::new(), Vec::new());
     for t in 0..model.periods() {
-        for (q, quota) in input.quotas.iter().enumerate() {
-            rows.push(at_most(RowKey::Quota(q, t), quota.limit));
+        for q in 0..input.quotas.len() {
+            rows.push(at_most(RowKey::Quota(q, t), model.quota_left[q][t]));
             cols.push(col(ColKey::QuotaSlack(q, t), QUOTA_PENALTY_USD, INF, vec![(RowKey::Quota(q, t), -1.0)]));
         }
         for (c, commitment) in input.commitments.iter().enumerate() {
@@ -177,8 +177,8 @@ pub fn shared(input: &PlanInput, model: &Model) -> (Vec<RowSpec>, Vec<ColSpec>) 
                 rows.push(at_most(RowKey::Rate(g, t), rate * model.hours[t] * 60.0));
             }
         }
-        if let Some(budget) = input.policy.budget_usd_micros_per_h {
-            rows.push(at_most(RowKey::Budget(t), budget.usd()));
+        if let Some(left) = model.budget_left_usd_per_h.get(t) {
+            rows.push(at_most(RowKey::Budget(t), *left));
             cols.push(col(ColKey::BudgetSlack(t), BUDGET_PENALTY_USD, INF, vec![(RowKey::Budget(t), -1.0)]));
         }
         for k in 0..model.claim_gpus.len() {
@@ -312,7 +312,7 @@ fn launch(
         }
     }
     entries.extend(links.rate.map(|g| (RowKey::Rate(g, t), 1.0)));
-    let mut cost = source.launch_cost_usd;
+    let mut cost = source.launch_usd(t);
     if source.planned[t] > 0.0 {
         let key = RowKey::Sticky(i, t);
         rows.push(at_most(key, source.planned[t]));

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::columns;
 use crate::decompose::{self, Effort};
 use crate::input::{OfferState, PlanInput};
-use crate::model::{Caps, Model};
+use crate::model::{Model, Source};
 use crate::plan::{Plan, micros};
+use crate::serves::Caps;
 
 /// The offers of one class, chosen ones first, then by what is missing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -99,8 +100,8 @@ pub fn explain(
         };
         let source = &model.sources[i];
         let launched = plan.launches.iter().filter(|l| l.offer == state.offer.key).map(|l| l.nodes).sum::<u32>();
-        let profit = optimum.duals.profit(input, &model, &links[i], source, &values[source.pool]).best_launch_usd;
-        let dear = micros(-profit / model.horizon_h());
+        let profit = optimum.duals.profit(input, &model, &links[i], source, &values[source.pool]).launch_now_usd;
+        let dear = micros(-profit / billed_h(&model, source));
         let verdict = if state.launch_limit_nodes < 1.0 || state.fill == 0.0 {
             Verdict::NoSupply
         } else if source.launch_end == 0 {
@@ -127,6 +128,17 @@ pub fn explain(
         (std::cmp::Reverse(o.launched), std::cmp::Reverse(o.nodes), rank(&o.verdict), o.gpu_price_usd_micros_per_h)
     });
     Ok(Explanation { class: input.classes[class].name.clone(), offers, refused })
+}
+
+/// Node-hours that a launch now is billed for, boot included, when it is kept to the end of the horizon.
+fn billed_h(model: &Model, source: &Source) -> f64 {
+    let mut alive = 0.0;
+    let mut billed = source.launch_cost_usd / source.price_usd_per_h.max(1e-9);
+    for t in 0..model.periods() {
+        alive = alive * source.profile.survive[t] + source.profile.arrivals[0][t];
+        billed += alive * model.hours[t];
+    }
+    billed.max(1e-9)
 }
 
 fn rank(verdict: &Verdict) -> i64 {

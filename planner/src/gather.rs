@@ -58,9 +58,12 @@ pub struct Observed<'a> {
     pub commitments: &'a [Commitment],
     /// How risk and stability are weighed.
     pub policy: &'a Policy,
-    /// The plan before.
-    pub parent: Option<&'a Plan>,
+    /// The plan before, and the seconds since it was made.
+    pub parent: Option<(&'a Plan, f64)>,
 }
+
+/// Offer, claims on each node, inside the minimum billing time.
+type GroupKey = (usize, Vec<(usize, u32)>, bool);
 
 /// The planner's input for demand paths `scenarios`.
 ///
@@ -69,7 +72,7 @@ pub struct Observed<'a> {
 #[must_use]
 pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
     let start_s = starts(seen.period_s);
-    let mut groups: BTreeMap<(usize, Vec<(usize, u32)>, bool), (u32, Vec<f64>)> = BTreeMap::new();
+    let mut groups: BTreeMap<GroupKey, (u32, Vec<f64>)> = BTreeMap::new();
     let mut arriving = vec![Vec::new(); seen.offers.len()];
     for node in seen.nodes {
         let estimate = &seen.estimates[node.offer];
@@ -94,12 +97,14 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
     for ((offer, claims, _), (count, kept_nodes)) in groups {
         nodes[offer].push(NodeGroup { nodes: count, claims, kept_nodes });
     }
-    let planned: BTreeMap<_, _> =
-        seen.parent.iter().flat_map(|p| &p.targets).map(|t| (&t.offer, &t.launches)).collect();
+    let planned: BTreeMap<_, _> = seen
+        .parent
+        .iter()
+        .flat_map(|(plan, ago_s)| plan.targets.iter().map(|t| (&t.offer, shifted(&t.launches, *ago_s, seen.period_s))))
+        .collect();
     let state = |(p, offer): (usize, &Offer)| {
         let estimate = &seen.estimates[p];
         let boot_usd = offer.price_usd_micros_per_h.usd() * estimate.lead_time.mean_s() / 3600.0;
-        let shifted = |l: &&Vec<f64>| l.iter().skip(1).copied().collect();
         OfferState {
             offer: offer.clone(),
             launch_limit_nodes: estimate.launch_limit_nodes,
@@ -110,7 +115,7 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
             min_hold_s: estimate.min_hold_s,
             nodes: std::mem::take(&mut nodes[p]),
             arriving_nodes: std::mem::take(&mut arriving[p]),
-            planned_nodes: planned.get(&offer.key).map(shifted).unwrap_or_default(),
+            planned_nodes: planned.get(&offer.key).cloned().unwrap_or_default(),
         }
     };
     PlanInput {
@@ -123,6 +128,18 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
         commitments: seen.commitments.to_vec(),
         policy: seen.policy.clone(),
     }
+}
+
+/// Launches that a plan of `ago_s` seconds ago meant for the periods from now on. Its first period is done; the others
+/// are spread evenly over their length.
+fn shifted(launches: &[f64], ago_s: f64, period_s: &[u32]) -> Vec<f64> {
+    let start = starts(period_s);
+    let end = |t: usize| start[t] + f64::from(period_s[t]);
+    let part = |t: usize| {
+        let overlap = |u: usize| (end(t).min(end(u) - ago_s) - start[t].max(start[u] - ago_s)).max(0.0);
+        (1..launches.len().min(period_s.len())).map(|u| launches[u] * overlap(u) / f64::from(period_s[u])).sum()
+    };
+    (0..period_s.len()).map(part).collect()
 }
 
 fn starts(period_s: &[u32]) -> Vec<f64> {
@@ -170,6 +187,14 @@ mod tests {
         assert!((waited[1] - 0.6).abs() < 1e-9 && (waited.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{waited:?}");
         let overdue = arrivals(&lead, 900.0, &start);
         assert_eq!(overdue[1], 1.0);
+    }
+
+    #[test]
+    fn meant_launches_move_with_time() {
+        let all = [9.0, 2.0, 6.0];
+        assert_eq!(shifted(&all, 60.0, &[60, 60, 120]), [2.0, 3.0, 3.0]);
+        assert_eq!(shifted(&all, 30.0, &[60, 60, 120]), [1.0, 2.5, 4.5]);
+        assert_eq!(shifted(&all, 900.0, &[60, 60, 120]), [0.0; 3]);
     }
 
     #[test]

@@ -70,20 +70,15 @@ impl LeadTime {
     /// Share that is healthy after `seconds`.
     #[must_use]
     pub fn share_by(&self, seconds: f64) -> f64 {
-        let mut before = (0.0, 0.0);
+        let mut before: Option<(f64, f64)> = None;
         for &(at, share) in &self.cdf {
             if seconds < at {
-                let first = before.1 == 0.0 && before.0 == 0.0;
-                // Nothing arrives before the first point: the line from zero would promise nodes too early.
-                return if first {
-                    0.0
-                } else {
-                    before.1 + (share - before.1) * (seconds - before.0) / (at - before.0)
-                };
+                // Nothing arrives before the first point: a line from zero would promise nodes too early.
+                return before.map_or(0.0, |(b, s)| s + (share - s) * (seconds - b) / (at - b));
             }
-            before = (at, share);
+            before = Some((at, share));
         }
-        before.1
+        before.map_or(0.0, |b| b.1)
     }
 
     /// Mean in seconds.

@@ -17,6 +17,7 @@ pub mod plan;
 pub mod report;
 pub mod round;
 pub mod scenarios;
+pub mod serves;
 pub mod supply;
 pub mod validate;
 pub mod what_if;

@@ -7,9 +7,10 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use fleet::{AcceptedGpu, Class, Market, PriceCap, Refusal, UsdMicros, admission};
+use fleet::{Market, Refusal};
 
 use crate::input::{DomainLevel, OfferState, PlanInput, SpreadBy};
+use crate::serves::{Caps, fragment_serves, whole_node_serves};
 
 /// Which classes a pool serves, and how much of it each can use.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,7 +61,7 @@ pub struct Profile {
     pub arrivals: Vec<Vec<f64>>,
     /// Nodes of one launch in `u` that are healthy in `t` and inside their minimum billing time, `[u][t]`.
     pub held: Vec<Vec<f64>>,
-    /// Share of one launch in `u` that is still on its way in `t` (it counts against quotas), `[u][t]`.
+    /// Share of one launch in `u` whose outcome is still open in `t`: it counts against quotas and is billed, `[u][t]`.
     pub in_flight: Vec<Vec<f64>>,
 }
 
@@ -82,7 +83,8 @@ impl Profile {
         for u in 0..periods {
             let mut alive = 0.0;
             for t in u..periods {
-                profile.in_flight[u][t] = (state.fill - arrived(u, t)).max(0.0);
+                let answered = if t == u { 0.0 } else { state.lead_time.share_by(start_s[t] - start_s[u]) };
+                profile.in_flight[u][t] = (1.0 - answered).max(0.0);
                 if t > u {
                     profile.arrivals[u][t] = arrived(u, t) - arrived(u, t - 1);
                     alive = alive * profile.survive[t] + profile.arrivals[u][t];
@@ -124,10 +126,14 @@ pub struct Model {
     pub weights: Vec<f64>,
     /// Demand in GPUs that must be covered when a domain is lost, `[T][K]`; empty without N-1.
     pub outage_gpus: Vec<Vec<f64>>,
+    /// Units of each quota that launches already on their way leave, `[Q][T]`.
+    pub quota_left: Vec<Vec<f64>>,
+    /// Dollars an hour of the budget that they leave, `[T]`; empty without a budget.
+    pub budget_left_usd_per_h: Vec<f64>,
     /// Missed claims that the target allows, mean over the paths, `[T][K]`.
     pub allowed_misses: Vec<Vec<f64>>,
-    /// Period by which half of what can be launched now is healthy, `[K]`: the target binds from there. Before it the
-    /// past has decided; misses still cost what they cost.
+    /// Period by which half of what can be launched now is healthy, `[K]`. Before it the past has decided, and the
+    /// target asks for no more than what keeping every node gives.
     pub first_period: Vec<usize>,
     /// Penalty for a missed claim beyond the target, dollars, `[T][K]`.
     pub target_penalty_usd: Vec<Vec<f64>>,
@@ -166,45 +172,6 @@ pub struct SpreadRow {
     pub penalty_usd: Vec<f64>,
 }
 
-/// Price caps of one class, resolved to dollars for a GPU-hour.
-#[derive(Debug, Clone)]
-pub struct Caps(Vec<[Option<UsdMicros>; 2]>);
-
-impl Caps {
-    /// A relative cap is measured against the cheapest offer of the class's first model that the class admits
-    /// otherwise, spot against spot and the rest against the rest; it has no effect where there is none.
-    #[must_use]
-    pub fn resolve(class: &Class, offers: &[OfferState]) -> Self {
-        let first = class.gpus.first().map(|g| g.model);
-        let cheapest = [false, true].map(|spot| {
-            let yardstick = offers
-                .iter()
-                .map(|o| &o.offer)
-                .filter(|o| Some(o.gpu) == first && is_spot(o) == spot && admission::admits_node(o, class).is_ok());
-            yardstick.map(fleet::Offer::gpu_price_usd_micros_per_h).filter(|price| price.0 > 0).min()
-        });
-        let resolve = |gpu: &AcceptedGpu| {
-            cheapest.map(|base| match (gpu.cap?, base) {
-                (PriceCap::UsdMicrosPerGpuH(cap), _) => Some(cap),
-                (PriceCap::Premium(share), Some(base)) => UsdMicros::from_usd(base.usd() * (1.0 + share)).ok(),
-                (PriceCap::Premium(_), None) => None,
-            })
-        };
-        Self(class.gpus.iter().map(resolve).collect())
-    }
-
-    /// The cap that applies to an offer of the class.
-    #[must_use]
-    pub fn of(&self, class: &Class, offer: &fleet::Offer) -> Option<UsdMicros> {
-        let place = class.gpus.iter().position(|g| g.model == offer.gpu)?;
-        self.0[place][usize::from(is_spot(offer))]
-    }
-}
-
-fn is_spot(offer: &fleet::Offer) -> bool {
-    offer.key.market == Market::Spot
-}
-
 /// The domain of an offer at a level, as shown to people.
 #[must_use]
 pub fn domain_name(offer: &fleet::Offer, level: DomainLevel) -> String {
@@ -239,6 +206,8 @@ impl Model {
             demand_gpus: Vec::new(),
             weights: input.scenarios.iter().map(|s| s.weight).collect(),
             outage_gpus: Vec::new(),
+            quota_left: Vec::new(),
+            budget_left_usd_per_h: Vec::new(),
             allowed_misses: Vec::new(),
             first_period: Vec::new(),
             target_penalty_usd: Vec::new(),
@@ -246,18 +215,20 @@ impl Model {
             spreads: Vec::new(),
             refusals: BTreeMap::new(),
         };
+        model.add_limits(input);
         model.add_profiles(input);
         model.add_sources(input);
         model.add_demand(input);
         model.add_penalties(input);
         model.add_spreads(input);
+        model.allow_the_past();
         model
     }
 
     /// Whether the hit-rate target of class `k` is a row in period `t`. A target of 0 asks for nothing.
     #[must_use]
     pub fn has_target(&self, k: usize, t: usize) -> bool {
-        self.hit_rate_target[k] > 0.0 && t >= self.first_period[k]
+        self.hit_rate_target[k] > 0.0 && t < self.periods()
     }
 
     /// Number of periods.
@@ -270,6 +241,22 @@ impl Model {
     #[must_use]
     pub fn horizon_h(&self) -> f64 {
         self.hours.iter().sum()
+    }
+
+    /// Launches of the past that are still on their way count against quotas and budget until they arrive.
+    fn add_limits(&mut self, input: &PlanInput) {
+        let periods = self.periods();
+        let pipe = |p: usize, t: usize| input.offers[p].arriving_nodes.iter().skip(t + 1).sum::<f64>();
+        let left = |quota: &crate::input::Quota| {
+            let used = |t: usize| quota.members.iter().map(|&(p, units)| units * pipe(p, t)).sum::<f64>();
+            (0..periods).map(|t| quota.limit - used(t)).collect()
+        };
+        self.quota_left = input.quotas.iter().map(left).collect();
+        if let Some(budget) = input.policy.budget_usd_micros_per_h {
+            let price = |p: usize| input.offers[p].offer.price_usd_micros_per_h.usd();
+            let billed = |t: usize| (0..input.offers.len()).map(|p| price(p) * pipe(p, t)).sum::<f64>();
+            self.budget_left_usd_per_h = (0..periods).map(|t| budget.usd() - billed(t)).collect();
+        }
     }
 
     fn add_profiles(&mut self, input: &PlanInput) {
@@ -424,7 +411,7 @@ impl Model {
         let mut gpu_h = vec![0.0_f64; classes];
         let mut busy_h = vec![0.0_f64; classes];
         let mut arriving: Vec<Vec<f64>> = vec![vec![0.0; periods]; classes];
-        for source in self.sources.iter().filter(|s| s.launch_end > 0) {
+        for source in self.sources.iter().filter(|s| s.launch_end > 0 || s.must_be_modelled()) {
             let state = &input.offers[source.offer];
             let node_h =
                 (source.launch_cost_usd / source.price_usd_per_h.max(1e-6)).max(f64::from(state.min_hold_s) / 3600.0);
@@ -446,6 +433,24 @@ impl Model {
             let target = (0..classes).map(|k| 5.0 * hold[k] * self.claim_gpus[k] / weight_min);
             self.target_penalty_usd.push(target.collect());
             self.outage_penalty_usd.push(hold.iter().map(|h| 5.0 * h).collect());
+        }
+    }
+
+    /// Before launches can arrive, the target allows the misses that remain when every node is kept.
+    fn allow_the_past(&mut self) {
+        let mut gpus = vec![vec![0.0; self.pools.len()]; self.periods()];
+        for source in &self.sources {
+            let mut alive = 0.0;
+            for (t, row) in gpus.iter_mut().enumerate() {
+                alive = alive * source.profile.survive[t] + source.appear[t];
+                row[source.pool] += alive * source.gpus;
+            }
+        }
+        let least = crate::decompose::missed_claims(self, &gpus);
+        for (t, allowed) in self.allowed_misses.iter_mut().enumerate() {
+            for (k, allowed) in allowed.iter_mut().enumerate().filter(|(k, _)| t < self.first_period[*k]) {
+                *allowed = allowed.max(least[t][k]);
+            }
         }
     }
 
@@ -491,7 +496,17 @@ fn median_period(arrivals: &[f64]) -> usize {
     arrivals.iter().position(reached).unwrap_or(arrivals.len())
 }
 
+/// Launches that may as well come a period later come now: demand between two period starts is not in the program.
+/// Share of the launch cost for each period of delay.
+const DELAY_SHARE: f64 = 1e-3;
+
 impl Source {
+    /// Dollars for one launch in period `u`, before the churn penalty.
+    #[must_use]
+    pub fn launch_usd(&self, u: usize) -> f64 {
+        self.launch_cost_usd * (1.0 + DELAY_SHARE * u as f64)
+    }
+
     /// Whether its nodes exist, or the parent plan launched some.
     #[must_use]
     pub fn must_be_modelled(&self) -> bool {
@@ -514,41 +529,4 @@ impl Source {
             }
         }
     }
-}
-
-/// Classes that a whole free node of the offer serves; else the refusal of the class that came closest.
-fn whole_node_serves(input: &PlanInput, p: usize, caps: &[Caps]) -> (Vec<(usize, f64)>, Option<Refusal>) {
-    let offer = &input.offers[p].offer;
-    let mut serves = Vec::new();
-    let mut refusal: Option<Refusal> = None;
-    for (k, class) in input.classes.iter().enumerate() {
-        match admission::yields(offer, class, caps[k].of(class, offer)) {
-            Ok(share) => serves.push((k, share)),
-            Err(why) if refusal.is_none() || matches!(refusal, Some(Refusal::Model(_))) => refusal = Some(why),
-            Err(_) => {}
-        }
-    }
-    (serves, refusal)
-}
-
-/// Classes that a partly claimed node serves: its own claims, and what still fits beside them.
-fn fragment_serves(input: &PlanInput, p: usize, claims: &[(usize, u32)]) -> Vec<(usize, f64)> {
-    let offer = &input.offers[p].offer;
-    let size = |k: usize| input.classes[k].gpus_per_claim.min(offer.gpus_per_node);
-    let used: u32 = claims.iter().map(|&(k, n)| n * size(k)).sum();
-    let free = offer.gpus_per_node.saturating_sub(used);
-    let mut serves = Vec::new();
-    for (k, class) in input.classes.iter().enumerate() {
-        let own: u32 = claims.iter().filter(|c| c.0 == k).map(|&(_, n)| n * size(k)).sum();
-        let more = if admission::admits_node(offer, class).is_ok() {
-            admission::usable_share(offer.gpus_per_node, free, class).unwrap_or(0.0)
-        } else {
-            0.0
-        };
-        let share = f64::from(own) / f64::from(offer.gpus_per_node) + more;
-        if share > 0.0 {
-            serves.push((k, share.min(1.0)));
-        }
-    }
-    serves
 }

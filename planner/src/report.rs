@@ -220,12 +220,14 @@ pub fn sensitivities(
     for (rows, shown) in measurable.take(options.sensitivities) {
         let mut cost = |step: f64| -> Result<f64, solver::SolverError> {
             for &(key, limit) in rows.iter() {
-                master.set_row(key, f64::NEG_INFINITY, (limit + step).max(0.0))?;
+                master.set_row(key, f64::NEG_INFINITY, (limit + step).max(limit.min(0.0)))?;
             }
             Ok(decompose::resolve(input, model, master, effort)?.objective_usd)
         };
-        let (more, less) = (cost(1.0)?, cost(-1.0)?);
+        let (more, less) = (cost(1.0), cost(-1.0));
         let base = cost(0.0)?;
+        // Not measured is said; it costs nobody the plan.
+        let (Ok(more), Ok(less)) = (more, less) else { continue };
         let (gain, loss) = ((base - more).max(0.0) / horizon_h, (less - base).max(0.0) / horizon_h);
         shown.measured = Some(Measured {
             one_more_usd_micros_per_h: micros(gain),
@@ -255,11 +257,11 @@ fn limits(input: &PlanInput, model: &Model, duals: &Duals) -> Vec<Limited> {
     };
     let periods = 0..model.periods();
     for (q, quota) in input.quotas.iter().enumerate() {
-        let rows = periods.clone().map(|t| (RowKey::Quota(q, t), quota.limit)).collect();
+        let rows = periods.clone().map(|t| (RowKey::Quota(q, t), model.quota_left[q][t])).collect();
         push(LimitKind::Quota, quota.name.clone(), &duals.quota[q], rows);
     }
-    if let Some(budget) = input.policy.budget_usd_micros_per_h {
-        let rows = periods.clone().map(|t| (RowKey::Budget(t), budget.usd())).collect();
+    if !duals.budget.is_empty() {
+        let rows = periods.clone().map(|t| (RowKey::Budget(t), model.budget_left_usd_per_h[t])).collect();
         push(LimitKind::Budget, "spend".into(), &duals.budget, rows);
     }
     let rate = input.policy.launch_rate_nodes_per_min.unwrap_or(0.0);
@@ -505,7 +507,21 @@ fn why_missed(input: &PlanInput, model: &Model, k: usize, binding: &[Binding]) -
     if input.policy.budget_usd_micros_per_h.is_some() && binding.iter().any(|b| b.kind == LimitKind::Budget) {
         return "the budget is spent".into();
     }
-    let held: Vec<&str> = binding.iter().take(3).map(|b| b.name.as_str()).collect();
+    // Only limits that offers of this class are under.
+    let of_class = |b: &&Binding| {
+        let offers = || model.sources.iter().filter(serves).map(|s| s.offer);
+        match b.kind {
+            LimitKind::Quota => {
+                let quota = input.quotas.iter().find(|q| q.name == b.name);
+                quota.is_some_and(|q| offers().any(|p| q.members.iter().any(|(m, _)| *m == p)))
+            }
+            LimitKind::Supply => offers().any(|p| input.offers[p].offer.key.to_string() == b.name),
+            LimitKind::LaunchRate => offers().any(|p| input.offers[p].offer.key.provider == b.name),
+            LimitKind::Spread => b.name.starts_with(&format!("{} in ", input.classes[k].name)),
+            LimitKind::Budget | LimitKind::Commitment => true,
+        }
+    };
+    let held: Vec<&str> = binding.iter().filter(of_class).take(3).map(|b| b.name.as_str()).collect();
     if held.is_empty() { "supply does not arrive in time".into() } else { format!("held back by {}", held.join(", ")) }
 }
 

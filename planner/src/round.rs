@@ -116,7 +116,7 @@ fn whole_nodes(
         let nodes = master.value(&relaxed.solution, ColKey::Nodes(i, 0));
         let up = (nodes - 1e-4).ceil().clamp(0.0, source.appear[0].floor());
         let down = nodes.floor().max(source.kept[0].ceil()).min(up);
-        let fits = rooms.take(&units(input, model, master, i, 1.0), up - nodes);
+        let fits = rooms.take(&units(input, model, master, i), up - nodes);
         kept.push((i, if fits { up } else { down }));
     }
     kept
@@ -129,14 +129,16 @@ struct Rooms(Vec<f64>);
 impl Rooms {
     fn new(input: &PlanInput, model: &Model, master: &Master, relaxed: &Optimum) -> Self {
         let periods = model.periods();
-        let room =
-            |limit: f64, row: &dyn Fn(usize) -> RowKey| master.room(&relaxed.solution, limit, row, periods).max(0.0);
+        let room = |left: &Vec<f64>, row: &dyn Fn(usize) -> RowKey| {
+            master.room(&relaxed.solution, |t| left[t], row, periods).max(0.0)
+        };
         let mut rooms: Vec<f64> =
-            (0..input.quotas.len()).map(|q| room(input.quotas[q].limit, &|t| RowKey::Quota(q, t))).collect();
-        rooms.push(input.policy.budget_usd_micros_per_h.map_or(f64::INFINITY, |b| room(b.usd(), &RowKey::Budget)));
+            model.quota_left.iter().enumerate().map(|(q, left)| room(left, &|t| RowKey::Quota(q, t))).collect();
+        // Without a budget there are no rows, and the room is infinite.
+        rooms.push(room(&model.budget_left_usd_per_h, &RowKey::Budget));
         let rate = input.policy.launch_rate_nodes_per_min.map_or(f64::INFINITY, |r| r * model.hours[0] * 60.0);
         for g in 0..crate::columns::rate_groups(input).len() {
-            rooms.push(master.room(&relaxed.solution, rate, |_| RowKey::Rate(g, 0), 1).max(0.0));
+            rooms.push(master.room(&relaxed.solution, |_| rate, |_| RowKey::Rate(g, 0), 1).max(0.0));
         }
         Self(rooms)
     }
@@ -151,11 +153,11 @@ impl Rooms {
     }
 }
 
-/// Units of each limit that one node of a source takes, of which a share of `fill` comes to be.
-fn units(input: &PlanInput, model: &Model, master: &Master, i: usize, fill: f64) -> Vec<(usize, f64)> {
+/// Units of each limit that one node of a source takes.
+fn units(input: &PlanInput, model: &Model, master: &Master, i: usize) -> Vec<(usize, f64)> {
     let budget = input.quotas.len();
-    let mut units: Vec<(usize, f64)> = master.links[i].quotas.iter().map(|&(q, u)| (q, u * fill)).collect();
-    units.push((budget, model.sources[i].price_usd_per_h * fill));
+    let mut units: Vec<(usize, f64)> = master.links[i].quotas.clone();
+    units.push((budget, model.sources[i].price_usd_per_h));
     units
 }
 
@@ -214,8 +216,7 @@ fn stay_within_limits(
     mut rooms: Rooms,
 ) {
     let units = |i: usize| {
-        let fill = input.offers[model.sources[i].offer].fill;
-        let mut units = units(input, model, master, i, fill);
+        let mut units = units(input, model, master, i);
         units.extend(master.links[i].rate.map(|g| (input.quotas.len() + 1 + g, 1.0)));
         units
     };
@@ -276,7 +277,8 @@ fn branch(
         let optimum = match decompose::resolve(input, model, master, effort) {
             Ok(optimum) => optimum,
             Err(SolverError::Infeasible) => continue,
-            Err(error) => return Err(error),
+            // The rounding in hand is a whole plan already.
+            Err(_) => break,
         };
         if optimum.objective_usd >= best.optimum.objective_usd * (1.0 - 1e-9) {
             continue;

@@ -26,7 +26,7 @@ pub struct PathRules {
 }
 
 /// Steps of a period at which a path is drawn: its peak is the highest of them.
-const DRAWN_STEPS: usize = 3;
+const DRAWN_STEPS: usize = 5;
 
 /// The forecast method of each class, by its pinball loss on the last season of the past, half a horizon ahead.
 /// Worth asking again once an hour or so: it reads a whole season.

@@ -139,8 +139,7 @@ impl Supply {
         if refused {
             self.refusals += 1;
             self.budget = 1.0;
-            let wait = self.rules.probe_after_s * 2.0_f64.powi(self.refusals.min(20) as i32 - 1);
-            self.probe_at_s = now_s + wait.min(self.rules.probe_after_max_s);
+            self.probe_at_s = now_s + self.wait_s();
         } else if healthy > 0 {
             self.refusals = 0;
             self.probe_at_s = now_s;
@@ -149,6 +148,20 @@ impl Supply {
                 self.budget = (2.0 * self.budget).min(self.rules.budget_max);
             }
         }
+    }
+
+    /// Notes that so many nodes were asked for: a probe of a dead offer is not repeated before its wait is over,
+    /// whatever becomes of it.
+    pub fn asked(&mut self, now_s: f64, nodes: u32) {
+        if nodes > 0 && self.refusals > 0 {
+            self.probe_at_s = now_s + self.wait_s();
+        }
+    }
+
+    /// Wait before the next probe.
+    fn wait_s(&self) -> f64 {
+        let wait = self.rules.probe_after_s * 2.0_f64.powi(self.refusals.clamp(1, 20) as i32 - 1);
+        wait.min(self.rules.probe_after_max_s)
     }
 
     /// Learns that a launch is still waiting after `waited_s`.
@@ -253,6 +266,16 @@ mod tests {
         assert_eq!(supply.launch_limit_nodes(390.0), 1.0);
         supply.observe(390.0, 1, &[Outcome::Healthy { lead_s: 100.0 }]);
         assert_eq!(supply.launch_limit_nodes(390.0), 2.0);
+    }
+
+    #[test]
+    fn a_probe_without_an_answer_is_not_repeated() {
+        let mut supply = new();
+        supply.observe(0.0, 1, &[Outcome::NoCapacity]);
+        assert_eq!(supply.launch_limit_nodes(120.0), 1.0);
+        supply.asked(120.0, 1);
+        assert_eq!(supply.launch_limit_nodes(180.0), 0.0);
+        assert_eq!(supply.launch_limit_nodes(240.0), 1.0);
     }
 
     #[test]

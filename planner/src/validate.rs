@@ -112,7 +112,8 @@ fn offers(c: &mut Checker, input: &PlanInput) {
             c.fail(&at("key"), "stands twice in the table");
         }
         let price = state.offer.price_usd_micros_per_h.usd();
-        if !(price > 0.0 && price <= 1e5) && state.offer.key.market != fleet::Market::Reserved {
+        let free = price == 0.0 && state.offer.key.market == fleet::Market::Reserved;
+        if !(free || price > 0.0 && price <= 1e5) {
             c.fail(&at("price_usd_micros_per_h"), format!("{price} dollars an hour is not in 0..100000, 0 excluded"));
         }
         if state.offer.gpus_per_node == 0 || state.offer.gpus_per_node > 1024 {
@@ -133,11 +134,11 @@ fn offers(c: &mut Checker, input: &PlanInput) {
             {
                 c.fail(&at("kept_nodes"), "must not rise, nor pass the number of nodes");
             }
-            let mut used = 0;
+            let mut used = 0_u32;
             for (k, claims) in &group.claims {
                 c.index(&at("claims"), *k, input.classes.len());
                 let size = input.classes.get(*k).map_or(0, |class| class.gpus_per_claim.min(state.offer.gpus_per_node));
-                used += size.saturating_mul(*claims);
+                used = used.saturating_add(size.saturating_mul(*claims));
             }
             if used > state.offer.gpus_per_node {
                 c.fail(&at("claims"), format!("{used} GPUs claimed on nodes of {}", state.offer.gpus_per_node));

@@ -102,8 +102,10 @@ pub fn apply(input: &PlanInput, what_if: &WhatIf) -> Result<PlanInput, WhatIfErr
         WhatIf::Price { matching, factor } => {
             let mut hits = 0;
             for state in changed.offers.iter_mut().filter(|o| o.offer.key.to_string().contains(matching.as_str())) {
-                let price = &mut state.offer.price_usd_micros_per_h;
-                *price = UsdMicros::from_usd(price.usd() * factor).unwrap_or(*price);
+                // Beyond what money can be, the largest: the input check names it. A boot is billed at the same price.
+                for price in [&mut state.offer.price_usd_micros_per_h, &mut state.launch_cost_usd_micros] {
+                    *price = crate::plan::micros(price.usd() * factor);
+                }
                 hits += 1;
             }
             if hits == 0 {

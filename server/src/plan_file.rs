@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use fleet::{AcceptedGpu, Class, Interconnect, Market, Offer, OfferKey, PriceCap, UsdMicros};
-use planner::input::{
-    Commitment, DomainLevel, LeadTime, NodeGroup, OfferState, PlanInput, Policy, Quota, Spread, SpreadBy, Survive,
-};
+use planner::gather::{self, Estimate, Observed, ObservedNode};
+use planner::input::{Commitment, DomainLevel, LeadTime, PlanInput, Policy, Quota, Spread, SpreadBy, Survive};
 use planner::plan::Plan;
 use planner::scenarios::{self, History, PathRules};
 use providers::catalogue::{self, Catalogue, GateRules};
@@ -27,6 +26,9 @@ pub struct PlanFile {
     /// Period lengths in seconds.
     #[serde(default = "ladder")]
     periods_s: Vec<u32>,
+    /// Seconds since the plan that `--parent` names was made.
+    #[serde(default = "minute")]
+    parent_age_s: u32,
     /// Number of demand paths.
     #[serde(default = "twenty")]
     paths: usize,
@@ -46,11 +48,17 @@ pub struct PlanFile {
     #[serde(default)]
     nodes: Vec<NodesPart>,
     #[serde(default)]
+    launching: Vec<LaunchingPart>,
+    #[serde(default)]
     policy: PolicyPart,
 }
 
 fn thirty() -> i32 {
     30
+}
+
+fn minute() -> u32 {
+    60
 }
 
 fn twenty() -> usize {
@@ -74,6 +82,8 @@ struct DemandPart {
     target_utilisation: Option<f64>,
     scale_down_s: Option<u32>,
     step_s: Option<u32>,
+    input_tokens: Option<f64>,
+    output_tokens: Option<f64>,
 }
 
 fn day() -> u32 {
@@ -220,9 +230,23 @@ struct NodesPart {
     /// Claims on each node: class name to number.
     #[serde(default)]
     claims: std::collections::BTreeMap<String, u32>,
-    /// Seconds until they can be released.
-    #[serde(default)]
-    kept_s: u32,
+    /// Seconds since their launch.
+    #[serde(default = "long_ago")]
+    age_s: f64,
+}
+
+fn long_ago() -> f64 {
+    1e6
+}
+
+/// Launches whose nodes are not healthy yet.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LaunchingPart {
+    offer: OfferKey,
+    count: u32,
+    /// Seconds since the launch.
+    age_s: f64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -287,6 +311,20 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
     if file.demand.season_s == 0 {
         bail!("{}: demand.season_s: 0 seconds are no season; 86400 is a day", path.display());
     }
+    let horizon_s: u64 = file.periods_s.iter().map(|s| u64::from(*s)).sum();
+    if horizon_s > 30 * 86_400 {
+        bail!("{}: periods_s: {horizon_s} s in all; at most 30 days are possible", path.display());
+    }
+    for part in &file.class {
+        if !(part.claim_mean_s.is_finite() && part.claim_mean_s >= 1.0) {
+            bail!("{}: class '{}': claim_mean_s: {} is under a second", path.display(), part.name, part.claim_mean_s);
+        }
+    }
+    let stray =
+        file.supply_for.iter().find(|s| !catalogue.offers.iter().any(|o| o.key.to_string().contains(&s.matching)));
+    if let Some(part) = stray {
+        bail!("{}: supply_for: no usable offer has '{}' in its name", path.display(), part.matching);
+    }
     let classes = file.class.iter().map(class).collect::<anyhow::Result<Vec<Class>>>()?;
     let series = read_demand(&file, folder)?;
     let history = history(&file, &series)?;
@@ -298,30 +336,29 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
     };
     let methods = scenarios::choose(&history, &file.periods_s, rules.season_s);
     let scenarios = scenarios::build(&history, &methods, &file.periods_s, &rules);
-    let mut offers: Vec<OfferState> =
-        catalogue.offers.iter().map(|o| offer_state(o, &file)).collect::<anyhow::Result<_>>()?;
-    place_nodes(&file, &classes, &mut offers)?;
-    if let Some(parent) = parent {
-        for target in &parent.targets {
-            if let Some(state) = offers.iter_mut().find(|o| o.offer.key == target.offer) {
-                state.planned_nodes = target.launches.iter().skip(1).copied().take(file.periods_s.len()).collect();
-            }
-        }
-    }
     let mut notes = series.notes;
     for (class, method) in classes.iter().zip(methods) {
         notes.push(format!("{} is forecast by {}", class.name, method.name()));
     }
-    let input = PlanInput {
-        epoch: parent.map_or(1, |p| p.epoch + 1),
-        quotas: file.quota.iter().map(|q| quota(q, &offers)).collect(),
-        commitments: file.commitment.iter().map(|c| commitment(c, &offers, &file.periods_s)).collect(),
-        policy: policy(&file.policy, &classes)?,
-        period_s: file.periods_s,
+    let offers = &catalogue.offers;
+    let estimates = offers.iter().map(|o| estimate(o, &file)).collect::<anyhow::Result<Vec<_>>>()?;
+    let observed = Observed {
+        epoch: match parent {
+            Some(parent) => parent.epoch.checked_add(1).context("the parent plan's epoch is the last that there is")?,
+            None => 1,
+        },
+        period_s: &file.periods_s,
         offers,
-        classes,
-        scenarios,
+        estimates: &estimates,
+        classes: &classes,
+        claim_mean_s: &rules.claim_mean_s,
+        nodes: &nodes(&file, &classes, offers)?,
+        quotas: &file.quota.iter().map(|q| quota(q, offers)).collect::<anyhow::Result<Vec<_>>>()?,
+        commitments: &commitments(&file, offers)?,
+        policy: &policy(&file.policy, &classes)?,
+        parent: parent.map(|plan| (plan, f64::from(file.parent_age_s))),
     };
+    let input = gather::plan_input(&observed, scenarios);
     Ok(Loaded { input, catalogue, notes })
 }
 
@@ -373,32 +410,33 @@ fn read_demand(file: &PlanFile, folder: &Path) -> anyhow::Result<Series> {
         target_utilisation: part.target_utilisation.unwrap_or(base.target_utilisation),
         scale_down_s: part.scale_down_s.unwrap_or(base.scale_down_s),
         step_s: part.step_s.unwrap_or(base.step_s),
+        input_tokens: part.input_tokens.unwrap_or(base.input_tokens),
+        output_tokens: part.output_tokens.unwrap_or(base.output_tokens),
         seed: file.seed,
-        ..base
     };
     params.check().map_err(|what| anyhow::anyhow!("demand.{what}"))?;
     Ok(demand::read(&path, kind, &params)?)
 }
 
-/// The demand of each class: the sum of its series.
+/// The demand of each class, from the sum of its series.
 fn history(file: &PlanFile, series: &Series) -> anyhow::Result<History> {
     let mut claims = Vec::new();
     for part in &file.class {
         let names = part.demand.clone().unwrap_or_else(|| vec![part.name.clone()]);
-        let mut sum = vec![0.0; series.steps()];
+        let mut members = Vec::new();
         for name in &names {
             let place = series.classes.iter().position(|c| c == name).with_context(|| {
                 let known: Vec<&str> = series.classes.iter().take(12).map(String::as_str).collect();
                 format!("class '{}': the demand has no series '{name}'; it has {}", part.name, known.join(", "))
             })?;
-            sum.iter_mut().zip(&series.values[place]).for_each(|(s, v)| *s += v);
+            members.push(place);
         }
-        claims.push(sum);
+        claims.push(series.claims(&members, part.gpus_per_claim));
     }
     Ok(History { step_s: series.step_s, claims })
 }
 
-fn offer_state(offer: &Offer, file: &PlanFile) -> anyhow::Result<OfferState> {
+fn estimate(offer: &Offer, file: &PlanFile) -> anyhow::Result<Estimate> {
     let mut supply = file.supply.clone();
     let name = offer.key.to_string();
     for part in file.supply_for.iter().filter(|s| name.contains(&s.matching)) {
@@ -408,61 +446,92 @@ fn offer_state(offer: &Offer, file: &PlanFile) -> anyhow::Result<OfferState> {
         supply.hazard_per_h = part.hazard_per_h.unwrap_or(supply.hazard_per_h);
         supply.min_hold_s = part.min_hold_s.unwrap_or(supply.min_hold_s);
     }
-    let lead_time = LeadTime { cdf: supply.lead_time };
-    let boot_usd = offer.price_usd_micros_per_h.usd() * lead_time.mean_s() / 3600.0;
-    Ok(OfferState {
-        offer: offer.clone(),
+    Ok(Estimate {
         launch_limit_nodes: supply.launch_limit_nodes,
         fill: supply.fill,
+        lead_time: LeadTime { cdf: supply.lead_time },
         hazard_per_h: supply.hazard_per_h + offer.interruption_per_h,
-        launch_cost_usd_micros: usd(&format!("supply of {name}: lead_time"), boot_usd)?,
-        lead_time,
         min_hold_s: supply.min_hold_s,
-        nodes: Vec::new(),
-        arriving_nodes: Vec::new(),
-        planned_nodes: Vec::new(),
     })
 }
 
-fn place_nodes(file: &PlanFile, classes: &[Class], offers: &mut [OfferState]) -> anyhow::Result<()> {
-    for part in &file.nodes {
-        let state = offers
-            .iter_mut()
-            .find(|o| o.offer.key == part.offer)
-            .with_context(|| format!("nodes: there is no usable offer {}", part.offer))?;
+/// Most nodes of one entry: more is a mistake.
+const NODES_MAX: u32 = 100_000;
+
+fn nodes(file: &PlanFile, classes: &[Class], offers: &[Offer]) -> anyhow::Result<Vec<ObservedNode>> {
+    let find = |key: &OfferKey, place: &str| {
+        let found = offers.iter().position(|o| o.key == *key);
+        found.with_context(|| format!("{place}: there is no usable offer {key}; 'pilotlight offers show' says why"))
+    };
+    let checked = |place: &str, count: u32, age_s: f64| {
+        if count > NODES_MAX {
+            bail!("{place}: {count} nodes; at most {NODES_MAX} are possible");
+        }
+        if !(age_s.is_finite() && age_s >= 0.0) {
+            bail!("{place}: age_s: {age_s} is no number of seconds");
+        }
+        Ok(())
+    };
+    let mut all = Vec::new();
+    for (i, part) in file.nodes.iter().enumerate() {
+        let place = format!("nodes[{i}]");
+        checked(&place, part.count, part.age_s)?;
+        let offer = find(&part.offer, &place)?;
         let mut claims = Vec::new();
         for (name, count) in &part.claims {
             let k = classes.iter().position(|k| k.name == *name);
-            claims.push((k.with_context(|| format!("nodes: there is no class '{name}'"))?, *count));
-        }
-        let mut start = 0;
-        let mut kept_nodes = Vec::new();
-        for length in &file.periods_s {
-            if start < part.kept_s {
-                kept_nodes.push(f64::from(part.count));
+            let k = k.with_context(|| format!("{place}: there is no class '{name}'"))?;
+            let gpus = u64::from(*count) * u64::from(classes[k].gpus_per_claim);
+            if gpus > u64::from(offers[offer].gpus_per_node) {
+                bail!(
+                    "{place}: claims: {gpus} GPUs of '{name}' on {}, which has {}",
+                    part.offer,
+                    offers[offer].gpus_per_node
+                );
             }
-            start += length;
+            claims.push((k, *count));
         }
-        state.nodes.push(NodeGroup { nodes: part.count, claims, kept_nodes });
+        claims.sort_unstable();
+        let node = ObservedNode { offer, age_s: part.age_s, healthy: true, claims };
+        all.extend(std::iter::repeat_n(node, part.count as usize));
     }
-    Ok(())
+    for (i, part) in file.launching.iter().enumerate() {
+        let place = format!("launching[{i}]");
+        checked(&place, part.count, part.age_s)?;
+        let offer = find(&part.offer, &place)?;
+        let node = ObservedNode { offer, age_s: part.age_s, healthy: false, claims: Vec::new() };
+        all.extend(std::iter::repeat_n(node, part.count as usize));
+    }
+    Ok(all)
 }
 
-fn quota(part: &QuotaPart, offers: &[OfferState]) -> Quota {
-    let hits = offers.iter().enumerate().filter(|(_, o)| part.matching.matches(&o.offer));
-    let members = hits.map(|(p, o)| (p, f64::from(o.offer.gpus_per_node))).collect();
-    Quota { name: part.name.clone(), members, limit: part.limit_gpus }
+fn matching(part: &Matching, offers: &[Offer], place: &str) -> anyhow::Result<Vec<usize>> {
+    let hits: Vec<usize> = (0..offers.len()).filter(|p| part.matches(&offers[*p])).collect();
+    if hits.is_empty() {
+        bail!("{place}: no usable offer is meant by it");
+    }
+    Ok(hits)
 }
 
-fn commitment(part: &CommitmentPart, offers: &[OfferState], periods_s: &[u32]) -> Commitment {
-    let hits = offers.iter().enumerate().filter(|(_, o)| part.matching.matches(&o.offer));
-    let mut start = 0;
-    let mut nodes = Vec::new();
-    for length in periods_s {
-        nodes.push(if part.ends_in_s.is_none_or(|end| start < end) { part.nodes } else { 0.0 });
-        start += length;
+fn quota(part: &QuotaPart, offers: &[Offer]) -> anyhow::Result<Quota> {
+    let hits = matching(&part.matching, offers, &format!("quota '{}'", part.name))?;
+    let members = hits.into_iter().map(|p| (p, f64::from(offers[p].gpus_per_node))).collect();
+    Ok(Quota { name: part.name.clone(), members, limit: part.limit_gpus })
+}
+
+fn commitments(file: &PlanFile, offers: &[Offer]) -> anyhow::Result<Vec<Commitment>> {
+    let mut all = Vec::new();
+    for part in &file.commitment {
+        let hits = matching(&part.matching, offers, &format!("commitment '{}'", part.name))?;
+        let mut start = 0_u64;
+        let mut nodes = Vec::new();
+        for length in &file.periods_s {
+            nodes.push(if part.ends_in_s.is_none_or(|end| start < u64::from(end)) { part.nodes } else { 0.0 });
+            start += u64::from(*length);
+        }
+        all.push(Commitment { name: part.name.clone(), offers: hits, nodes });
     }
-    Commitment { name: part.name.clone(), offers: hits.map(|(p, _)| p).collect(), nodes }
+    Ok(all)
 }
 
 fn policy(part: &PolicyPart, classes: &[Class]) -> anyhow::Result<Policy> {

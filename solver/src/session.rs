@@ -246,6 +246,9 @@ impl Session {
     /// # Errors
     /// No optimum was reached.
     pub fn solve(&mut self) -> Result<Solution, SolverError> {
+        // The time limit is of one solve: HiGHS itself adds up all of a session.
+        // SAFETY: `ptr` is live.
+        unsafe { sys::Highs_zeroAllClocks(self.ptr) };
         // SAFETY: `ptr` is live.
         check(unsafe { sys::Highs_run(self.ptr) }, "to run")?;
         // SAFETY: `ptr` is live.

@@ -42,6 +42,8 @@ pub struct Profit {
     pub launches_usd: f64,
     /// Best profit of a single launch over the periods.
     pub best_launch_usd: f64,
+    /// Of one launch now; negative infinity where it cannot be.
+    pub launch_now_usd: f64,
 }
 
 impl Duals {
@@ -116,7 +118,7 @@ impl Duals {
             bound -= row.iter().enumerate().map(|(t, v)| v * model.allowed_misses[t][k]).sum::<f64>();
         }
         for (q, row) in self.quota.iter().enumerate() {
-            bound -= row.iter().sum::<f64>() * input.quotas[q].limit;
+            bound -= dot(row, &model.quota_left[q]);
         }
         for (c, row) in self.commitment.iter().enumerate() {
             bound -= dot(row, &input.commitments[c].nodes);
@@ -124,9 +126,7 @@ impl Duals {
         if let Some(rate) = input.policy.launch_rate_nodes_per_min {
             bound -= self.rate.iter().map(|row| dot(row, &model.hours) * 60.0 * rate).sum::<f64>();
         }
-        if let Some(budget) = input.policy.budget_usd_micros_per_h {
-            bound -= self.budget.iter().sum::<f64>() * budget.usd();
-        }
+        bound -= dot(&self.budget, &model.budget_left_usd_per_h);
         for (i, source) in model.sources.iter().enumerate() {
             let profit = self.profit(input, model, &links[i], source, &values[source.pool]);
             bound -= profit.inventory_usd + profit.launches_usd;
@@ -149,7 +149,12 @@ impl Duals {
             let forced = alpha[t] - node[t] - later;
             inventory += alpha[t] * source.appear[t] - forced * source.kept[t];
         }
-        let mut profit = Profit { inventory_usd: inventory, best_launch_usd: f64::NEG_INFINITY, ..Profit::default() };
+        let mut profit = Profit {
+            inventory_usd: inventory,
+            best_launch_usd: f64::NEG_INFINITY,
+            launch_now_usd: f64::NEG_INFINITY,
+            ..Profit::default()
+        };
         let churn = input.policy.churn * source.launch_cost_usd;
         for u in 0..source.launch_end {
             let gain = launch_value(source, u, &node, &alpha) - self.launch_cost(model, links, source, u);
@@ -157,6 +162,9 @@ impl Duals {
             let earn = |x: f64| x * gain - churn * (x - planned).max(0.0);
             profit.launches_usd += 0.0_f64.max(earn(planned)).max(earn(limit));
             profit.best_launch_usd = profit.best_launch_usd.max(gain - churn);
+            if u == 0 {
+                profit.launch_now_usd = gain - churn;
+            }
         }
         profit
     }
@@ -173,7 +181,7 @@ impl Duals {
 
     /// Dollars that one launch in `u` costs, with its part of shared limits while it is on its way.
     fn launch_cost(&self, model: &Model, links: &Links, source: &Source, u: usize) -> f64 {
-        let mut cost = source.launch_cost_usd + links.rate.map_or(0.0, |g| self.rate[g][u]);
+        let mut cost = source.launch_usd(u) + links.rate.map_or(0.0, |g| self.rate[g][u]);
         for t in u..model.periods() {
             let quota: f64 = links.quotas.iter().map(|&(q, units)| units * self.quota[q][t]).sum();
             let budget = self.budget.get(t).copied().unwrap_or(0.0) * source.price_usd_per_h;

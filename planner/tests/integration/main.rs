@@ -1,5 +1,6 @@
 //! One test binary for the crate.
 
+mod actions;
 mod brute_force;
 mod checker;
 mod closed_forms;

@@ -43,7 +43,7 @@ pub fn read(path: &Path) -> Result<Vec<RawOffer>, DataError> {
             column: place(field),
             ..DataError::file(path, format!("'{text}' cannot be read"))
         };
-        if !entry.product_description.is_empty() && !entry.product_description.contains("Linux") {
+        if !entry.product_description.is_empty() && !entry.product_description.starts_with("Linux/UNIX") {
             continue;
         }
         let price: f64 = entry.spot_price.parse().map_err(|_| bad("SpotPrice", &entry.spot_price))?;

@@ -36,6 +36,15 @@ pub struct Trace {
     /// Share of a replica that is used before another one is started.
     #[arg(long, default_value_t = 0.7)]
     target_utilisation: f64,
+    /// Prompt tokens of a request, where the trace has none.
+    #[arg(long, default_value_t = 1000.0)]
+    input_tokens: f64,
+    /// Generated tokens of a request, where the trace has none.
+    #[arg(long, default_value_t = 200.0)]
+    output_tokens: f64,
+    /// Seconds that a replica stays after it was last needed.
+    #[arg(long, default_value_t = 300)]
+    scale_down_s: u32,
     /// Step of the result in seconds.
     #[arg(long, default_value_t = 60)]
     step_s: u32,
@@ -74,7 +83,7 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
             match trace.output {
                 Format::Json => println!(
                     "{}",
-                    serde_json::json!({ "step_s": series.step_s, "classes": series.classes, "values": series.values, "notes": series.notes })
+                    serde_json::json!({ "step_s": series.step_s, "classes": series.classes, "claims": each(&series), "notes": series.notes })
                 ),
                 Format::Table => print!("{}", render::series(&series)),
             }
@@ -98,6 +107,9 @@ fn read(trace: &Trace) -> anyhow::Result<Series> {
         decode_tokens_per_s: trace.decode_tokens_per_s,
         target_utilisation: trace.target_utilisation,
         step_s: trace.step_s,
+        scale_down_s: trace.scale_down_s,
+        input_tokens: trace.input_tokens,
+        output_tokens: trace.output_tokens,
         ..Params::default()
     };
     params.check().map_err(|what| anyhow::anyhow!("--{}", what.replace('_', "-")))?;
@@ -105,6 +117,11 @@ fn read(trace: &Trace) -> anyhow::Result<Series> {
     let series = demand::read(&trace.file, kind, &params)?;
     busy.finish_and_clear();
     Ok(series)
+}
+
+/// Claims of each series alone, `[K][N]`.
+fn each(series: &Series) -> Vec<Vec<f64>> {
+    (0..series.values.len()).map(|k| series.claims(&[k], 1)).collect()
 }
 
 fn score(args: &Score) -> anyhow::Result<()> {
@@ -115,7 +132,7 @@ fn score(args: &Score) -> anyhow::Result<()> {
     let chosen: Vec<Vec<f64>> = if args.series == 0 {
         vec![series.total()]
     } else {
-        let mut all = series.values.clone();
+        let mut all = each(&series);
         all.sort_by(|a, b| b.iter().sum::<f64>().total_cmp(&a.iter().sum::<f64>()));
         all.truncate(args.series);
         all

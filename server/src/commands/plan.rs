@@ -56,14 +56,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let busy = output::spinner("planning");
     let made = plan(&loaded.input, options).with_context(|| args.file.display().to_string())?;
     busy.finish_and_clear();
-    if let Some(path) = &args.write_mps {
-        write_mps(path, &loaded)?;
-    }
     let mut answers = Vec::new();
     for question in &questions {
         let busy = output::spinner("what if");
         answers.push(what_if::ask(&loaded.input, &made, question, options)?);
         busy.finish_and_clear();
+    }
+    if let Some(path) = &args.write_mps {
+        write_mps(path, &loaded)?;
     }
     if let Some(path) = &args.save {
         output::write_whole(path, |out| Ok(serde_json::to_writer_pretty(out, &made)?))?;

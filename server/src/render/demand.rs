@@ -10,11 +10,12 @@ pub fn series(series: &Series) -> String {
     let hours = series.steps() as f64 * f64::from(series.step_s) / 3600.0;
     let mut classes = table(&["class", "mean", "p99", "peak", "largest rise in 10 min", "steps at 0"], 1..6);
     let mut order: Vec<usize> = (0..series.classes.len()).collect();
-    let mean = |k: &usize| series.values[*k].iter().sum::<f64>() / series.values[*k].len().max(1) as f64;
+    let values: Vec<Vec<f64>> = (0..series.values.len()).map(|k| series.claims(&[k], 1)).collect();
+    let mean = |k: &usize| values[*k].iter().sum::<f64>() / values[*k].len().max(1) as f64;
     order.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
     let step = (600 / series.step_s).max(1) as usize;
     for k in order.iter().take(30) {
-        let values = &series.values[*k];
+        let values = &values[*k];
         let mut sorted = values.clone();
         sorted.sort_by(f64::total_cmp);
         let at =

@@ -55,7 +55,11 @@ fn plan_files() {
     broken("plan.toml", "[180, 0.8]", "[180, 1.8]", &["lead_time"]);
     broken("plan.toml", "[policy]", "[policy]\nbudget_usd_per_h = 0", &["budget"]);
     broken("plan.toml", "periods_s = [60,", "periods_s = [0,", &["period"]);
-    broken("plan.toml", "claims = { chat = 2 }", "claims = { chat = 9 }", &["plan.toml", "h200-8x", "claims"]);
+    broken("plan.toml", "claims = { chat = 2 }", "claims = { chat = 9 }", &["nodes[0]", "h200-8x", "claims"]);
+    broken("plan.toml", "count = 1", "count = 4000000000", &["nodes[0]", "4000000000"]);
+    broken("plan.toml", "provider = \"alpha\"", "provider = \"alfa\"", &["alpha H100"]);
+    broken("plan.toml", "hit_rate = 0.99", "hit_rate = 0.99\nclaim_mean_s = nan", &["chat", "claim_mean_s"]);
+    broken("plan.toml", "periods_s = [60,", "periods_s = [4294967295, 4294967295,", &["periods_s"]);
     broken("plan.toml", "zone = \"us-east-1\"", "zone = \"us-east-9\"", &["nodes", "us-east-9"]);
     broken("plan.toml", "as_of = \"2026-09-16\"", "as_of = \"soon\"", &["as_of", "soon"]);
     broken("plan.toml", "file = \"demand.csv\"", "file = \"gone.csv\"", &["gone.csv"]);

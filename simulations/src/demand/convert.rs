@@ -4,9 +4,9 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Gamma};
 
-use super::Series;
 use super::rates::Rates;
 use super::requests::Request;
+use super::{Series, Unit};
 
 /// What one replica can do, and how it is scaled: parameters of the scenario, never constants.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,6 +55,8 @@ impl Params {
             ("decode_tokens_per_s", self.decode_tokens_per_s, 1e9),
             ("target_utilisation", self.target_utilisation, 1.0),
             ("step_s", f64::from(self.step_s), 86_400.0),
+            ("input_tokens", self.input_tokens, 1e9),
+            ("output_tokens", self.output_tokens, 1e9),
         ] {
             if !(value > 0.0 && value <= most) {
                 return Err(format!("{field}: {value} is not in 0..{most}, 0 excluded"));
@@ -68,12 +70,13 @@ impl Params {
         input_tokens / self.prefill_tokens_per_s + output_tokens / self.decode_tokens_per_s
     }
 
-    /// Replicas for an amount of work that comes in one step, `[N]` to `[N]`.
-    fn replicas(&self, work_s: &[f64], step_s: u32) -> Vec<f64> {
-        let need = |w: &f64| (w / f64::from(step_s) / self.target_utilisation - 1e-9).ceil().max(0.0);
-        let needed: Vec<f64> = work_s.iter().map(need).collect();
-        let window = (self.scale_down_s / step_s.max(1)) as usize;
-        (0..needed.len()).map(|i| needed[i.saturating_sub(window)..=i].iter().copied().fold(0.0, f64::max)).collect()
+    /// Replicas that work which comes in one step keeps busy at the target utilisation, `[N]` to `[N]`.
+    fn load(&self, work_s: &[f64], step_s: u32) -> Vec<f64> {
+        work_s.iter().map(|w| w / f64::from(step_s) / self.target_utilisation).collect()
+    }
+
+    fn unit(&self, step_s: u32) -> Unit {
+        Unit::Load { stay_steps: (self.scale_down_s / step_s.max(1)) as usize }
     }
 }
 
@@ -89,7 +92,8 @@ pub fn from_requests(requests: &[Request], name: &str, params: &Params) -> Serie
     Series {
         step_s: step,
         classes: vec![name.to_owned()],
-        values: vec![params.replicas(&work, step)],
+        values: vec![params.load(&work, step)],
+        unit: params.unit(step),
         notes: Vec::new(),
     }
 }
@@ -102,19 +106,22 @@ pub fn from_rates(rates: &Rates, params: &Params) -> Series {
     let per_window = (rates.window_s / step).max(1) as usize;
     let mut values = Vec::new();
     for (place, client) in rates.clients.iter().enumerate() {
-        let each = params.work_s(params.input_tokens, params.output_tokens);
-        let counts = if per_window == 1 {
-            client.rate_per_s.iter().map(|r| r * f64::from(rates.window_s)).collect()
+        let request = params.work_s(params.input_tokens, params.output_tokens);
+        let each = if rates.are_tokens { request / (params.input_tokens + params.output_tokens) } else { request };
+        // Tokens come in requests: their rate is no renewal process, and is spread evenly.
+        let counts = if per_window == 1 || rates.are_tokens {
+            let spread = |r: &f64| std::iter::repeat_n(r * f64::from(step), per_window);
+            client.rate_per_s.iter().flat_map(spread).collect()
         } else {
             // One generator for each client: another client does not change this one's arrivals.
             let mut rng = ChaCha8Rng::seed_from_u64(params.seed ^ (place as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
             arrivals(client, rates.window_s, step, &mut rng)
         };
         let work: Vec<f64> = counts.iter().map(|c| c * each).collect();
-        values.push(params.replicas(&work, step));
+        values.push(params.load(&work, step));
     }
     let classes = rates.clients.iter().map(|c| c.name.clone()).collect();
-    Series { step_s: step, classes, values, notes: rates.notes.clone() }
+    Series { step_s: step, classes, values, unit: params.unit(step), notes: rates.notes.clone() }
 }
 
 /// Most arrivals of a window that are drawn one by one; above that the count is its mean and the spread of a sum.
@@ -139,8 +146,12 @@ fn arrivals(client: &super::rates::Client, window_s: u32, step_s: u32, rng: &mut
         let Ok(gap) = Gamma::new(1.0 / (cv * cv), cv * cv / rate) else {
             continue;
         };
-        // The process has run for long: a first gap of random age.
-        let mut at = gap.sample(rng) * rand::RngExt::random::<f64>(rng);
+        // The process has run for long: the gap that covers the start is drawn by its length (shape + 1), and the start
+        // is anywhere in it (inspection paradox; Feller 1971, vol. 2, XI.4).
+        let Ok(covering) = Gamma::new(1.0 / (cv * cv) + 1.0, cv * cv / rate) else {
+            continue;
+        };
+        let mut at = covering.sample(rng) * rand::RngExt::random::<f64>(rng);
         while at < f64::from(window_s) {
             let step = ((at / f64::from(step_s)) as usize).min(per_window - 1);
             steps[step] += 1.0;
@@ -157,7 +168,7 @@ mod tests {
 
     fn rates(cv: f64) -> Rates {
         let client = Client { name: "m/0".into(), rate_per_s: vec![0.5; 2000], cv: vec![cv; 2000] };
-        Rates { window_s: 600, clients: vec![client], notes: vec![] }
+        Rates { window_s: 600, clients: vec![client], are_tokens: false, notes: vec![] }
     }
 
     #[test]
@@ -189,7 +200,28 @@ mod tests {
         let mut requests = vec![one; 30];
         requests.push(Request { t_s: 299.0, input_tokens: 1.0, output_tokens: 1.0 });
         let series = from_requests(&requests, "k", &params);
-        assert_eq!(series.values[0], vec![2.0, 2.0, 2.0, 0.0, 1.0]);
+        assert_eq!(series.claims(&[0], 1), vec![2.0, 2.0, 2.0, 0.0, 1.0]);
+        // Two services at 60 % of a replica each share two, not one for each rounded up and then some.
+        let shared = Series {
+            step_s: 60,
+            classes: vec!["a".into(), "b".into(), "c".into()],
+            values: vec![vec![0.6]; 3],
+            unit: Unit::Load { stay_steps: 0 },
+            notes: vec![],
+        };
+        assert_eq!(shared.claims(&[0, 1, 2], 1), vec![2.0]);
+        assert_eq!(Series { unit: Unit::Gpus, values: vec![vec![40.0]; 3], ..shared }.claims(&[0], 2), vec![20.0]);
+    }
+
+    /// Windows with few requests keep the rate, too: each starts in the middle of a gap.
+    #[test]
+    fn low_rates_are_kept() {
+        for (rate, cv) in [(0.1 / 600.0, 1.0), (5.0 / 600.0, 6.0), (10.0 / 600.0, 3.0)] {
+            let client = Client { name: "m/0".into(), rate_per_s: vec![rate; 40_000], cv: vec![cv; 40_000] };
+            let mut rng = ChaCha8Rng::seed_from_u64(3);
+            let mean = arrivals(&client, 600, 60, &mut rng).iter().sum::<f64>() / 40_000.0;
+            assert!((mean / (rate * 600.0) - 1.0).abs() < 0.1, "rate {rate}, cv {cv}: {mean} requests a window");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use planner::instance::Rng;
 
-use super::Series;
+use super::{Series, Unit};
 
 /// Two weeks of three services in steps of five minutes, in replicas.
 #[must_use]
@@ -34,5 +34,5 @@ pub fn series(seed: u64) -> Series {
         values.push(row);
     }
     let classes = services.iter().map(|s| s.0.to_owned()).collect();
-    Series { step_s: STEP_S, classes, values, notes: Vec::new() }
+    Series { step_s: STEP_S, classes, values, unit: Unit::Replicas, notes: Vec::new() }
 }

@@ -17,23 +17,55 @@ pub struct Series {
     pub step_s: u32,
     /// Names, `[K]`.
     pub classes: Vec<String>,
-    /// GPUs or replicas in use, `[K][N]`.
+    /// Demand in its unit, `[K][N]`.
     pub values: Vec<Vec<f64>>,
+    /// What the values are.
+    pub unit: Unit,
     /// What was done to the data while reading: filled gaps, skipped columns. Nothing is dropped in silence.
     pub notes: Vec<String>,
 }
 
+/// What the values of a series are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Work, in replicas kept busy at the target utilisation, not yet rounded: services that share replicas add up
+    /// first. A replica stays for so many steps after it was last needed.
+    Load {
+        /// Scale-down window in steps.
+        stay_steps: usize,
+    },
+    /// Replicas, each one claim.
+    Replicas,
+    /// GPUs.
+    Gpus,
+}
+
 impl Series {
+    /// Concurrent claims of one class that is made of `members` (indices of classes here), `[N]`.
+    #[must_use]
+    pub fn claims(&self, members: &[usize], gpus_per_claim: u32) -> Vec<f64> {
+        let sum: Vec<f64> = (0..self.steps()).map(|i| members.iter().map(|m| self.values[*m][i]).sum()).collect();
+        match self.unit {
+            Unit::Replicas => sum,
+            Unit::Gpus => sum.iter().map(|g| (g / f64::from(gpus_per_claim.max(1)) - 1e-9).ceil().max(0.0)).collect(),
+            Unit::Load { stay_steps } => {
+                let needed: Vec<f64> = sum.iter().map(|w| (w - 1e-9).ceil().max(0.0)).collect();
+                let stays = |i: usize| needed[i.saturating_sub(stay_steps)..=i].iter().copied().fold(0.0, f64::max);
+                (0..needed.len()).map(stays).collect()
+            }
+        }
+    }
+
     /// Number of steps.
     #[must_use]
     pub fn steps(&self) -> usize {
         self.values.first().map_or(0, Vec::len)
     }
 
-    /// Sum over the classes, `[N]`.
+    /// Claims of one GPU that all classes together make, `[N]`.
     #[must_use]
     pub fn total(&self) -> Vec<f64> {
-        (0..self.steps()).map(|i| self.values.iter().map(|v| v[i]).sum()).collect()
+        self.claims(&(0..self.values.len()).collect::<Vec<_>>(), 1)
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Rates {
     pub window_s: u32,
     /// Clients.
     pub clients: Vec<Client>,
+    /// Rates are of tokens, not of requests.
+    pub are_tokens: bool,
     /// Windows that were filled in, and anything else done to the data.
     pub notes: Vec<String>,
 }
@@ -29,6 +31,11 @@ pub struct Client {
     /// Coefficient of variation of the times between requests, `[windows]`; 1 is Poisson.
     pub cv: Vec<f64>,
 }
+
+/// Longest trace of minutes: 19 years.
+const MINUTES_MAX: usize = 10_000_000;
+/// Longest trace of windows.
+const WINDOWS_MAX: f64 = 1e6;
 
 /// Longest run of windows in which no client sends anything that is taken for a gap in the log.
 const GAP_WINDOWS_MAX: usize = 48;
@@ -45,6 +52,9 @@ pub fn read_servegen(path: &Path) -> Result<Rates, DataError> {
         let start = row.number("t_start_s")?;
         if start % f64::from(WINDOW_S) != 0.0 {
             return Err(row.error("t_start_s", format!("{start} is not a multiple of {WINDOW_S}")));
+        }
+        if start / f64::from(WINDOW_S) > WINDOWS_MAX {
+            return Err(row.error("t_start_s", format!("{start} is more than {WINDOWS_MAX} windows from the start")));
         }
         let window = (start / f64::from(WINDOW_S)) as usize;
         let cv = if row.text("cv").is_empty() { 1.0 } else { row.number("cv")? };
@@ -91,7 +101,7 @@ pub fn read_servegen(path: &Path) -> Result<Rates, DataError> {
             clients.push(Client { name: format!("{model}/{client}"), rate_per_s, cv });
         }
     }
-    Ok(Rates { window_s: WINDOW_S, clients, notes })
+    Ok(Rates { window_s: WINDOW_S, clients, are_tokens: false, notes })
 }
 
 /// Runs of `true` inside the series that are short enough to be gaps.
@@ -131,7 +141,7 @@ struct Minute {
 /// # Errors
 /// A bad row, uneven steps that cannot be filled, or a clock going backwards, by line and column.
 pub fn read_rate(path: &Path) -> Result<Rates, DataError> {
-    if path.extension().is_some_and(|e| e == "json") {
+    if read_text(path)?.trim_start().starts_with('{') {
         return read_minutes(path);
     }
     let table = Table::open(path, &[])?;
@@ -194,7 +204,7 @@ pub fn read_rate(path: &Path) -> Result<Rates, DataError> {
     let notes = if filled > 0 { vec![format!("{filled} missing steps are interpolated")] } else { vec![] };
     let cv = vec![1.0; rate_per_s.len()];
     let client = Client { name: super::name_of(path), rate_per_s, cv };
-    Ok(Rates { window_s: window_s as u32, clients: vec![client], notes })
+    Ok(Rates { window_s: window_s as u32, clients: vec![client], are_tokens: false, notes })
 }
 
 fn read_minutes(path: &Path) -> Result<Rates, DataError> {
@@ -202,20 +212,25 @@ fn read_minutes(path: &Path) -> Result<Rates, DataError> {
     let file: MinuteFile = serde_json::from_str(&text).map_err(|e| {
         DataError::line(path, e.line() as u64, None, format!("has no list 'week1_min' of t and tps ({e})"))
     })?;
-    let end = file.week1_min.iter().map(|m| m.t + 1).max().unwrap_or(0);
-    if end == 0 || end > 10_000_000 {
+    let end = file.week1_min.iter().map(|m| m.t.saturating_add(1)).max().unwrap_or(0);
+    if end == 0 || end > MINUTES_MAX {
         return Err(DataError::file(path, format!("covers {end} minutes")));
     }
     let mut rate_per_s = vec![0.0; end];
+    let mut seen = std::collections::BTreeSet::new();
     for (i, minute) in file.week1_min.iter().enumerate() {
         if !minute.tps.is_finite() || minute.tps < 0.0 {
             let column = Some(format!("week1_min[{i}].tps"));
             return Err(DataError { column, ..DataError::file(path, format!("{} is not a rate", minute.tps)) });
         }
+        if !seen.insert(minute.t) {
+            let column = Some(format!("week1_min[{i}].t"));
+            return Err(DataError { column, ..DataError::file(path, format!("minute {} stands twice", minute.t)) });
+        }
         rate_per_s[minute.t] = minute.tps;
     }
     let cv = vec![1.0; end];
     let client = Client { name: super::name_of(path), rate_per_s, cv };
-    let notes = vec![format!("{} empty minutes are 0", end - file.week1_min.len())];
-    Ok(Rates { window_s: 60, clients: vec![client], notes })
+    let notes = vec![format!("{} empty minutes are 0", end - seen.len())];
+    Ok(Rates { window_s: 60, clients: vec![client], are_tokens: true, notes })
 }

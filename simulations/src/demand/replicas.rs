@@ -6,7 +6,7 @@ use std::path::Path;
 use providers::table::{DataError, Table, read_text};
 use serde::Deserialize;
 
-use super::Series;
+use super::{Series, Unit};
 
 /// Reads `t_s,class,gpus` rows, or a table with a time (`t_s` in seconds or `hour`) and a column for each class.
 ///
@@ -42,7 +42,7 @@ fn read_wide(path: &Path, table: Table, names: &[String]) -> Result<Series, Data
         Ok(())
     })?;
     let step_s = step_of(path, &times)?;
-    Ok(Series { step_s, classes, values, notes: Vec::new() })
+    Ok(Series { step_s, classes, values, unit: Unit::Replicas, notes: Vec::new() })
 }
 
 fn read_long(path: &Path, table: Table) -> Result<Series, DataError> {
@@ -50,6 +50,9 @@ fn read_long(path: &Path, table: Table) -> Result<Series, DataError> {
     let mut times: std::collections::BTreeSet<u64> = std::collections::BTreeSet::new();
     table.each(|row| {
         let at = row.number("t_s")?;
+        if at.fract() != 0.0 || at > 1e12 {
+            return Err(row.error("t_s", format!("{at} is no whole number of seconds")));
+        }
         let class: String = row.parse("class")?;
         let series = rows.entry(class).or_default();
         if series.last().is_some_and(|(before, _)| at <= *before) {
@@ -75,7 +78,7 @@ fn read_long(path: &Path, table: Table) -> Result<Series, DataError> {
         values.push(times.iter().map(|t| known.get(t).copied().unwrap_or(0.0)).collect());
         classes.push(class);
     }
-    Ok(Series { step_s, classes, values, notes })
+    Ok(Series { step_s, classes, values, unit: Unit::Gpus, notes })
 }
 
 /// Steps must be equal and forward.
@@ -149,7 +152,8 @@ pub fn read_prometheus(path: &Path) -> Result<Series, DataError> {
     if count > 10_000_000 {
         return Err(DataError::file(path, format!("covers {count} steps")));
     }
-    let mut series = Series { step_s, classes: Vec::new(), values: Vec::new(), notes: Vec::new() };
+    let mut series =
+        Series { step_s, classes: Vec::new(), values: Vec::new(), unit: Unit::Replicas, notes: Vec::new() };
     for (i, one) in data.result.iter().enumerate() {
         let labels = || one.metric.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",");
         let name = one.metric.get("class").cloned().unwrap_or_else(labels);
@@ -171,6 +175,10 @@ pub fn read_prometheus(path: &Path) -> Result<Series, DataError> {
         }
         if missing > 0 {
             series.notes.push(format!("{name}: {missing} missing steps keep the last value"));
+        }
+        if series.classes.contains(&name) {
+            let what = format!("'{name}' names two series: sum them in the query");
+            return Err(DataError { column: Some(format!("data.result[{i}].metric")), ..DataError::file(path, what) });
         }
         series.classes.push(name);
         series.values.push(values);

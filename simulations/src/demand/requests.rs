@@ -25,6 +25,9 @@ struct MooncakeLine {
     output_length: f64,
 }
 
+/// Longest trace of requests.
+const SPAN_MAX_S: f64 = 400.0 * 86_400.0;
+
 /// Reads a trace, sorted by time.
 ///
 /// # Errors
@@ -81,6 +84,13 @@ pub fn read(path: &Path, kind: Kind) -> Result<Vec<Request>, DataError> {
     let Some(start) = all.iter().map(|(_, r)| r.t_s).reduce(f64::min) else {
         return Err(DataError::file(path, "has no requests"));
     };
+    let last = all.iter().map(|(_, r)| r.t_s).fold(start, f64::max);
+    if last - start > SPAN_MAX_S {
+        return Err(DataError::file(
+            path,
+            format!("spans {:.0} days; at most {:.0} are possible", (last - start) / 86_400.0, SPAN_MAX_S / 86_400.0),
+        ));
+    }
     let mut requests: Vec<Request> = all.into_iter().map(|(_, r)| Request { t_s: r.t_s - start, ..r }).collect();
     requests.sort_by(|a, b| a.t_s.total_cmp(&b.t_s));
     Ok(requests)

@@ -199,9 +199,15 @@ impl<'a> Master<'a> {
 
     /// Units left under a limit row in its tightest period; infinite when the row is not in the problem.
     #[must_use]
-    pub fn room(&self, solution: &Solution, limit: f64, row: impl Fn(usize) -> RowKey, periods: usize) -> f64 {
+    pub fn room(
+        &self,
+        solution: &Solution,
+        limit: impl Fn(usize) -> f64,
+        row: impl Fn(usize) -> RowKey,
+        periods: usize,
+    ) -> f64 {
         let used = |t: usize| self.rows.get(&row(t)).and_then(|r| solution.rows.get(*r)).copied();
-        (0..periods).filter_map(used).map(|used| limit - used).fold(f64::INFINITY, f64::min)
+        (0..periods).filter_map(|t| used(t).map(|used| limit(t) - used)).fold(f64::INFINITY, f64::min)
     }
 
     /// Fixes or frees a column.

@@ -42,6 +42,7 @@ impl World<'_> {
     pub(super) fn launch(&mut self, p: usize, asked: u32, label: Option<usize>) -> Result<(), SimError> {
         let batch = self.batches.len() as u32;
         self.batches.push(Batch { offer: p as u32, asked, waiting: 0, outcomes: Vec::new() });
+        self.supply[p].asked(self.now_ms as f64 / 1000.0, asked);
         let mut refused = None;
         for _ in 0..asked {
             match self.cloud.launch(self.now_s(), p, &mut self.cloud_rng) {

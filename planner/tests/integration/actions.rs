@@ -1,0 +1,92 @@
+//! What a plan does now, in small situations where anyone can say what is right.
+
+use planner::input::{LeadTime, NodeGroup, PlanInput, Policy, Quota, Scenario};
+use planner::plan::{Options, Plan, plan};
+
+use crate::tiny::{class, offer, usd};
+
+/// One class of one-GPU claims at a constant level, on one offer of $2 with ten minutes of lead time; the usual ladder
+/// of periods.
+fn situation(level: f64) -> PlanInput {
+    let mut state = offer(0, 0, "H100", 1, 2.0, false);
+    state.launch_limit_nodes = 100.0;
+    state.fill = 1.0;
+    state.hazard_per_h = 0.0;
+    state.lead_time = LeadTime { cdf: vec![(599.0, 0.0), (600.0, 1.0)] };
+    let mut class = class(0, &["H100"], 1);
+    class.hit_rate_target = 0.99;
+    class.miss_cost_usd_micros = usd(5.0);
+    let period_s = [vec![60; 6], vec![300; 6], vec![900; 4]].concat();
+    let claims = vec![vec![level]; period_s.len()];
+    PlanInput {
+        epoch: 1,
+        offers: vec![state],
+        classes: vec![class],
+        scenarios: vec![Scenario { weight: 1.0, new_claims: claims.clone(), claims }],
+        period_s,
+        quotas: vec![],
+        commitments: vec![],
+        policy: Policy::default(),
+    }
+}
+
+fn made(input: &PlanInput) -> (Plan, u32, u32) {
+    let plan = plan(input, Options::default()).expect("a plan");
+    let (launched, released) =
+        (plan.launches.iter().map(|l| l.nodes).sum(), plan.releases.iter().map(|r| r.nodes).sum());
+    (plan, launched, released)
+}
+
+/// A launch a minute later would be there in the same period: it must not be put off, plan after plan.
+#[test]
+fn what_is_needed_is_launched_now() {
+    let (_, launched, _) = made(&situation(8.0));
+    assert_eq!(launched, 8);
+}
+
+/// The target holds for what exists, too, before launches can change anything.
+#[test]
+fn nodes_in_use_are_not_released_for_cheaper_ones_to_come() {
+    let mut input = situation(8.0);
+    input.classes[0].miss_cost_usd_micros = usd(0.1);
+    let mut dear = offer(1, 1, "H100", 1, 8.0, false);
+    dear.launch_limit_nodes = 0.0;
+    dear.nodes = vec![NodeGroup { nodes: 8, claims: vec![], kept_nodes: vec![] }];
+    input.offers.push(dear);
+    let (plan, launched, released) = made(&input);
+    assert_eq!((launched, released), (8, 0), "{:?}", plan.report.unmet);
+    input.offers[0].launch_limit_nodes = 0.0;
+    assert_eq!(made(&input).2, 0);
+}
+
+/// A cloud counts what it was asked for, not what is expected to come of it.
+#[test]
+fn open_launches_count_whole_against_quota_and_budget() {
+    let mut input = situation(30.0);
+    input.offers[0].fill = 0.5;
+    input.quotas = vec![Quota { name: "q".into(), members: vec![(0, 1.0)], limit: 8.0 }];
+    assert_eq!(made(&input).1, 8);
+    input.quotas.clear();
+    input.policy.budget_usd_micros_per_h = Some(usd(16.0));
+    assert_eq!(made(&input).1, 8);
+    // Five are on their way since a minute.
+    input.offers[0].arriving_nodes = vec![0.0, 0.0, 0.0, 5.0];
+    assert_eq!(made(&input).1, 3);
+}
+
+#[test]
+fn lead_times_may_start_at_zero() {
+    let lead = LeadTime { cdf: vec![(0.0, 0.0), (600.0, 1.0)] };
+    assert!((lead.share_by(300.0) - 0.5).abs() < 1e-9 && (lead.mean_s() - 300.0).abs() < 1e-9);
+}
+
+/// A premium over a price that nobody knows is no permission.
+#[test]
+fn a_substitute_without_a_yardstick_is_refused() {
+    let mut input = situation(4.0);
+    input.classes[0] = class(0, &["A100-80GB", "H100"], 1);
+    input.classes[0].gpus[1].cap = Some(fleet::PriceCap::Premium(0.2));
+    let (plan, launched, _) = made(&input);
+    assert_eq!(launched, 0);
+    assert!(!plan.report.unmet.is_empty());
+}
