@@ -69,6 +69,7 @@ pub fn read(path: &Path) -> Result<Vec<RawOffer>, DataError> {
             price_usd_per_h: Some(price),
             price_day: day_of(&time),
             interruption_per_h: 0.0,
+            delisted: false,
             interconnect: None,
         })
     };

@@ -27,6 +27,8 @@ pub struct RawOffer {
     pub price_day: Option<i32>,
     /// Published interruptions per hour.
     pub interruption_per_h: f64,
+    /// The source listed it once, and does not any more.
+    pub delisted: bool,
     /// Link, where the source says more than the model's usual one.
     pub interconnect: Option<Interconnect>,
 }
@@ -57,6 +59,8 @@ pub enum Reason {
         /// The median.
         median: UsdMicros,
     },
+    /// Not in the source's last listing.
+    Delisted,
     /// The same key came before.
     Duplicate,
 }
@@ -73,6 +77,7 @@ impl fmt::Display for Reason {
             Self::FarFromPeers { price, median } => {
                 write!(f, "{price}/GPU-h is far from the median of {median}")
             }
+            Self::Delisted => write!(f, "not listed or in stock any more"),
             Self::Duplicate => write!(f, "listed twice"),
         }
     }
@@ -90,6 +95,7 @@ impl Reason {
             Self::BadPrice(_) => "unusable price",
             Self::Stale { .. } => "stale price",
             Self::FarFromPeers { .. } => "far from peers",
+            Self::Delisted => "delisted",
             Self::Duplicate => "listed twice",
         }
     }
@@ -175,6 +181,9 @@ fn believe(row: RawOffer, rules: GateRules) -> Result<Offer, Reason> {
         return Err(Reason::PartOfAGpu);
     }
     let gpu: GpuModel = row.gpu.parse().map_err(|_| Reason::UnknownGpu(row.gpu.clone()))?;
+    if row.delisted {
+        return Err(Reason::Delisted);
+    }
     let usd = row.price_usd_per_h.ok_or(Reason::NoPrice)?;
     if usd == 0.0 {
         return Err(Reason::ZeroPrice);
@@ -250,6 +259,7 @@ mod tests {
             price_usd_per_h: price,
             price_day: day_of("2026-09-16"),
             interruption_per_h: 0.0,
+            delisted: false,
             interconnect: None,
         }
     }
@@ -266,6 +276,7 @@ mod tests {
         rows.push(raw("a", Some(55.0)));
         rows.push(RawOffer { price_day: day_of("2026-01-01"), ..raw("old", Some(55.0)) });
         rows.push(RawOffer { gpu: "Z9".into(), ..raw("unknown", Some(55.0)) });
+        rows.push(RawOffer { delisted: true, ..raw("gone", Some(55.0)) });
         let total = rows.len();
         let rules = GateRules { today: day_of("2026-09-20"), ..GateRules::default() };
         let catalogue = gate(rows, rules);
@@ -280,6 +291,7 @@ mod tests {
             "listed twice",
             "stale price",
             "unknown GPU",
+            "delisted",
         ] {
             assert!(kinds.contains(kind), "{kind} in {kinds:?}");
         }

@@ -51,6 +51,7 @@ pub fn read(path: &Path) -> Result<Vec<RawOffer>, DataError> {
                 text => Some(day_of(text).ok_or_else(|| row.error("price_date", format!("'{text}' is no date")))?),
             },
             interruption_per_h: if interruption.is_empty() { 0.0 } else { row.number("interruption_per_h")? },
+            delisted: false,
             interconnect: None,
         });
         Ok(())

@@ -22,6 +22,7 @@ pub struct SourceCount {
 
 const AWS_PRICES: &str = "aws_ondemand_history/aws_gpu_ondemand_history.csv.zst";
 const AWS_ZONES: &str = "aws_instance_catalog_moto/aws_gpu_zone_offerings.csv";
+const AWS_SPECS: &str = "aws_instance_catalog_moto/aws_gpu_instance_specs.csv";
 const AWS_ADVISOR: &str = "aws_spot_advisor/aws_gpu_spot_advisor_2025-06-28.csv";
 const GCP_PRICES: &str = "gcp_price_history/gcp_gpu_price_changes.csv.zst";
 const AZURE_PRICES: &str = "azure_ondemand_history/azure_gpu_ondemand_history.csv.zst";
@@ -59,25 +60,51 @@ pub fn read(folder: &Path) -> Result<(Vec<RawOffer>, Vec<SourceCount>), DataErro
     Ok((offers, counts))
 }
 
-/// Prices by `(place, name)`.
-type Prices = BTreeMap<(String, String), f64>;
+/// A price with its day, and whether the last listing of its place still has it.
+#[derive(Debug, Clone, Copy)]
+struct Listed {
+    usd_per_h: f64,
+    day: Option<i32>,
+    delisted: bool,
+}
 
-/// Newest price by key, with the newest day of the whole series: prices are listed when they change.
-fn newest(path: &Path, columns: [&str; 3], price: &str) -> Result<(Prices, Option<i32>), DataError> {
+/// Prices by `(place, name)`.
+type Prices = BTreeMap<(String, String), Listed>;
+
+/// Newest price by key of a series of whole listings, one for each place and day.
+fn newest(path: &Path, columns: [&str; 3], price: &str) -> Result<Prices, DataError> {
     let mut prices: BTreeMap<(String, String), (String, f64)> = BTreeMap::new();
-    let mut last = String::new();
+    let mut last: HashMap<String, String> = HashMap::new();
     let [date, place, name] = columns;
     Table::open(path, &[date, place, name, price])?.each(|row| {
         let day = row.text(date);
         day_of(day).ok_or_else(|| row.error(date, format!("'{day}' is no date")))?;
-        last = last.as_str().max(day).to_owned();
+        let newest = last.entry(row.text(place).to_owned()).or_default();
+        *newest = newest.as_str().max(day).to_owned();
         let slot = prices.entry((row.text(place).to_owned(), row.text(name).to_owned())).or_default();
         if day >= slot.0.as_str() {
             *slot = (day.to_owned(), row.parse(price)?);
         }
         Ok(())
     })?;
-    Ok((prices.into_iter().map(|(key, (_, price))| (key, price)).collect(), day_of(&last)))
+    let listed = |(key, (day, usd_per_h)): ((String, String), (String, f64))| {
+        let delisted = last.get(&key.0).is_some_and(|last| *last > day);
+        (key, Listed { usd_per_h, day: day_of(&day), delisted })
+    };
+    Ok(prices.into_iter().map(listed).collect())
+}
+
+/// GPU and count of AWS types by its own specification, for types that the built-in table does not know.
+fn aws_specs(folder: &Path) -> Result<HashMap<String, (String, u32)>, DataError> {
+    let mut specs = HashMap::new();
+    let path = folder.join(AWS_SPECS);
+    if path.exists() {
+        Table::open(&path, &["instance_type", "gpu", "gpu_count"])?.each(|row| {
+            specs.insert(row.parse("instance_type")?, (row.parse("gpu")?, row.parse("gpu_count")?));
+            Ok(())
+        })?;
+    }
+    Ok(specs)
 }
 
 fn raw(key: OfferKey, gpu: (&str, u32), price: Option<f64>, day: Option<i32>) -> RawOffer {
@@ -88,6 +115,7 @@ fn raw(key: OfferKey, gpu: (&str, u32), price: Option<f64>, day: Option<i32>) ->
         price_usd_per_h: price,
         price_day: day,
         interruption_per_h: 0.0,
+        delisted: false,
         interconnect: None,
     }
 }
@@ -107,11 +135,12 @@ fn key(provider: &str, region: &str, zone: &str, instance_type: &str, market: Ma
 /// advisor gives a saving. Zones without a price come out without one, and the gate says so.
 fn aws(folder: &Path) -> Result<Vec<RawOffer>, DataError> {
     let prices = folder.join(AWS_PRICES);
-    let (prices, day) = if prices.exists() {
+    let prices = if prices.exists() {
         newest(&prices, ["generated_date", "region", "instance_type"], "usd_per_hour")?
     } else {
-        (BTreeMap::new(), None)
+        Prices::new()
     };
+    let specs = aws_specs(folder)?;
     let mut advisor: HashMap<(String, String), (f64, f64)> = HashMap::new();
     if folder.join(AWS_ADVISOR).exists() {
         Table::open(
@@ -132,16 +161,20 @@ fn aws(folder: &Path) -> Result<Vec<RawOffer>, DataError> {
     Table::open(&folder.join(AWS_ZONES), &["region", "zone", "instance_type"])?.each(|row| {
         let (region, zone, name) = (row.text("region"), row.text("zone"), row.text("instance_type"));
         // Accelerators that are no GPUs (Inferentia, Trainium, Gaudi, FPGA) are not offers of ours.
-        let Some(gpu) = instances::aws(name) else {
+        let known = instances::aws(name).or_else(|| specs.get(name).map(|(gpu, count)| (gpu.as_str(), *count)));
+        let Some(gpu) = known else {
             return Ok(());
         };
         let place = (region.to_owned(), name.to_owned());
-        let price = prices.get(&place).copied();
-        offers.push(raw(key("aws", region, zone, name, Market::OnDemand), gpu, price, day));
+        let listed = prices.get(&place).copied();
+        let (price, day) = (listed.map(|l| l.usd_per_h), listed.and_then(|l| l.day));
+        let delisted = listed.is_some_and(|l| l.delisted);
+        let offer = raw(key("aws", region, zone, name, Market::OnDemand), gpu, price, day);
+        offers.push(RawOffer { delisted, ..offer });
         if let Some((saving, hourly)) = advisor.get(&place) {
             let spot = price.map(|p| p * (1.0 - saving / 100.0));
             let offer = raw(key("aws", region, zone, name, Market::Spot), gpu, spot, day);
-            offers.push(RawOffer { interruption_per_h: *hourly, ..offer });
+            offers.push(RawOffer { interruption_per_h: *hourly, delisted, ..offer });
         }
         Ok(())
     })?;
@@ -174,10 +207,12 @@ fn gcp(folder: &Path) -> Result<Vec<RawOffer>, DataError> {
 }
 
 fn azure(folder: &Path) -> Result<Vec<RawOffer>, DataError> {
-    let (prices, day) = newest(&folder.join(AZURE_PRICES), ["generated_date", "region", "sku"], "usd_per_hour")?;
-    let offer = |((region, sku), price): ((String, String), f64)| {
+    let prices = newest(&folder.join(AZURE_PRICES), ["generated_date", "region", "sku"], "usd_per_hour")?;
+    let offer = |((region, sku), listed): ((String, String), Listed)| {
         let gpu = instances::azure(&sku)?;
-        Some(raw(key("azure", &region, "", &sku, Market::OnDemand), gpu, Some(price), day))
+        let key = key("azure", &region, "", &sku, Market::OnDemand);
+        let delisted = listed.delisted;
+        Some(RawOffer { delisted, ..raw(key, gpu, Some(listed.usd_per_h), listed.day) })
     };
     Ok(prices.into_iter().filter_map(offer).collect())
 }
@@ -207,7 +242,7 @@ fn neoclouds(folder: &Path) -> Result<Vec<RawOffer>, DataError> {
     Ok(offers)
 }
 
-/// The last snapshot of each provider and GPU that is not older than the newest of all by more than a day.
+/// The last snapshot of each provider and GPU; out of stock where it is more than a day older than the newest of all.
 fn availability(folder: &Path) -> Result<Vec<RawOffer>, DataError> {
     let mut last: BTreeMap<(String, String), (String, f64)> = BTreeMap::new();
     Table::open(&folder.join(AVAILABILITY), &["ts_utc", "gpu", "provider", "min_usd_gpu_h"])?.each(|row| {
@@ -225,7 +260,8 @@ fn availability(folder: &Path) -> Result<Vec<RawOffer>, DataError> {
         let recent = newest.zip(day).is_some_and(|(newest, day)| newest - day <= 1);
         let name = format!("1x{gpu}");
         let model = gpu.replace("H200_141GB", "H200").replace("B200_180GB", "B200");
-        recent.then(|| raw(key(&provider, "marketplace", "", &name, Market::OnDemand), (&model, 1), Some(price), day))
+        let key = key(&provider, "marketplace", "", &name, Market::OnDemand);
+        RawOffer { delisted: !recent, ..raw(key, (&model, 1), Some(price), day) }
     };
-    Ok(last.into_iter().filter_map(offer).collect())
+    Ok(last.into_iter().map(offer).collect())
 }

@@ -44,6 +44,7 @@ pub fn read(path: &Path, provider: &str, price_day: Option<i32>) -> Result<Vec<R
                 price_usd_per_h: if price.is_empty() { None } else { Some(row.parse(column)?) },
                 price_day,
                 interruption_per_h: 0.0,
+                delisted: false,
                 interconnect: None,
             });
         }
