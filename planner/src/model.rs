@@ -128,6 +128,8 @@ pub struct Model {
     pub outage_gpus: Vec<Vec<f64>>,
     /// Units of each quota that launches already on their way leave, `[Q][T]`.
     pub quota_left: Vec<Vec<f64>>,
+    /// Whether nodes that exist or are on their way exceed it, `[Q][T]`: nothing of it can be launched then.
+    pub quota_full: Vec<Vec<bool>>,
     /// Dollars an hour of the budget that they leave, `[T]`; empty without a budget.
     pub budget_left_usd_per_h: Vec<f64>,
     /// Missed claims that the target allows, mean over the paths, `[T][K]`.
@@ -207,6 +209,7 @@ impl Model {
             weights: input.scenarios.iter().map(|s| s.weight).collect(),
             outage_gpus: Vec::new(),
             quota_left: Vec::new(),
+            quota_full: Vec::new(),
             budget_left_usd_per_h: Vec::new(),
             allowed_misses: Vec::new(),
             first_period: Vec::new(),
@@ -243,15 +246,23 @@ impl Model {
         self.hours.iter().sum()
     }
 
-    /// Launches of the past that are still on their way count against quotas and budget until they arrive.
+    /// Launches of the past that are still on their way count against quotas and budget until they arrive. No cloud
+    /// ends nodes because a quota shrank: what exists above a quota may stay, and nothing is launched beside it.
     fn add_limits(&mut self, input: &PlanInput) {
         let periods = self.periods();
         let pipe = |p: usize, t: usize| input.offers[p].arriving_nodes.iter().skip(t + 1).sum::<f64>();
-        let left = |quota: &crate::input::Quota| {
-            let used = |t: usize| quota.members.iter().map(|&(p, units)| units * pipe(p, t)).sum::<f64>();
-            (0..periods).map(|t| quota.limit - used(t)).collect()
+        let have = |p: usize, t: usize| {
+            let state = &input.offers[p];
+            let nodes: f64 = state.nodes.iter().map(|g| f64::from(g.nodes)).sum();
+            nodes + state.arriving_nodes.iter().take(t + 1).sum::<f64>()
         };
-        self.quota_left = input.quotas.iter().map(left).collect();
+        for quota in &input.quotas {
+            let sum = |of: &dyn Fn(usize) -> f64| quota.members.iter().map(|&(p, units)| units * of(p)).sum::<f64>();
+            let left = |t: usize| (quota.limit - sum(&|p| pipe(p, t))).max(sum(&|p| have(p, t)));
+            self.quota_left.push((0..periods).map(left).collect());
+            let full = |t: &usize| sum(&|p| have(p, *t) + pipe(p, *t)) > quota.limit + EPS;
+            self.quota_full.push((0..periods).map(|t| full(&t)).collect());
+        }
         if let Some(budget) = input.policy.budget_usd_micros_per_h {
             let price = |p: usize| input.offers[p].offer.price_usd_micros_per_h.usd();
             let billed = |t: usize| (0..input.offers.len()).map(|p| price(p) * pipe(p, t)).sum::<f64>();
@@ -341,8 +352,14 @@ impl Model {
             let launch_end = (0..periods).take_while(reaches).count();
             source.launch_end = launch_end;
             source.launch_limit[..source.launch_end].fill(state.launch_limit_nodes);
+            for (quota, full) in input.quotas.iter().zip(&self.quota_full) {
+                if quota.members.iter().any(|(m, _)| *m == p) {
+                    let exceeded = source.launch_limit.iter_mut().zip(full).filter(|(_, full)| **full);
+                    exceeded.for_each(|(limit, _)| *limit = 0.0);
+                }
+            }
             let planned = state.planned_nodes.iter().take(source.launch_end).enumerate();
-            planned.for_each(|(t, v)| source.planned[t] = v.min(state.launch_limit_nodes));
+            planned.for_each(|(t, v)| source.planned[t] = v.min(source.launch_limit[t]));
         }
         source.clip_kept();
         let arrives =

@@ -350,7 +350,7 @@ pub fn of_optimum(
         classes,
         binding,
         unmet,
-        quota_excess_units: (0..input.quotas.len()).map(|q| value(ColKey::QuotaSlack(q, 0))).collect(),
+        quota_excess_units: quota_excess(input),
         changes: changes(input, model, &rounded.launches),
         work: Work {
             active_sources: master.active.len(),
@@ -471,9 +471,16 @@ fn unmet(
         };
         push(what, &short, "claims a period beyond the target", why);
     }
+    let excess = quota_excess(input);
     for (q, quota) in input.quotas.iter().enumerate() {
         let why = "more nodes exist or are on their way than the quota allows".to_owned();
-        push(format!("quota {}", quota.name), &|t| value(ColKey::QuotaSlack(q, t)), "units over", why);
+        let excess = excess[q];
+        push(
+            format!("quota {}", quota.name),
+            &|t| if model.quota_full[q][t] { excess } else { 0.0 },
+            "units over",
+            why,
+        );
     }
     let why = "nodes that cannot be released yet cost more than the budget".to_owned();
     push("budget".into(), &|t| value(ColKey::BudgetSlack(t)), "$/h over", why);
@@ -579,11 +586,11 @@ pub fn of_fallback(input: &PlanInput, model: &Model, targets: &[Target], error: 
     }
 }
 
+/// Units by which nodes that exist or are on their way exceed each quota.
 fn quota_excess(input: &PlanInput) -> Vec<f64> {
     let nodes = |p: usize| {
         let state = &input.offers[p];
-        state.nodes.iter().map(|g| f64::from(g.nodes)).sum::<f64>()
-            + state.arriving_nodes.first().copied().unwrap_or(0.0)
+        state.nodes.iter().map(|g| f64::from(g.nodes)).sum::<f64>() + state.arriving_nodes.iter().sum::<f64>()
     };
     let used = |q: &crate::input::Quota| q.members.iter().map(|&(p, units)| units * nodes(p)).sum::<f64>();
     input.quotas.iter().map(|q| (used(q) - q.limit).max(0.0)).collect()

@@ -90,3 +90,18 @@ fn a_substitute_without_a_yardstick_is_refused() {
     assert_eq!(launched, 0);
     assert!(!plan.report.unmet.is_empty());
 }
+
+/// A quota that shrank ends no nodes; it only lets nothing be launched beside them.
+#[test]
+fn nodes_above_a_quota_stay() {
+    let mut input = situation(8.0);
+    input.offers[0].nodes = vec![NodeGroup { nodes: 6, claims: vec![], kept_nodes: vec![] }];
+    input.quotas = vec![Quota { name: "q".into(), members: vec![(0, 1.0)], limit: 4.0 }];
+    let (plan, launched, released) = made(&input);
+    assert_eq!((launched, released), (0, 0));
+    assert!(
+        plan.report.unmet.iter().any(|u| u.what == "quota q" && u.by.starts_with("2.00")),
+        "{:?}",
+        plan.report.unmet
+    );
+}
