@@ -1,11 +1,15 @@
 //! Who decides what to launch and release: the shipped planner, and the simple rules it is compared with.
 
+mod fixed;
+
 use planner::gather::Estimate;
 use planner::input::Quota;
 use planner::scenarios::History;
 
 use crate::engine::SimClass;
 use fleet::Offer;
+
+pub use fixed::FixedNodes;
 
 /// A node as policies see it.
 #[derive(Debug, Clone, PartialEq)]

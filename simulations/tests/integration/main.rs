@@ -1,3 +1,4 @@
 //! One test binary for the crate.
 
+mod analytic;
 mod readers;

@@ -1,0 +1,147 @@
+//! The engine must find what queueing theory knows.
+
+use fleet::rng::Rng;
+use fleet::{AcceptedGpu, Class, Interconnect, Market, Offer, OfferKey, OnEmpty, UsdMicros};
+use planner::input::LeadTime;
+use planner::scenarios::History;
+use providers::sim::{Dist, SimOffer, Steps};
+use simulations::claims;
+use simulations::engine::{Setup, SimClass, run};
+use simulations::policies::FixedNodes;
+
+/// One offer of one-GPU nodes at $3.60 an hour that starts at once, one class, demand given.
+pub fn plain(claims: Vec<simulations::engine::ClaimSpec>, end_s: f64, on_empty: OnEmpty) -> Setup {
+    let gpu = "H100".parse().expect("known");
+    let offer = Offer {
+        key: OfferKey {
+            provider: "a".into(),
+            region: "r".into(),
+            zone: "z".into(),
+            instance_type: "t".into(),
+            market: Market::OnDemand,
+        },
+        gpu,
+        gpus_per_node: 1,
+        interconnect: Interconnect::Pcie,
+        price_usd_micros_per_h: UsdMicros(3_600_000),
+        price_day: None,
+        interruption_per_h: 0.0,
+    };
+    let class = Class {
+        name: "k".into(),
+        gpus: vec![AcceptedGpu { model: gpu, cap: None }],
+        gpus_per_claim: 1,
+        multi_node: false,
+        max_node_gpus: None,
+        min_memory_gib: 0,
+        min_interconnect: Interconnect::Pcie,
+        regions: vec![],
+        markets: vec![],
+        hit_rate_target: 0.99,
+        miss_cost_usd_micros: UsdMicros(1_000_000),
+    };
+    Setup {
+        offers: vec![offer],
+        supply: vec![SimOffer {
+            provider: 0,
+            capacity: Steps::constant(1e6),
+            lead: Dist::Fixed(0.0),
+            boot_failure: 0.0,
+            refusal: 0.0,
+            hazard_per_h: 0.0,
+        }],
+        priors: vec![LeadTime::fixed(60.0)],
+        min_hold_s: 60,
+        notice_s: 120.0,
+        rate_per_min: f64::INFINITY,
+        quotas: vec![],
+        classes: vec![SimClass { class, wait_s: 0.0, on_empty, claim_mean_s: 100.0 }],
+        claims,
+        disturbances: vec![],
+        history: History { step_s: 60, claims: vec![vec![]] },
+        measure_from_s: end_s / 10.0,
+        end_s,
+        plan_every_s: 3600,
+        plan_delay_s: 0.0,
+        cold_start: vec![],
+        seed: 1,
+    }
+}
+
+/// Erlang's B formula, by its recursion.
+fn erlang_b(servers: u32, load: f64) -> f64 {
+    (1..=servers).fold(1.0, |b, n| load * b / (f64::from(n) + load * b))
+}
+
+/// Mean and half a 99 % confidence interval (Student's t of 9 degrees: 3.25) of ten runs.
+fn interval(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let var = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    (mean, 3.25 * (var / n).sqrt())
+}
+
+/// Lost claims of `M/G/c/c` depend on the load alone, whatever the distribution of lives.
+#[test]
+fn blocking_is_erlang_b() {
+    for (servers, life) in [
+        (10, Dist::Fixed(100.0)),
+        (10, Dist::LogNormal { median_s: 60.0, p99_s: 600.0 }),
+        (3, Dist::Points(vec![(1.0, 0.0), (10.0, 0.5), (400.0, 1.0)])),
+    ] {
+        let load = f64::from(servers) * 0.8;
+        let rate = load / life.mean_s();
+        let blocked = |seed: u64| {
+            let end_s = 400.0 * 3600.0;
+            let claims = claims::poisson(rate, &life, end_s, 0, &mut Rng::new(seed));
+            let setup = plain(claims, end_s, OnEmpty::Fail);
+            let outcome = run(&setup, &mut FixedNodes { nodes: servers }).expect("a run");
+            1.0 - outcome.hit_rate()
+        };
+        let (mean, half) = interval(&(1..=10).map(blocked).collect::<Vec<_>>());
+        let exact = erlang_b(servers, load);
+        println!("{servers} servers, load {load}: blocked {mean:.5} ± {half:.5}, Erlang B {exact:.5}");
+        // The load itself is known to half a per cent (the mean of the drawn lives).
+        assert!((mean - exact).abs() <= half + 0.01 * exact, "{mean} ± {half}, not {exact}");
+        assert!(half < 0.05 * exact, "the interval says little");
+    }
+}
+
+/// With more nodes than are ever needed, claims in use are Poisson with mean `rate × life` (M/G/∞).
+#[test]
+fn unlimited_nodes_are_m_g_infinity() {
+    let life = Dist::LogNormal { median_s: 200.0, p99_s: 2000.0 };
+    let rate = 0.1;
+    let busy = |seed: u64| {
+        let end_s = 300.0 * 3600.0;
+        let claims = claims::poisson(rate, &life, end_s, 0, &mut Rng::new(seed));
+        let setup = plain(claims, end_s, OnEmpty::Queue);
+        let outcome = run(&setup, &mut FixedNodes { nodes: 200 }).expect("a run");
+        assert_eq!(outcome.hit_rate(), 1.0);
+        assert!((outcome.money.claimed_usd - outcome.claimed_gpu_s * 0.001).abs() < 1e-6 * outcome.money.claimed_usd);
+        outcome.claimed_gpu_s / outcome.measured_s
+    };
+    let (mean, half) = interval(&(1..=10).map(busy).collect::<Vec<_>>());
+    let exact = rate * life.mean_s();
+    println!("busy {mean:.3} ± {half:.3}, M/G/infinity {exact:.3}");
+    assert!((mean - exact).abs() <= half && half < 0.03 * exact, "{mean} ± {half}, not {exact}");
+}
+
+/// Every paid GPU-second is counted once: what is claimed, idle and boot add up to what is paid.
+#[test]
+fn money_adds_up_and_runs_repeat() {
+    let life = Dist::Fixed(500.0);
+    let claims = claims::poisson(0.02, &life, 36_000.0, 0, &mut Rng::new(5));
+    let mut setup = plain(claims, 36_000.0, OnEmpty::LaunchCold);
+    setup.supply[0].lead = Dist::LogNormal { median_s: 100.0, p99_s: 300.0 };
+    setup.supply[0].boot_failure = 0.1;
+    setup.supply[0].hazard_per_h = 0.05;
+    setup.plan_every_s = 60;
+    let outcome = run(&setup, &mut FixedNodes { nodes: 12 }).expect("a run");
+    let parts = outcome.money.claimed_usd + outcome.money.idle_usd + outcome.money.boot_usd;
+    assert!((parts - outcome.paid_gpu_s * 0.001).abs() < 1e-6 * parts, "{parts} {}", outcome.paid_gpu_s * 0.001);
+    assert!(outcome.counts.boot_failures > 0 && outcome.counts.reclaims > 0 && outcome.counts.interrupted > 0);
+    let again = run(&setup, &mut FixedNodes { nodes: 12 }).expect("a run");
+    let bytes = |o| serde_json::to_vec(o).expect("JSON");
+    assert_eq!(bytes(&outcome), bytes(&again));
+}
