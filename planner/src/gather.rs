@@ -130,6 +130,19 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
     }
 }
 
+/// Indices of the nodes that a plan gives back: idle ones of its offers, the oldest first.
+#[must_use]
+pub fn nodes_to_release(plan: &Plan, offers: &[Offer], nodes: &[ObservedNode]) -> Vec<usize> {
+    let mut all = Vec::new();
+    for release in &plan.releases {
+        let idle = |n: &ObservedNode| n.healthy && n.claims.is_empty() && offers[n.offer].key == release.offer;
+        let mut able: Vec<usize> = (0..nodes.len()).filter(|i| idle(&nodes[*i])).collect();
+        able.sort_by(|a, b| nodes[*b].age_s.total_cmp(&nodes[*a].age_s).then(a.cmp(b)));
+        all.extend(able.into_iter().take(release.nodes as usize));
+    }
+    all
+}
+
 /// Launches that a plan of `ago_s` seconds ago meant for the periods from now on. Its first period is done; the others
 /// are spread evenly over their length.
 fn shifted(launches: &[f64], ago_s: f64, period_s: &[u32]) -> Vec<f64> {

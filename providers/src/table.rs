@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 /// Something in a data file that cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{file}{}{}: {what}", .line.map_or(String::new(), |l| format!(", line {l}")), .column.as_ref().map_or(String::new(), |c| format!(", column '{c}'")))]
+#[error("{}: {what}", self.place())]
 pub struct DataError {
     /// Path as given.
     pub file: String,
@@ -33,6 +33,14 @@ impl DataError {
     pub fn line(path: &Path, line: u64, column: Option<&str>, what: impl Into<String>) -> Self {
         let column = column.map(str::to_owned);
         Self { file: path.display().to_string(), line: Some(line), column, what: what.into(), source: None }
+    }
+
+    /// File, line and column in one text.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let line = self.line.map_or(String::new(), |l| format!(", line {l}"));
+        let column = self.column.as_ref().map_or(String::new(), |c| format!(", column '{c}'"));
+        format!("{}{line}{column}", self.file)
     }
 
     fn caused(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {

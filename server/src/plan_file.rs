@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use fleet::{AcceptedGpu, Class, Interconnect, Market, Offer, OfferKey, PriceCap, UsdMicros};
+use fleet::{Class, Offer, OfferKey, UsdMicros};
 use planner::gather::{self, Estimate, Observed, ObservedNode};
-use planner::input::{Commitment, DomainLevel, LeadTime, PlanInput, Policy, Quota, Spread, SpreadBy, Survive};
+use planner::input::{Commitment, DomainLevel, LeadTime, PlanInput, Policy, Spread, SpreadBy, Survive};
 use planner::plan::Plan;
 use planner::scenarios::{self, History, PathRules};
 use providers::catalogue::{self, Catalogue, GateRules};
 use serde::Deserialize;
-use simulations::demand::{self, Kind, Series, convert};
+use simulations::demand::Series;
+use simulations::parts::{ClassPart, DemandPart, Matching, QuotaPart};
 
 /// The file. Unknown keys are errors.
 #[derive(Debug, Deserialize)]
@@ -70,26 +71,6 @@ fn ladder() -> Vec<u32> {
     [vec![60; 6], vec![300; 6], vec![900; 4]].concat()
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DemandPart {
-    file: PathBuf,
-    kind: Option<String>,
-    #[serde(default = "day")]
-    season_s: u32,
-    prefill_tokens_per_s: Option<f64>,
-    decode_tokens_per_s: Option<f64>,
-    target_utilisation: Option<f64>,
-    scale_down_s: Option<u32>,
-    step_s: Option<u32>,
-    input_tokens: Option<f64>,
-    output_tokens: Option<f64>,
-}
-
-fn day() -> u32 {
-    86_400
-}
-
 /// What is known of supply before own launches tell more.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -124,91 +105,6 @@ struct SupplyFor {
     lead_time: Option<Vec<(f64, f64)>>,
     hazard_per_h: Option<f64>,
     min_hold_s: Option<u32>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ClassPart {
-    name: String,
-    /// Series of the demand file that add up to this class; without it the one of its name.
-    demand: Option<Vec<String>>,
-    gpus: Vec<GpuPart>,
-    #[serde(default = "one")]
-    gpus_per_claim: u32,
-    #[serde(default)]
-    multi_node: bool,
-    max_node_gpus: Option<u32>,
-    #[serde(default)]
-    min_memory_gib: u32,
-    #[serde(default = "pcie")]
-    min_interconnect: Interconnect,
-    #[serde(default)]
-    regions: Vec<String>,
-    #[serde(default)]
-    markets: Vec<Market>,
-    hit_rate: f64,
-    #[serde(default = "dollar")]
-    miss_cost_usd: f64,
-    /// Mean life of a claim.
-    #[serde(default = "hour")]
-    claim_mean_s: f64,
-}
-
-fn one() -> u32 {
-    1
-}
-
-fn pcie() -> Interconnect {
-    Interconnect::Pcie
-}
-
-fn dollar() -> f64 {
-    1.0
-}
-
-fn hour() -> f64 {
-    3600.0
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct GpuPart {
-    model: fleet::GpuModel,
-    /// Dollars for a GPU-hour.
-    max_usd_per_gpu_h: Option<f64>,
-    /// Share above the cheapest offer of the first model.
-    max_premium: Option<f64>,
-}
-
-/// Which offers: every key that is given must match.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Matching {
-    provider: Option<String>,
-    region: Option<String>,
-    gpu: Option<fleet::GpuModel>,
-    market: Option<Market>,
-    instance_type: Option<String>,
-}
-
-impl Matching {
-    fn matches(&self, offer: &Offer) -> bool {
-        let key = &offer.key;
-        self.provider.as_ref().is_none_or(|p| *p == key.provider)
-            && self.region.as_ref().is_none_or(|r| *r == key.region)
-            && self.gpu.is_none_or(|g| g == offer.gpu)
-            && self.market.is_none_or(|m| m == key.market)
-            && self.instance_type.as_ref().is_none_or(|t| *t == key.instance_type)
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct QuotaPart {
-    name: String,
-    #[serde(rename = "for")]
-    matching: Matching,
-    limit_gpus: f64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -308,9 +204,6 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
     if !(1..=most).contains(&file.paths) {
         bail!("{}: paths: {} is not in 1..{most}", path.display(), file.paths);
     }
-    if file.demand.season_s == 0 {
-        bail!("{}: demand.season_s: 0 seconds are no season; 86400 is a day", path.display());
-    }
     let horizon_s: u64 = file.periods_s.iter().map(|s| u64::from(*s)).sum();
     if horizon_s > 30 * 86_400 {
         bail!("{}: periods_s: {horizon_s} s in all; at most 30 days are possible", path.display());
@@ -325,8 +218,8 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
     if let Some(part) = stray {
         bail!("{}: supply_for: no usable offer has '{}' in its name", path.display(), part.matching);
     }
-    let classes = file.class.iter().map(class).collect::<anyhow::Result<Vec<Class>>>()?;
-    let series = read_demand(&file, folder)?;
+    let classes = file.class.iter().map(ClassPart::class).collect::<Result<Vec<Class>, _>>()?;
+    let series = file.demand.read(&folder.join(&file.demand.file), file.seed)?;
     let history = history(&file, &series)?;
     let rules = PathRules {
         season_s: file.demand.season_s,
@@ -353,7 +246,7 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
         classes: &classes,
         claim_mean_s: &rules.claim_mean_s,
         nodes: &nodes(&file, &classes, offers)?,
-        quotas: &file.quota.iter().map(|q| quota(q, offers)).collect::<anyhow::Result<Vec<_>>>()?,
+        quotas: &file.quota.iter().map(|q| q.quota(offers)).collect::<Result<Vec<_>, _>>()?,
         commitments: &commitments(&file, offers)?,
         policy: &policy(&file.policy, &classes)?,
         parent: parent.map(|plan| (plan, f64::from(file.parent_age_s))),
@@ -362,75 +255,11 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
     Ok(Loaded { input, catalogue, notes })
 }
 
-fn usd(place: &str, value: f64) -> anyhow::Result<UsdMicros> {
-    UsdMicros::from_usd(value).with_context(|| place.to_owned())
-}
-
-fn class(part: &ClassPart) -> anyhow::Result<Class> {
-    let place = |field: &str| format!("class '{}': {field}", part.name);
-    let gpu = |g: &GpuPart| -> anyhow::Result<AcceptedGpu> {
-        let cap = match (g.max_usd_per_gpu_h, g.max_premium) {
-            (Some(_), Some(_)) => {
-                bail!(place(&format!("{}: give max_usd_per_gpu_h or max_premium, not both", g.model)))
-            }
-            (Some(price), None) => Some(PriceCap::UsdMicrosPerGpuH(usd(&place("max_usd_per_gpu_h"), price)?)),
-            (None, premium) => premium.map(PriceCap::Premium),
-        };
-        Ok(AcceptedGpu { model: g.model, cap })
-    };
-    Ok(Class {
-        name: part.name.clone(),
-        gpus: part.gpus.iter().map(gpu).collect::<anyhow::Result<_>>()?,
-        gpus_per_claim: part.gpus_per_claim,
-        multi_node: part.multi_node,
-        max_node_gpus: part.max_node_gpus,
-        min_memory_gib: part.min_memory_gib,
-        min_interconnect: part.min_interconnect,
-        regions: part.regions.clone(),
-        markets: part.markets.clone(),
-        hit_rate_target: part.hit_rate,
-        miss_cost_usd_micros: usd(&place("miss_cost_usd"), part.miss_cost_usd)?,
-    })
-}
-
-fn read_demand(file: &PlanFile, folder: &Path) -> anyhow::Result<Series> {
-    let path = folder.join(&file.demand.file);
-    let kind = match &file.demand.kind {
-        Some(name) => Kind::NAMES.iter().find(|(n, _)| n == name).map(|(_, k)| *k).with_context(|| {
-            let names: Vec<&str> = Kind::NAMES.iter().map(|(n, _)| *n).collect();
-            format!("demand.kind: '{name}' is none of {}", names.join(", "))
-        })?,
-        None => Kind::guess(&path)?,
-    };
-    let base = convert::Params::default();
-    let part = &file.demand;
-    let params = convert::Params {
-        prefill_tokens_per_s: part.prefill_tokens_per_s.unwrap_or(base.prefill_tokens_per_s),
-        decode_tokens_per_s: part.decode_tokens_per_s.unwrap_or(base.decode_tokens_per_s),
-        target_utilisation: part.target_utilisation.unwrap_or(base.target_utilisation),
-        scale_down_s: part.scale_down_s.unwrap_or(base.scale_down_s),
-        step_s: part.step_s.unwrap_or(base.step_s),
-        input_tokens: part.input_tokens.unwrap_or(base.input_tokens),
-        output_tokens: part.output_tokens.unwrap_or(base.output_tokens),
-        seed: file.seed,
-    };
-    params.check().map_err(|what| anyhow::anyhow!("demand.{what}"))?;
-    Ok(demand::read(&path, kind, &params)?)
-}
-
 /// The demand of each class, from the sum of its series.
 fn history(file: &PlanFile, series: &Series) -> anyhow::Result<History> {
     let mut claims = Vec::new();
     for part in &file.class {
-        let names = part.demand.clone().unwrap_or_else(|| vec![part.name.clone()]);
-        let mut members = Vec::new();
-        for name in &names {
-            let place = series.classes.iter().position(|c| c == name).with_context(|| {
-                let known: Vec<&str> = series.classes.iter().take(12).map(String::as_str).collect();
-                format!("class '{}': the demand has no series '{name}'; it has {}", part.name, known.join(", "))
-            })?;
-            members.push(place);
-        }
+        let members = part.members(series)?;
         claims.push(series.claims(&members, part.gpus_per_claim));
     }
     Ok(History { step_s: series.step_s, claims })
@@ -505,24 +334,10 @@ fn nodes(file: &PlanFile, classes: &[Class], offers: &[Offer]) -> anyhow::Result
     Ok(all)
 }
 
-fn matching(part: &Matching, offers: &[Offer], place: &str) -> anyhow::Result<Vec<usize>> {
-    let hits: Vec<usize> = (0..offers.len()).filter(|p| part.matches(&offers[*p])).collect();
-    if hits.is_empty() {
-        bail!("{place}: no usable offer is meant by it");
-    }
-    Ok(hits)
-}
-
-fn quota(part: &QuotaPart, offers: &[Offer]) -> anyhow::Result<Quota> {
-    let hits = matching(&part.matching, offers, &format!("quota '{}'", part.name))?;
-    let members = hits.into_iter().map(|p| (p, f64::from(offers[p].gpus_per_node))).collect();
-    Ok(Quota { name: part.name.clone(), members, limit: part.limit_gpus })
-}
-
 fn commitments(file: &PlanFile, offers: &[Offer]) -> anyhow::Result<Vec<Commitment>> {
     let mut all = Vec::new();
     for part in &file.commitment {
-        let hits = matching(&part.matching, offers, &format!("commitment '{}'", part.name))?;
+        let hits = part.matching.members(offers, &format!("commitment '{}'", part.name))?;
         let mut start = 0_u64;
         let mut nodes = Vec::new();
         for length in &file.periods_s {
@@ -547,7 +362,7 @@ fn policy(part: &PolicyPart, classes: &[Class]) -> anyhow::Result<Policy> {
         cvar_level: part.cvar_level.unwrap_or(base.cvar_level),
         churn: part.churn.unwrap_or(base.churn),
         budget_usd_micros_per_h: match part.budget_usd_per_h {
-            Some(value) => Some(usd("policy.budget_usd_per_h", value)?),
+            Some(value) => Some(UsdMicros::from_usd(value).context("policy.budget_usd_per_h")?),
             None => None,
         },
         launch_rate_nodes_per_min: part.launch_rate_nodes_per_min,

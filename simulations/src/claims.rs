@@ -14,7 +14,7 @@ pub fn of_series(series: &[f64], step_s: u32, class: u32, rng: &mut Rng) -> Vec<
     let mut live: Vec<usize> = Vec::new();
     let mut claims: Vec<ClaimSpec> = Vec::new();
     let end_ms = series.len() as u64 * step_ms;
-    let mut come = |at_ms: u64, claims: &mut Vec<ClaimSpec>, live: &mut Vec<usize>| {
+    let come = |at_ms: u64, claims: &mut Vec<ClaimSpec>, live: &mut Vec<usize>| {
         live.push(claims.len());
         claims.push(ClaimSpec { at_ms, end_ms, class });
     };

@@ -1,6 +1,8 @@
 //! Who decides what to launch and release: the shipped planner, and the simple rules it is compared with.
 
 mod fixed;
+mod live;
+mod simple;
 
 use planner::gather::Estimate;
 use planner::input::Quota;
@@ -10,6 +12,8 @@ use crate::engine::SimClass;
 use fleet::Offer;
 
 pub use fixed::FixedNodes;
+pub use live::{Live, LiveRules};
+pub use simple::{Rule, Simple};
 
 /// A node as policies see it.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,0 +1,281 @@
+//! The simple rules that people use today, each with one knob. They keep classes apart: a node is launched for a class,
+//! at the cheapest offer that the class accepts, and goes when it is not needed for five minutes.
+
+use fleet::{Market, admission};
+use serde::{Deserialize, Serialize};
+
+use super::{Decision, LaunchOrder, Policy, Seen, SeenNode};
+
+/// A rule with its knob.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rule {
+    /// No buffer: a node is launched when a claim waits.
+    None,
+    /// So many times the mean demand of the past, always (static provisioning).
+    Fixed(f64),
+    /// A share of what is in use on top (Kubernetes CapacityBuffer's percentage).
+    Percentage(f64),
+    /// What is in use and a constant, as a share of the mean demand (Agones' `allocated + b`).
+    Allocated(f64),
+    /// A node stays so many seconds after its last claim.
+    KeepAlive(f64),
+    /// As before, for the quantile of the idle times seen (Shahrad et al. 2020).
+    Histogram(f64),
+    /// What is in use and the quantile of demand's growth over a lead time (base stock).
+    BaseStock(f64),
+    /// A percentage on spot nodes spread over zones, on-demand where spot falls short (SkyServe's SpotHedge).
+    SpotHedge(f64),
+}
+
+impl Rule {
+    /// Name without the knob.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Fixed(_) => "fixed",
+            Self::Percentage(_) => "percentage",
+            Self::Allocated(_) => "allocated+b",
+            Self::KeepAlive(_) => "keep-alive",
+            Self::Histogram(_) => "histogram",
+            Self::BaseStock(_) => "base-stock",
+            Self::SpotHedge(_) => "spot-hedge",
+        }
+    }
+
+    /// Every rule over the knobs that are swept.
+    #[must_use]
+    pub fn swept() -> Vec<Self> {
+        let shares = [0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0];
+        let mut all = vec![Self::None];
+        all.extend([0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0].map(Self::Fixed));
+        all.extend(shares.map(Self::Percentage));
+        all.extend(shares.map(Self::Allocated));
+        all.extend([600.0, 1800.0, 3600.0, 7200.0, 14_400.0, 43_200.0, 86_400.0].map(Self::KeepAlive));
+        all.extend([0.5, 0.75, 0.9, 0.99].map(Self::Histogram));
+        all.extend([0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999].map(Self::BaseStock));
+        all.extend([0.1, 0.2, 0.35, 0.5, 0.75, 1.0].map(Self::SpotHedge));
+        all
+    }
+
+    /// The knob; 0 for none.
+    #[must_use]
+    pub fn knob(self) -> f64 {
+        match self {
+            Self::None => 0.0,
+            Self::Fixed(x)
+            | Self::Percentage(x)
+            | Self::Allocated(x)
+            | Self::KeepAlive(x)
+            | Self::Histogram(x)
+            | Self::BaseStock(x)
+            | Self::SpotHedge(x) => x,
+        }
+    }
+}
+
+/// A node goes when it was not needed for so long, seconds (the default window of Kubernetes' autoscalers).
+const SCALE_DOWN_S: f64 = 300.0;
+/// Idle times that are kept of each class.
+const IDLE_TIMES_MAX: usize = 2000;
+
+/// A rule with what it remembers.
+#[derive(Debug)]
+pub struct Simple {
+    rule: Rule,
+    /// Mean demand of the past, `[K]`.
+    mean: Vec<f64>,
+    /// `(seconds, target)` of the last minutes, `[K]`.
+    recent: Vec<Vec<(f64, f64)>>,
+    /// Idle times of each class's nodes, and how long each node was idle when last seen.
+    idle_times: Vec<Vec<f64>>,
+    idle: std::collections::BTreeMap<u32, f64>,
+}
+
+impl Simple {
+    /// Without a past.
+    #[must_use]
+    pub fn new(rule: Rule) -> Self {
+        Self { rule, mean: Vec::new(), recent: Vec::new(), idle_times: Vec::new(), idle: Default::default() }
+    }
+
+    fn remember(&mut self, seen: &Seen) {
+        let classes = seen.classes.len();
+        if self.mean.is_empty() {
+            let mean = |row: &Vec<f64>| row.iter().sum::<f64>() / row.len().max(1) as f64;
+            self.mean = seen.history.claims.iter().map(mean).collect();
+            self.recent = vec![Vec::new(); classes];
+            self.idle_times = vec![Vec::new(); classes];
+        }
+        for node in seen.nodes.iter().filter(|n| n.healthy) {
+            let before = self.idle.insert(node.id, node.idle_s).unwrap_or(0.0);
+            if let (true, Some(k)) = (before > 0.0 && node.idle_s < before, node.label) {
+                self.idle_times[k].push(before);
+                let excess = self.idle_times[k].len().saturating_sub(IDLE_TIMES_MAX);
+                self.idle_times[k].drain(..excess);
+            }
+        }
+        let alive: std::collections::BTreeSet<u32> = seen.nodes.iter().map(|n| n.id).collect();
+        self.idle.retain(|id, _| alive.contains(id));
+    }
+
+    /// Claims that class `k` should have room for.
+    fn target(&self, seen: &Seen, k: usize, lead_s: f64) -> f64 {
+        let now = f64::from(seen.active[k] + seen.queued[k]);
+        match self.rule {
+            Rule::None | Rule::KeepAlive(_) | Rule::Histogram(_) => now,
+            Rule::Fixed(times) => now.max(times * self.mean[k]),
+            Rule::Percentage(share) | Rule::SpotHedge(share) => now * (1.0 + share),
+            Rule::Allocated(share) => now + share * self.mean[k],
+            Rule::BaseStock(q) => now + growth(&seen.history.claims[k], seen.history.step_s, lead_s, q),
+        }
+    }
+
+    /// Seconds that an idle node of class `k` stays.
+    fn stay_s(&self, k: usize) -> f64 {
+        match self.rule {
+            Rule::KeepAlive(seconds) => seconds,
+            Rule::Histogram(q) if self.idle_times[k].len() >= 20 => {
+                quantile(&self.idle_times[k], q).clamp(60.0, 14_400.0)
+            }
+            Rule::Histogram(_) => 600.0,
+            _ => SCALE_DOWN_S,
+        }
+    }
+}
+
+fn quantile(values: &[f64], q: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[((q * sorted.len() as f64) as usize).min(sorted.len() - 1)]
+}
+
+/// The `q` quantile of how much demand grew at most within a lead time, over the last day.
+fn growth(history: &[f64], step_s: u32, lead_s: f64, q: f64) -> f64 {
+    let ahead = (lead_s / f64::from(step_s)).ceil() as usize + 1;
+    let from = history.len().saturating_sub((86_400 / step_s.max(1)) as usize + ahead);
+    let last = history.len().saturating_sub(ahead);
+    let grew = |i: usize| history[i + 1..=i + ahead].iter().copied().fold(0.0, f64::max) - history[i];
+    let all: Vec<f64> = (from..last).map(grew).collect();
+    if all.is_empty() { 0.0 } else { quantile(&all, q).max(0.0) }
+}
+
+/// What one offer can do for one class: claims on a node.
+fn slots(seen: &Seen, p: usize, k: usize) -> u32 {
+    let (offer, class) = (&seen.offers[p], &seen.classes[k].class);
+    if admission::admits_node(offer, class).is_err() { 0 } else { offer.gpus_per_node / class.gpus_per_claim.max(1) }
+}
+
+/// Nodes that may still be launched: supply, quotas.
+struct Room {
+    supply: Vec<f64>,
+    quotas: Vec<f64>,
+}
+
+impl Room {
+    fn new(seen: &Seen) -> Self {
+        let used = |p: usize| seen.nodes.iter().filter(|n| n.offer == p).count() as f64;
+        let left =
+            |q: &planner::input::Quota| q.limit - q.members.iter().map(|&(p, units)| units * used(p)).sum::<f64>();
+        Self {
+            supply: seen.estimates.iter().map(|e| e.launch_limit_nodes.floor()).collect(),
+            quotas: seen.quotas.iter().map(left).collect(),
+        }
+    }
+
+    fn nodes(&self, seen: &Seen, p: usize) -> f64 {
+        let of = |(q, left): (&planner::input::Quota, &f64)| {
+            let units = q.members.iter().find(|(m, _)| *m == p).map(|m| m.1)?;
+            Some((left / units.max(1e-9) + 1e-9).floor().max(0.0))
+        };
+        seen.quotas.iter().zip(&self.quotas).filter_map(of).fold(self.supply[p], f64::min)
+    }
+
+    fn take(&mut self, seen: &Seen, p: usize, nodes: f64) {
+        self.supply[p] -= nodes;
+        for (quota, left) in seen.quotas.iter().zip(&mut self.quotas) {
+            *left -= nodes * quota.members.iter().find(|(m, _)| *m == p).map_or(0.0, |m| m.1);
+        }
+    }
+}
+
+/// Launches for `missing` claims of class `k` at the offers of `market` that cost least for them.
+fn buy(
+    seen: &Seen,
+    k: usize,
+    mut missing: f64,
+    market: Market,
+    spread: bool,
+    room: &mut Room,
+    decision: &mut Decision,
+) -> f64 {
+    let mut zones: std::collections::BTreeMap<&str, f64> = std::collections::BTreeMap::new();
+    let most_in_zone = (missing / 3.0).ceil();
+    while missing > 1e-9 {
+        let cost = |p: usize| {
+            let slots = f64::from(slots(seen, p, k));
+            let zone = zones.get(seen.offers[p].key.zone.as_str()).copied().unwrap_or(0.0);
+            let open = seen.offers[p].key.market == market && slots > 0.0 && room.nodes(seen, p) >= 1.0;
+            let fits = !spread || zone < most_in_zone;
+            (open && fits).then(|| (missing / slots).ceil() * seen.offers[p].price_usd_micros_per_h.usd())
+        };
+        let best = (0..seen.offers.len()).filter_map(|p| cost(p).map(|c| (c, p)));
+        let Some((_, p)) = best.min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))) else { break };
+        let slots = f64::from(slots(seen, p, k));
+        let wanted = if spread { missing.min(most_in_zone) } else { missing };
+        let nodes = (wanted / slots).ceil().min(room.nodes(seen, p));
+        room.take(seen, p, nodes);
+        *zones.entry(seen.offers[p].key.zone.as_str()).or_default() += nodes * slots;
+        missing -= nodes * slots;
+        decision.launches.push(LaunchOrder { offer: p, nodes: nodes as u32, label: Some(k) });
+    }
+    missing
+}
+
+impl Policy for Simple {
+    fn decide(&mut self, seen: &Seen) -> Result<Decision, String> {
+        self.remember(seen);
+        let mut decision = Decision::default();
+        let mut room = Room::new(seen);
+        for k in 0..seen.classes.len() {
+            let size = seen.classes[k].class.gpus_per_claim.max(1);
+            let of_class = |n: &&SeenNode| n.label == Some(k) && !n.draining;
+            let free: u32 = seen.nodes.iter().filter(of_class).map(|n| n.free_gpus / size).sum();
+            let cheapest = (0..seen.offers.len())
+                .filter(|p| slots(seen, *p, k) > 0)
+                .min_by_key(|p| seen.offers[*p].gpu_price_usd_micros_per_h());
+            let lead_s = cheapest.map_or(600.0, |p| seen.estimates[p].lead_time.mean_s());
+            let target = self.target(seen, k, lead_s).ceil();
+            let have = f64::from(seen.active[k] + free);
+            let spot = matches!(self.rule, Rule::SpotHedge(_));
+            if target > have {
+                let mut missing = target - have;
+                if spot {
+                    missing = buy(seen, k, missing, Market::Spot, true, &mut room, &mut decision);
+                    // On-demand only for what is asked for now.
+                    missing = missing.min((f64::from(seen.active[k] + seen.queued[k]) - have).max(0.0));
+                }
+                buy(seen, k, missing, Market::OnDemand, false, &mut room, &mut decision);
+            }
+            let recent = &mut self.recent[k];
+            recent.push((seen.now_s, target));
+            recent.retain(|(at, _)| seen.now_s - at <= SCALE_DOWN_S);
+            let wanted = recent.iter().map(|r| r.1).fold(0.0, f64::max);
+            let stay_s = self.stay_s(k);
+            let mut surplus = have - wanted;
+            let mut idle: Vec<&SeenNode> =
+                seen.nodes.iter().filter(of_class).filter(|n| n.healthy && n.claims.is_empty()).collect();
+            let dear = |n: &SeenNode| seen.offers[n.offer].gpu_price_usd_micros_per_h();
+            idle.sort_by_key(|n| (std::cmp::Reverse(dear(n)), n.id));
+            for node in idle.into_iter().filter(|n| n.idle_s >= stay_s) {
+                let slots = f64::from(node.free_gpus / size);
+                if surplus >= slots {
+                    surplus -= slots;
+                    decision.releases.push(node.id);
+                }
+            }
+        }
+        Ok(decision)
+    }
+}
