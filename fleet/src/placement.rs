@@ -1,8 +1,8 @@
-//! Which node a claim gets, and which node goes first: best fit, so that whole nodes stay whole.
+//! Which node a claim gets: of the cheapest that fit, the fullest, so that whole nodes stay whole.
 
 use std::collections::BTreeSet;
 
-/// Nodes that take claims, ordered by free GPUs. One shelf holds nodes that serve the same classes.
+/// Nodes that take claims, ordered by free GPUs. One shelf holds the nodes of one offer.
 #[derive(Debug, Clone, Default)]
 pub struct Shelf {
     /// `(free GPUs, node)`.
@@ -38,12 +38,11 @@ impl Shelf {
     }
 }
 
-/// The best fit over several shelves: the fewest GPUs left over; on ties the shelf that comes first.
-/// Returns `(shelf, free GPUs, node)`.
-pub fn best_fit<'a>(shelves: impl Iterator<Item = (usize, &'a Shelf)>, gpus: u32) -> Option<(usize, u32, u64)> {
-    shelves
-        .filter_map(|(i, shelf)| shelf.best_fit(gpus).map(|(free, node)| (i, free, node)))
-        .min_by_key(|&(i, free, _)| (free, i))
+/// The node for a claim: on the first shelf that has one, its best fit. Callers put shelves in the order of their
+/// price for a GPU, so that dear nodes fall idle first and can go. Returns `(shelf, free GPUs, node)`.
+pub fn first_fit<'a>(shelves: impl Iterator<Item = (usize, &'a Shelf)>, gpus: u32) -> Option<(usize, u32, u64)> {
+    let mut fits = shelves.filter_map(|(i, shelf)| shelf.best_fit(gpus).map(|(free, node)| (i, free, node)));
+    fits.next()
 }
 
 #[cfg(test)]
@@ -64,7 +63,7 @@ mod tests {
         assert_eq!(shelf.free_gpus(), 16);
         let mut small = Shelf::default();
         small.put(9, 2);
-        assert_eq!(best_fit([(0, &shelf), (1, &small)].into_iter(), 2), Some((1, 2, 9)));
-        assert_eq!(best_fit([(0, &shelf), (1, &small)].into_iter(), 8), Some((0, 8, 1)));
+        assert_eq!(first_fit([(1, &small), (0, &shelf)].into_iter(), 2), Some((1, 2, 9)));
+        assert_eq!(first_fit([(1, &small), (0, &shelf)].into_iter(), 8), Some((0, 8, 1)));
     }
 }

@@ -8,8 +8,6 @@ use std::cell::OnceCell;
 
 use serde::{Deserialize, Serialize};
 
-use crate::instance::Rng;
-
 /// How the middle of the forecast is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -54,7 +52,11 @@ pub struct Fitted {
 }
 
 /// Most past origins that residuals are taken from, spread over the last seasons.
-const ORIGINS_MAX: usize = 600;
+const ORIGINS_MAX: usize = 1200;
+/// Fewest origins that paths are drawn from.
+const ALIKE_MIN: usize = 60;
+/// Paths stay within so many times what was ever seen: a burst on top of a burst has no example.
+const SEEN_TIMES: f64 = 1.2;
 /// Seasons that they are spread over.
 const ORIGIN_SEASONS: usize = 3;
 /// Fewest past origins for a quantile.
@@ -251,9 +253,16 @@ pub fn choose(history: &[f64], season: usize, horizon: usize, window: usize) -> 
     fair.min_by(|a, b| a.pinball.total_cmp(&b.pinball)).map_or(Method::LastValue, |s| s.method)
 }
 
+/// A path `[horizons][K]` with its probability.
+pub type WeightedPath = (f64, Vec<Vec<f64>>);
+
 /// Joint paths of several series: in each path, all series and horizons repeat the residuals of one past origin, which
-/// keeps their correlation. `histories` are `[K][N]` with equal steps; the result is `[paths][horizons][K]`.
-/// The same seed gives the same paths.
+/// keeps their correlation. `histories` are `[K][N]` with equal steps; the result has at most `count` paths whose
+/// weights add up to 1.
+///
+/// All past origins are ranked by how high their path goes, summed over the series; the ranks are cut into strata that
+/// are finer towards the top, and each stratum is told by its middle path. No chance is involved, so that plans of
+/// neighbouring minutes see neighbouring paths, and the tail that a hit rate of 99 % asks for is always there.
 #[must_use]
 pub fn paths(
     histories: &[Vec<f64>],
@@ -261,8 +270,7 @@ pub fn paths(
     season: usize,
     horizons: &[usize],
     count: usize,
-    seed: u64,
-) -> Vec<Vec<Vec<f64>>> {
+) -> Vec<WeightedPath> {
     let fitted: Vec<Vec<Option<Fitted>>> = histories
         .iter()
         .zip(methods)
@@ -272,27 +280,80 @@ pub fn paths(
             horizons.iter().map(fit_any).collect()
         })
         .collect();
-    let all_origins = || fitted.iter().flatten().flatten().map(Fitted::origins);
-    let first = all_origins().map(|o| o.0).max().unwrap_or(0);
-    let last = all_origins().map(|o| o.1).min().unwrap_or(0).max(first);
-    let mut rng = Rng::new(seed);
-    let mut all = Vec::with_capacity(count);
-    for path in 0..count {
-        // Stratified: each path from its own part of the past.
-        let origin = first + (((path as f64 + rng.unit()) / count as f64) * (last - first + 1) as f64) as usize;
-        let value = |k: usize, h: usize| {
-            let last = histories[k].last().copied().unwrap_or(0.0);
-            fitted[k][h].as_ref().map_or(last, |f| f.replay(origin))
-        };
-        let row = |h: usize| (0..histories.len()).map(|k| value(k, h)).collect();
-        all.push((0..horizons.len()).map(row).collect());
+    let all_origins = || fitted.iter().flatten().flatten().map(|f| f.origins);
+    let range = || fitted.iter().flatten().flatten().map(Fitted::origins);
+    let first = range().map(|o| o.0).max().unwrap_or(0);
+    let last = range().map(|o| o.1).min().unwrap_or(0).max(first);
+    let stride = all_origins().map(|o| o.1).max().unwrap_or(1);
+    let most: Vec<f64> = histories.iter().map(|h| SEEN_TIMES * h.iter().copied().fold(0.0, f64::max)).collect();
+    let value = |k: usize, h: usize, origin: usize| {
+        let now = histories[k].last().copied().unwrap_or(0.0);
+        fitted[k][h].as_ref().map_or(now, |f| f.replay(origin).min(most[k]))
+    };
+    let peak = |origin: usize| -> f64 {
+        let of = |k: usize| (0..horizons.len()).map(|h| value(k, h, origin)).fold(0.0, f64::max);
+        (0..histories.len()).map(of).sum()
+    };
+    let origins = alike(histories, (first..=last).step_by(stride).collect());
+    let mut ranked: Vec<(f64, usize)> = origins.into_iter().map(|o| (peak(o), o)).collect();
+    ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    strata(ranked.len(), count)
+        .into_iter()
+        .map(|(from, to)| {
+            let origin = ranked[(from + to) / 2].1;
+            let row = |h: usize| (0..histories.len()).map(|k| value(k, h, origin)).collect();
+            ((to - from) as f64 / ranked.len() as f64, (0..horizons.len()).map(row).collect())
+        })
+        .collect()
+}
+
+/// The origins at which demand stood most like now: a service that idles and one at its peak do not move alike
+/// (nearest neighbours in the roots of the levels, each by its own spread).
+fn alike(histories: &[Vec<f64>], mut origins: Vec<usize>) -> Vec<usize> {
+    let keep = (origins.len() / 3).max(ALIKE_MIN);
+    if origins.len() <= keep {
+        return origins;
     }
-    all
+    let spread = |row: &Vec<f64>| {
+        let roots: Vec<f64> = origins.iter().map(|o| root(row[*o])).collect();
+        let mean = roots.iter().sum::<f64>() / roots.len() as f64;
+        (roots.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / roots.len() as f64).sqrt().max(1e-6)
+    };
+    let scale: Vec<f64> = histories.iter().map(spread).collect();
+    let far = |o: usize| -> f64 {
+        let of = |(row, scale): (&Vec<f64>, &f64)| {
+            let now = row.last().copied().unwrap_or(0.0);
+            (root(row[o]) - root(now)).abs() / scale
+        };
+        histories.iter().zip(&scale).map(of).sum()
+    };
+    let mut ranked: Vec<(f64, usize)> = origins.drain(..).map(|o| (far(o), o)).collect();
+    ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    ranked.into_iter().take(keep).map(|r| r.1).collect()
+}
+
+/// Cuts `0..len` into at most `count` ranges, each about two thirds as wide as the one before it, the last ones at
+/// least one wide.
+fn strata(len: usize, count: usize) -> Vec<(usize, usize)> {
+    const SHRINK: f64 = 0.67;
+    let share = |i: usize| SHRINK.powi(i as i32);
+    let total: f64 = (0..count).map(share).sum();
+    let mut cuts = vec![0];
+    let mut upto = 0.0;
+    for i in 0..count {
+        upto += share(i) / total;
+        let cut = ((upto * len as f64).round() as usize).min(len);
+        if cut > cuts[cuts.len() - 1] {
+            cuts.push(cut);
+        }
+    }
+    cuts.windows(2).map(|w| (w[0], w[1])).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instance::Rng;
 
     fn daily(n: usize, noise: f64) -> Vec<f64> {
         let mut rng = Rng::new(3);
@@ -337,8 +398,19 @@ mod tests {
     fn short_histories_fall_back() {
         assert!(fit(Method::SeasonalNaive, &[1.0; 10], 48, 1).is_none());
         assert_eq!(choose(&[5.0; 30], 48, 1, 10), Method::LastValue);
-        let paths = paths(&[vec![3.0]], &[Method::SeasonalNaive], 48, &[1, 2], 4, 1);
-        assert_eq!(paths, vec![vec![vec![3.0]; 2]; 4]);
+        let paths = paths(&[vec![3.0]], &[Method::SeasonalNaive], 48, &[1, 2], 4);
+        assert_eq!(paths, vec![(1.0, vec![vec![3.0]; 2])]);
+    }
+
+    #[test]
+    fn strata_cover_everything_and_are_finest_at_the_top() {
+        for (len, count) in [(600, 12), (5, 12), (1, 3), (600, 1)] {
+            let cut = strata(len, count);
+            assert_eq!((cut[0].0, cut[cut.len() - 1].1), (0, len));
+            assert!(cut.windows(2).all(|w| w[0].1 == w[1].0) && cut.len() <= count);
+        }
+        let top = strata(600, 12)[11];
+        assert!(top.1 - top.0 <= 6, "the top stratum is a hundredth: {top:?}");
     }
 
     #[test]

@@ -126,7 +126,8 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
         scenarios,
         quotas: seen.quotas.to_vec(),
         commitments: seen.commitments.to_vec(),
-        policy: seen.policy.clone(),
+        // Without a plan before there is nothing to be true to.
+        policy: Policy { churn: if seen.parent.is_some() { seen.policy.churn } else { 0.0 }, ..seen.policy.clone() },
     }
 }
 
@@ -150,7 +151,8 @@ fn shifted(launches: &[f64], ago_s: f64, period_s: &[u32]) -> Vec<f64> {
     let end = |t: usize| start[t] + f64::from(period_s[t]);
     let part = |t: usize| {
         let overlap = |u: usize| (end(t).min(end(u) - ago_s) - start[t].max(start[u] - ago_s)).max(0.0);
-        (1..launches.len().min(period_s.len())).map(|u| launches[u] * overlap(u) / f64::from(period_s[u])).sum()
+        let each = |u: usize| launches[u].max(0.0) * overlap(u) / f64::from(period_s[u]);
+        (1..launches.len().min(period_s.len())).map(each).sum::<f64>()
     };
     (0..period_s.len()).map(part).collect()
 }

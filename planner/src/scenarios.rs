@@ -17,10 +17,8 @@ pub struct History {
 pub struct PathRules {
     /// Length of the season in seconds (a day, mostly).
     pub season_s: u32,
-    /// Number of paths.
+    /// Most paths.
     pub paths: usize,
-    /// Seed: the same history and seed give the same paths.
-    pub seed: u64,
     /// Mean life of a claim in seconds, `[K]`: claims that end are replaced by new ones.
     pub claim_mean_s: Vec<f64>,
 }
@@ -38,7 +36,7 @@ pub fn choose(history: &History, period_s: &[u32], season_s: u32) -> Vec<Method>
     history.claims.iter().map(|series| forecast::choose(series, season, middle, season)).collect()
 }
 
-/// Paths over periods of `period_s`, with equal weights; each class is forecast by its method of `methods`.
+/// Paths over periods of `period_s`; each class is forecast by its method of `methods`.
 /// A period's demand is the highest of a few of the steps that it touches, the last among them.
 #[must_use]
 pub fn build(history: &History, methods: &[Method], period_s: &[u32], rules: &PathRules) -> Vec<Scenario> {
@@ -59,11 +57,11 @@ pub fn build(history: &History, methods: &[Method], period_s: &[u32], rules: &Pa
     }
     horizons.sort_unstable();
     horizons.dedup();
-    let paths = forecast::paths(&history.claims, methods, season, &horizons, rules.paths, rules.seed);
+    let paths = forecast::paths(&history.claims, methods, season, &horizons, rules.paths);
     let place = |h: &usize| horizons.binary_search(h).unwrap_or(0);
     let classes = history.claims.len();
     let now = |k: usize| history.claims[k].last().copied().unwrap_or(0.0);
-    let scenario = |path: Vec<Vec<f64>>| {
+    let scenario = |(weight, path): forecast::WeightedPath| {
         let peak = |steps: &Vec<usize>, k: usize| steps.iter().map(|h| path[place(h)][k]).fold(0.0, f64::max);
         let claims: Vec<Vec<f64>> = spans.iter().map(|s| (0..classes).map(|k| peak(s, k)).collect()).collect();
         let new_claims = (0..spans.len()).map(|t| {
@@ -75,7 +73,7 @@ pub fn build(history: &History, methods: &[Method], period_s: &[u32], rules: &Pa
             (0..classes).map(one).collect()
         });
         let new_claims = new_claims.collect();
-        Scenario { weight: 1.0 / rules.paths as f64, claims, new_claims }
+        Scenario { weight, claims, new_claims }
     };
     paths.into_iter().map(scenario).collect()
 }
@@ -87,13 +85,12 @@ mod tests {
     #[test]
     fn shapes_weights_and_replacement() {
         let history = History { step_s: 300, claims: vec![vec![10.0; 700], vec![0.0; 700]] };
-        let rules = PathRules { season_s: 86_400, paths: 4, seed: 1, claim_mean_s: vec![600.0, 600.0] };
+        let rules = PathRules { season_s: 86_400, paths: 4, claim_mean_s: vec![600.0, 600.0] };
         let methods = choose(&history, &[60, 300, 900], 86_400);
         assert_eq!(methods.len(), 2);
         let scenarios = build(&history, &methods, &[60, 300, 900], &rules);
-        assert_eq!(scenarios.len(), 4);
+        assert!((scenarios.iter().map(|s| s.weight).sum::<f64>() - 1.0).abs() < 1e-9);
         for scenario in &scenarios {
-            assert_eq!(scenario.weight, 0.25);
             assert!(scenario.claims.iter().all(|row| (row[0] - 10.0).abs() < 1e-9 && row[1] == 0.0));
             // A tenth of the claims ends in a minute, half in five, and each is replaced.
             assert!((scenario.new_claims[0][0] - 1.0).abs() < 1e-9 && (scenario.new_claims[1][0] - 5.0).abs() < 1e-9);

@@ -30,6 +30,8 @@ enum Command {
     /// Look at demand traces and score forecasts on them.
     #[command(subcommand)]
     Demand(commands::demand::Command),
+    /// Replay demand offline and compare policies.
+    Simulate(commands::simulate::Args),
     /// Write a demo: offers, demand and a plan file, all generated.
     Demo(commands::demo::Args),
 }
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => commands::explain::run(&args),
         Command::Offers(command) => commands::offers::run(&command),
         Command::Demand(command) => commands::demand::run(&command),
+        Command::Simulate(args) => commands::simulate::run(&args),
         Command::Demo(args) => commands::demo::run(&args),
     };
     match run {

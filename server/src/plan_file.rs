@@ -224,7 +224,6 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
     let rules = PathRules {
         season_s: file.demand.season_s,
         paths: file.paths,
-        seed: file.seed,
         claim_mean_s: file.class.iter().map(|k| k.claim_mean_s).collect(),
     };
     let methods = scenarios::choose(&history, &file.periods_s, rules.season_s);

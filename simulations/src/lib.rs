@@ -4,5 +4,7 @@ pub mod claims;
 pub mod clairvoyant;
 pub mod demand;
 pub mod engine;
+pub mod league;
 pub mod parts;
 pub mod policies;
+pub mod scenario;

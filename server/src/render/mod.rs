@@ -1,7 +1,9 @@
 //! Results as tables a person can read.
 
 mod demand;
+mod league;
 mod plan;
+mod report;
 
 use comfy_table::presets;
 use comfy_table::{CellAlignment, Table};
@@ -9,7 +11,9 @@ use providers::catalogue::Catalogue;
 use std::collections::BTreeMap;
 
 pub use demand::{mean_scores, scores, series};
+pub use league::{league, league_figures};
 pub use plan::{answers, explanation, plan};
+pub use report::report;
 
 /// A borderless table; the columns in `numbers` are aligned to the right.
 fn table(header: &[&str], numbers: std::ops::Range<usize>) -> Table {

@@ -19,8 +19,6 @@ pub struct LiveRules {
     pub season_s: u32,
     /// Demand paths.
     pub paths: usize,
-    /// Seed of the paths.
-    pub seed: u64,
     /// How risk and stability are weighed.
     pub weights: Weights,
     /// Plans on the mean of the paths instead of all of them.
@@ -59,7 +57,6 @@ impl Live {
         let paths = PathRules {
             season_s: rules.season_s,
             paths: rules.paths,
-            seed: rules.seed ^ (seen.now_s as u64),
             claim_mean_s: seen.classes.iter().map(|k| k.claim_mean_s).collect(),
         };
         let all = scenarios::build(&history, &self.methods, &rules.period_s, &paths);

@@ -1,6 +1,6 @@
 //! Claims: they come, are placed by the shipped best fit, wait, and end.
 
-use fleet::placement::best_fit;
+use fleet::placement::first_fit;
 use fleet::{ClaimEvent, ClaimState, NodeEvent, OnEmpty};
 
 use super::super::events::Event;
@@ -50,13 +50,13 @@ impl World<'_> {
     fn place(&mut self, id: u32) -> Result<bool, SimError> {
         let k = self.claims[id as usize].class as usize;
         let gpus = self.setup.classes[k].class.gpus_per_claim;
-        let shelves = self.kinds_of[k].iter().map(|kind| (*kind, &self.shelves[*kind]));
-        let Some((kind, free, node)) = best_fit(shelves, gpus) else { return Ok(false) };
+        let shelves = self.offers_of[k].iter().map(|p| (*p, &self.shelves[*p]));
+        let Some((offer, free, node)) = first_fit(shelves, gpus) else { return Ok(false) };
         let node_id = node as u32;
         self.count_money(node_id);
-        self.shelves[kind].take(node, free);
+        self.shelves[offer].take(node, free);
         if free > gpus {
-            self.shelves[kind].put(node, free - gpus);
+            self.shelves[offer].put(node, free - gpus);
         }
         self.node_event(node_id, NodeEvent::ClaimPlaced)?;
         let node = &mut self.nodes[node_id as usize];
@@ -173,18 +173,18 @@ impl World<'_> {
             self.node_event(node_id, NodeEvent::LastClaimEnded)?;
         }
         if takes {
-            let kind = self.kinds[self.nodes[node_id as usize].offer as usize];
-            self.shelves[kind].take(u64::from(node_id), free - gpus);
-            self.shelves[kind].put(u64::from(node_id), free);
-            self.serve_waiting(kind)?;
+            let offer = self.nodes[node_id as usize].offer as usize;
+            self.shelves[offer].take(u64::from(node_id), free - gpus);
+            self.shelves[offer].put(u64::from(node_id), free);
+            self.serve_waiting(offer)?;
         }
         Ok(())
     }
 
-    /// Places what waits for nodes of a kind, the oldest claim first.
-    pub(super) fn serve_waiting(&mut self, kind: usize) -> Result<(), SimError> {
+    /// Places what waits for nodes of an offer, the oldest claim first.
+    pub(super) fn serve_waiting(&mut self, offer: usize) -> Result<(), SimError> {
         loop {
-            let fronts = self.classes_of[kind].iter().filter_map(|k| self.waiting[*k].front().map(|id| (*id, *k)));
+            let fronts = self.classes_of[offer].iter().filter_map(|k| self.waiting[*k].front().map(|id| (*id, *k)));
             let mut fronts: Vec<(u32, usize)> = fronts.collect();
             fronts.sort_unstable();
             let mut any = false;

@@ -81,11 +81,10 @@ struct World<'a> {
     claims: Vec<Claim>,
     /// The next claim of the demand.
     next_claim: usize,
-    /// Kind of each offer: nodes of one kind serve the same classes and are of one size.
-    kinds: Vec<usize>,
+    /// Nodes of each offer that take claims.
     shelves: Vec<Shelf>,
-    /// Kinds of each class, the preferred first.
-    kinds_of: Vec<Vec<usize>>,
+    /// Offers of each class, the cheapest GPU first.
+    offers_of: Vec<Vec<usize>>,
     classes_of: Vec<Vec<usize>>,
     waiting: Vec<VecDeque<u32>>,
     active: Vec<u32>,
@@ -143,9 +142,9 @@ impl<'a> World<'a> {
         let count = setup.offers.len();
         let quotas = setup.quotas.iter().map(|q| (q.members.clone(), q.limit)).collect();
         let supply = (0..count).map(|p| Supply::new(Rules::default(), 0.0, 0.9, setup.offers[p].interruption_per_h));
-        let (kinds, classes_of) = kinds(setup);
         let classes = setup.classes.len();
-        let kinds_of = (0..classes).map(|k| preferred(setup, k, &kinds, &classes_of)).collect();
+        let classes_of = served(setup);
+        let offers_of = (0..classes).map(|k| by_price(setup, k, &classes_of)).collect();
         let mut world = Self {
             setup,
             now_ms: 0,
@@ -164,9 +163,8 @@ impl<'a> World<'a> {
             batches: Vec::new(),
             claims: Vec::with_capacity(setup.claims.len()),
             next_claim: 0,
-            shelves: vec![Shelf::default(); classes_of.len()],
-            kinds,
-            kinds_of,
+            shelves: vec![Shelf::default(); count],
+            offers_of,
             classes_of,
             waiting: vec![VecDeque::new(); classes],
             active: vec![0; classes],
@@ -302,30 +300,22 @@ impl<'a> World<'a> {
     }
 }
 
-/// Kind of each offer, and the classes of each kind.
-fn kinds(setup: &Setup) -> (Vec<usize>, Vec<Vec<usize>>) {
-    let mut known: Vec<(u32, Vec<usize>)> = Vec::new();
-    let mut kinds = Vec::with_capacity(setup.offers.len());
-    for offer in &setup.offers {
+/// Classes that each offer's nodes serve.
+fn served(setup: &Setup) -> Vec<Vec<usize>> {
+    let of = |offer: &fleet::Offer| {
         let serves = |k: &usize| {
             let class = &setup.classes[*k].class;
             let fits = admission::usable_share(offer.gpus_per_node, offer.gpus_per_node, class).is_some();
             fits && class.gpus_per_claim <= offer.gpus_per_node && admission::admits_node(offer, class).is_ok()
         };
-        let key = (offer.gpus_per_node, (0..setup.classes.len()).filter(serves).collect::<Vec<_>>());
-        let kind = known.iter().position(|k| *k == key).unwrap_or_else(|| {
-            known.push(key);
-            known.len() - 1
-        });
-        kinds.push(kind);
-    }
-    (kinds, known.into_iter().map(|k| k.1).collect())
+        (0..setup.classes.len()).filter(serves).collect()
+    };
+    setup.offers.iter().map(of).collect()
 }
 
-/// Kinds that serve a class: those that serve the fewest classes first, so that what only others can use stays free.
-fn preferred(setup: &Setup, class: usize, kinds: &[usize], classes_of: &[Vec<usize>]) -> Vec<usize> {
-    let mut able: Vec<usize> = (0..classes_of.len()).filter(|i| classes_of[*i].contains(&class)).collect();
-    let size = |kind: usize| kinds.iter().position(|k| *k == kind).map_or(0, |p| setup.offers[p].gpus_per_node);
-    able.sort_by_key(|&kind| (classes_of[kind].len(), size(kind), kind));
+/// Offers that serve a class, the cheapest GPU first.
+fn by_price(setup: &Setup, class: usize, classes_of: &[Vec<usize>]) -> Vec<usize> {
+    let mut able: Vec<usize> = (0..classes_of.len()).filter(|p| classes_of[*p].contains(&class)).collect();
+    able.sort_by_key(|&p| (setup.offers[p].gpu_price_usd_micros_per_h(), p));
     able
 }

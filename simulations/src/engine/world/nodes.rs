@@ -115,7 +115,7 @@ impl World<'_> {
         self.node_event(id, NodeEvent::Registered)?;
         let node = &self.nodes[id as usize];
         let (gpus, passes, lead_s) = (node.gpus, node.passes, (self.now_ms - node.born_ms) as f64 / 1000.0);
-        let kind = self.kinds[node.offer as usize];
+        let offer = node.offer as usize;
         if !passes {
             self.node_event(id, NodeEvent::GateFailed)?;
             self.out.counts.boot_failures += u64::from(self.measured());
@@ -127,14 +127,14 @@ impl World<'_> {
         self.gpus.arriving -= i64::from(gpus);
         self.gpus.idle += i64::from(gpus);
         self.answered(id, Learnt::Healthy { lead_s });
-        self.shelves[kind].put(u64::from(id), gpus);
-        self.serve_waiting(kind)
+        self.shelves[offer].put(u64::from(id), gpus);
+        self.serve_waiting(offer)
     }
 
     fn off_the_shelf(&mut self, id: u32) {
         let node = &self.nodes[id as usize];
-        let kind = self.kinds[node.offer as usize];
-        self.shelves[kind].take(u64::from(id), node.free);
+        let offer = node.offer as usize;
+        self.shelves[offer].take(u64::from(id), node.free);
     }
 
     /// The cloud will take a node back: no new claims.

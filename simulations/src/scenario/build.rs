@@ -1,0 +1,304 @@
+//! From a scenario and a seed to the setups of its runs.
+
+use std::path::{Path, PathBuf};
+
+use fleet::Offer;
+use fleet::rng::Rng;
+use planner::input::{LeadTime, Policy as Weights};
+use planner::scenarios::History;
+use providers::catalogue::{self, GateRules};
+use providers::sim::{SimOffer, Steps};
+
+use super::{Scenario, ScenarioError, traces};
+use crate::claims;
+use crate::engine::{Disturbance, Setup, SimClass};
+use crate::parts::{ClassPart, PartError};
+use crate::policies::LiveRules;
+
+/// Seconds of each run before anything is counted: the fleet fills.
+const WARM_UP_S: f64 = 3.0 * 3600.0;
+
+/// What the runs of a scenario share.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    scenario: Scenario,
+    offers: Vec<Offer>,
+    /// Concurrent claims of each class, `[K][N]`, whole numbers.
+    demand: Vec<Vec<f64>>,
+    step_s: u32,
+    supply: Vec<SimOffer>,
+    faults: Vec<(f64, u32)>,
+    /// What was done to the demand while reading.
+    pub notes: Vec<String>,
+}
+
+/// Which part of the trace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// The days on which knobs are chosen.
+    Tune,
+    /// The days on which everything is compared.
+    Test,
+}
+
+/// Reads all that a scenario names.
+///
+/// # Errors
+/// Data that are not there, or anything that makes no sense, by its place.
+pub fn prepare(scenario: &Scenario, folder: &Path, data: Option<&Path>) -> Result<Prepared, ScenarioError> {
+    let find = |path: &Path| -> Result<PathBuf, ScenarioError> {
+        let Ok(below) = path.strip_prefix("$DATA") else { return Ok(folder.join(path)) };
+        let found = data.map(|d| d.join(below)).filter(|p| p.exists());
+        found.ok_or_else(|| ScenarioError::NoData(below.display().to_string()))
+    };
+    let series = scenario.demand.read(&find(&scenario.demand.file)?, scenario.seeds[0])?;
+    let offers = offers(scenario, &find)?;
+    let mut demand = Vec::new();
+    for part in &scenario.class {
+        let members = part.members(&series)?;
+        let scaled = series.claims(&members, part.gpus_per_claim);
+        demand.push(scaled.iter().map(|v| (v * scenario.scale).round()).collect::<Vec<f64>>());
+        let class = part.class()?;
+        let served = offers.iter().any(|o| fleet::yields(o, &class, None).is_ok());
+        if !served {
+            let what = format!("class '{}'", part.name);
+            return Err(
+                PartError::at(what, "no offer of the scenario serves it: see 'offers' and the class's 'gpus'").into()
+            );
+        }
+    }
+    let window = scenario.window;
+    let days = window.from_day + window.history_days + window.tune_days + window.test_days;
+    let have = series.steps() as f64 * f64::from(series.step_s) / 86_400.0;
+    if days > have + 1e-9 {
+        let what = format!("asks for {days:.2} days of a trace of {have:.2}");
+        return Err(PartError::at("window", what).into());
+    }
+    apply_surges(scenario, &mut demand, series.step_s);
+    let supply = supply(scenario, &offers, &find)?;
+    let faults = match &scenario.faults {
+        Some(part) => traces::faults(&find(&part.file)?, part.from_day * 86_400.0).map_err(data_error)?,
+        None => Vec::new(),
+    };
+    Ok(Prepared {
+        scenario: scenario.clone(),
+        offers,
+        demand,
+        step_s: series.step_s,
+        supply,
+        faults,
+        notes: series.notes,
+    })
+}
+
+fn data_error(error: providers::DataError) -> ScenarioError {
+    PartError { place: error.place(), what: error.what.clone(), source: Some(Box::new(error)) }.into()
+}
+
+fn offers(
+    scenario: &Scenario,
+    find: &dyn Fn(&Path) -> Result<PathBuf, ScenarioError>,
+) -> Result<Vec<Offer>, ScenarioError> {
+    let part = &scenario.offers;
+    let raw = match (&part.file, &part.public) {
+        (Some(file), None) => catalogue::own::read(&find(file)?).map_err(data_error)?,
+        (None, Some(folder)) => catalogue::public::read(&find(folder)?).map_err(data_error)?.0,
+        _ => return Err(PartError::at("offers", "give either file or public").into()),
+    };
+    let mut offers = catalogue::gate(raw, GateRules::default()).offers;
+    offers.retain(|o| part.only.is_empty() || part.only.iter().any(|m| m.matches(o)));
+    offers.sort_by(|a, b| {
+        a.gpu_price_usd_micros_per_h().cmp(&b.gpu_price_usd_micros_per_h()).then_with(|| a.key.cmp(&b.key))
+    });
+    let mut counts = std::collections::BTreeMap::new();
+    offers.retain(|o| {
+        let count = counts.entry((o.gpu, o.key.market)).or_insert(0_usize);
+        *count += 1;
+        *count <= part.most_of_each
+    });
+    if offers.is_empty() {
+        return Err(PartError::at("offers", "no offer is left by 'only'").into());
+    }
+    Ok(offers)
+}
+
+fn apply_surges(scenario: &Scenario, demand: &mut [Vec<f64>], step_s: u32) {
+    let window = scenario.window;
+    let test_s = (window.from_day + window.history_days + window.tune_days) * 86_400.0;
+    for surge in &scenario.surge {
+        let start = test_s + surge.at_h * 3600.0;
+        for row in demand.iter_mut() {
+            for (i, value) in row.iter_mut().enumerate() {
+                let since = i as f64 * f64::from(step_s) - start;
+                if since >= 0.0 && since < surge.hours * 3600.0 {
+                    let ramp = (since / (surge.ramp_minutes * 60.0).max(1e-9)).min(1.0);
+                    *value = (*value * (1.0 + (surge.factor - 1.0) * ramp)).round();
+                }
+            }
+        }
+    }
+}
+
+fn supply(
+    scenario: &Scenario,
+    offers: &[Offer],
+    find: &dyn Fn(&Path) -> Result<PathBuf, ScenarioError>,
+) -> Result<Vec<SimOffer>, ScenarioError> {
+    let base = &scenario.supply;
+    let mut providers: Vec<&str> = offers.iter().map(|o| o.key.provider.as_str()).collect();
+    providers.sort_unstable();
+    providers.dedup();
+    let plain = |o: &Offer| SimOffer {
+        provider: providers.binary_search(&o.key.provider.as_str()).unwrap_or(0),
+        capacity: Steps::constant(base.nodes),
+        lead: base.lead_time.clone(),
+        boot_failure: base.boot_failure,
+        refusal: base.refusal,
+        hazard_per_h: base.hazard_per_h + o.interruption_per_h,
+    };
+    let mut all: Vec<SimOffer> = offers.iter().map(plain).collect();
+    for (i, part) in scenario.supply_for.iter().enumerate() {
+        let hits = part.matching.members(offers, &format!("supply_for[{i}]"))?;
+        for (turn, p) in hits.into_iter().enumerate() {
+            let offer = &mut all[p];
+            let nodes = part.nodes.unwrap_or(base.nodes);
+            offer.capacity = match part.availability.get(turn % part.availability.len().max(1)) {
+                // Offers that share a file begin at different days of it.
+                Some(file) => {
+                    let from_s = (turn / part.availability.len()) as f64 * 2.0 * 86_400.0;
+                    traces::availability(&find(file)?, from_s, nodes).map_err(data_error)?
+                }
+                None => Steps::constant(nodes),
+            };
+            offer.lead = part.lead_time.clone().unwrap_or_else(|| offer.lead.clone());
+            offer.refusal = part.refusal.unwrap_or(offer.refusal);
+            offer.hazard_per_h = part.hazard_per_h.map_or(offer.hazard_per_h, |h| h + offers[p].interruption_per_h);
+        }
+    }
+    Ok(all)
+}
+
+impl Prepared {
+    /// The scenario.
+    #[must_use]
+    pub fn scenario(&self) -> &Scenario {
+        &self.scenario
+    }
+
+    /// Number of offers.
+    #[must_use]
+    pub fn offers(&self) -> usize {
+        self.offers.len()
+    }
+
+    /// The setup of one run. The same part and seed give the same setup.
+    ///
+    /// # Errors
+    /// A name in a disturbance that means no offer.
+    pub fn setup(&self, part: Part, seed: u64) -> Result<Setup, ScenarioError> {
+        let scenario = &self.scenario;
+        let window = scenario.window;
+        let (days, length) = match part {
+            Part::Tune => (window.from_day + window.history_days, window.tune_days),
+            Part::Test => (window.from_day + window.history_days + window.tune_days, window.test_days),
+        };
+        let per_day = 86_400.0 / f64::from(self.step_s);
+        let warm_steps = (WARM_UP_S / f64::from(self.step_s)).ceil() as usize;
+        let measured = (days * per_day) as usize;
+        let start = measured.saturating_sub(warm_steps);
+        let end = ((days + length) * per_day) as usize;
+        let past = ((window.from_day * per_day) as usize).min(start);
+        let mut rng = Rng::new(seed);
+        let mut stream = Vec::new();
+        let mut classes = Vec::new();
+        for (k, row) in self.demand.iter().enumerate() {
+            let claims = claims::of_series(&row[start..end.min(row.len())], self.step_s, k as u32, &mut rng);
+            classes.push(sim_class(&scenario.class[k], claims::mean_life_s(&claims, 3600.0))?);
+            stream.extend(claims);
+        }
+        stream.sort_unstable();
+        let offset_s = (measured - start) as f64 * f64::from(self.step_s);
+        let end_s = (end - start) as f64 * f64::from(self.step_s);
+        Ok(Setup {
+            offers: self.offers.clone(),
+            supply: self.supply.clone(),
+            priors: self.supply.iter().map(|s| LeadTime { cdf: s.lead.points() }).collect(),
+            min_hold_s: scenario.supply.min_hold_s,
+            notice_s: scenario.supply.notice_s,
+            rate_per_min: scenario.supply.launches_per_min.unwrap_or(f64::INFINITY),
+            quotas: scenario.quota.iter().map(|q| q.quota(&self.offers)).collect::<Result<_, _>>()?,
+            classes,
+            claims: stream,
+            disturbances: self.disturbances(part, days, offset_s, end_s)?,
+            history: History {
+                step_s: self.step_s,
+                claims: self.demand.iter().map(|row| row[past..start].to_vec()).collect(),
+            },
+            measure_from_s: offset_s,
+            end_s,
+            plan_every_s: scenario.plan.every_s,
+            plan_delay_s: scenario.plan.delay_s,
+            cold_start: vec![
+                ("image".into(), scenario.cold_start.image.clone()),
+                ("host start".into(), scenario.cold_start.host_start.clone()),
+                ("device start".into(), scenario.cold_start.device_start.clone()),
+            ],
+            seed,
+        })
+    }
+
+    /// What happens in a part. Outages, price steps and silences belong to the test; faults and supply to both.
+    fn disturbances(
+        &self,
+        part: Part,
+        days: f64,
+        offset_s: f64,
+        end_s: f64,
+    ) -> Result<Vec<(f64, Disturbance)>, ScenarioError> {
+        let mut all: Vec<(f64, Disturbance)> = Vec::new();
+        let start_s = days * 86_400.0 - offset_s;
+        let here =
+            self.faults.iter().map(|(at, server)| (at - start_s, *server)).filter(|(at, _)| (0.0..end_s).contains(at));
+        all.extend(here.map(|(at, server)| (at, Disturbance::Fault(server))));
+        for (p, supply) in self.supply.iter().enumerate() {
+            let falls = supply.capacity.0.windows(2).filter(|w| w[1].1 < w[0].1).map(|w| w[1].0);
+            all.extend(falls.filter(|at| *at < end_s).map(|at| (at, Disturbance::Reclaim(p))));
+        }
+        if part == Part::Test {
+            for (i, outage) in self.scenario.outage.iter().enumerate() {
+                let offers = outage.matching.members(&self.offers, &format!("outage[{i}]"))?;
+                let at = offset_s + outage.at_h * 3600.0;
+                all.push((at, Disturbance::Down(offers.clone())));
+                all.push((at + outage.hours * 3600.0, Disturbance::Up(offers)));
+            }
+            for (i, price) in self.scenario.price.iter().enumerate() {
+                let offers = price.matching.members(&self.offers, &format!("price[{i}]"))?;
+                all.push((offset_s + price.at_h * 3600.0, Disturbance::Price(offers, price.factor)));
+            }
+            for silence in &self.scenario.silence {
+                let at = offset_s + silence.at_h * 3600.0;
+                all.push((at, Disturbance::PlannerSilent(at + silence.minutes * 60.0)));
+            }
+        }
+        all.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Ok(all)
+    }
+
+    /// How the live planner plans.
+    #[must_use]
+    pub fn live_rules(&self, mean_only: bool) -> LiveRules {
+        let plan = &self.scenario.plan;
+        LiveRules {
+            period_s: plan.periods_s.clone(),
+            season_s: self.scenario.demand.season_s,
+            paths: plan.paths,
+            weights: Weights { cvar_weight: plan.cvar_weight, churn: plan.churn, ..Weights::default() },
+            mean_only,
+        }
+    }
+}
+
+fn sim_class(part: &ClassPart, claim_mean_s: f64) -> Result<SimClass, PartError> {
+    Ok(SimClass { class: part.class()?, wait_s: part.wait_s, on_empty: part.on_empty, claim_mean_s })
+}
