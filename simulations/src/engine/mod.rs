@@ -83,6 +83,8 @@ pub struct Setup {
     pub disturbances: Vec<(f64, Disturbance)>,
     /// Demand before the start.
     pub history: History,
+    /// The claims of the first moment find a fleet of the cheapest nodes; otherwise everything starts empty.
+    pub start_fleet: bool,
     /// Cost and counts are kept from here on, seconds; before it the fleet fills.
     pub measure_from_s: f64,
     /// End, seconds.

@@ -235,6 +235,7 @@ impl Prepared {
                 step_s: self.step_s,
                 claims: self.demand.iter().map(|row| row[past..start].to_vec()).collect(),
             },
+            start_fleet: true,
             measure_from_s: offset_s,
             end_s,
             plan_every_s: scenario.plan.every_s,

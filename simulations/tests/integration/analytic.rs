@@ -59,6 +59,7 @@ pub fn plain(claims: Vec<simulations::engine::ClaimSpec>, end_s: f64, on_empty: 
         claims,
         disturbances: vec![],
         history: History { step_s: 60, claims: vec![vec![]] },
+        start_fleet: false,
         measure_from_s: end_s / 10.0,
         end_s,
         plan_every_s: 3600,

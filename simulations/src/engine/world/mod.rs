@@ -117,6 +117,9 @@ fn ms(seconds: f64) -> u64 {
 /// See [`SimError`]: each is a bug.
 pub fn run(setup: &Setup, policy: &mut dyn Policy) -> Result<Outcome, SimError> {
     let mut world = World::new(setup);
+    if setup.start_fleet {
+        world.start_fleet()?;
+    }
     loop {
         let arrival = setup.claims.get(world.next_claim).map_or(u64::MAX, |c| c.at_ms);
         let event = world.queue.next_ms().unwrap_or(u64::MAX);

@@ -38,6 +38,32 @@ impl World<'_> {
         self.estimates[p] = self.estimate(p);
     }
 
+    /// A fleet for the claims of the first moment, on the cheapest offers that have room, healthy at once: every policy
+    /// starts from a fleet that was bought at leisure.
+    pub(super) fn start_fleet(&mut self) -> Result<(), SimError> {
+        for k in 0..self.setup.classes.len() {
+            let first = self.setup.claims.iter().take_while(|c| c.at_ms == 0).filter(|c| c.class as usize == k).count();
+            let mut missing = first as u32;
+            let size = self.setup.classes[k].class.gpus_per_claim.max(1);
+            for p in self.offers_of[k].clone() {
+                let slots = self.offers[p].gpus_per_node / size;
+                let room = self.setup.supply[p].capacity.at(0.0) as u32;
+                let nodes = missing.div_ceil(slots).min(room);
+                if nodes == 0 {
+                    continue;
+                }
+                let before = self.nodes.len();
+                self.launch(p, nodes, Some(k))?;
+                for id in before..self.nodes.len() {
+                    self.nodes[id].passes = true;
+                    self.gate_answers(id as u32)?;
+                    missing = missing.saturating_sub(slots);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Asks the cloud for nodes of one offer, and learns from refusals at once.
     pub(super) fn launch(&mut self, p: usize, asked: u32, label: Option<usize>) -> Result<(), SimError> {
         let batch = self.batches.len() as u32;
