@@ -1,7 +1,7 @@
 # make run    set up, then the main job on demo data
 # make test   set up, then every test
 # make bench  set up, then every benchmark (release build)
-.PHONY: setup run test lint release bench bench-scale bench-solvers bench-forecast clean
+.PHONY: setup run test lint release bench bench-scale bench-solvers bench-forecast bench-simulation clean
 
 DEMO := target/demo
 # Folder with public traces; what needs them is skipped, and says so, without it.
@@ -16,6 +16,7 @@ run: setup
 	cargo build -p server
 	target/debug/pilotlight demo $(DEMO)
 	target/debug/pilotlight plan $(DEMO)/plan.toml --what-if 'quota:alpha H100=+16' --what-if 'hit-rate:chat-70b=0.999'
+	target/debug/pilotlight simulate $(DEMO)/demo.toml --out $(DEMO)/simulated
 
 test: setup
 	cargo $(CARGO_TEST) --workspace
@@ -27,7 +28,7 @@ lint: setup
 release: setup
 	cargo build --release --workspace --bins --examples
 
-bench: bench-scale bench-solvers bench-forecast
+bench: bench-scale bench-solvers bench-forecast bench-simulation
 
 # Catalogue scale: 5,000 offers, 40 classes, 20 and 50 demand paths, 16 periods.
 bench-scale: release
@@ -41,6 +42,12 @@ bench-solvers: release
 # Forecasts against seasonal-naive on every demand source that is there.
 bench-forecast: release
 	benchmarks/forecast "$(DATA)"
+
+# Overheads of every scenario over public traces, and the speed of the engine with and without the planner.
+bench-simulation: release
+	target/release/examples/speed simulations/scenarios/servegen-pool.toml
+	target/release/examples/events
+	for s in simulations/scenarios/*.toml; do target/release/pilotlight simulate $$s --out target/simulated/$$(basename $$s .toml) || exit 1; done
 
 clean:
 	cargo clean

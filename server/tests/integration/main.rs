@@ -5,6 +5,7 @@ mod bad_input;
 mod imports;
 mod plans;
 mod shared_data;
+mod simulations;
 mod tidy;
 
 use std::path::{Path, PathBuf};

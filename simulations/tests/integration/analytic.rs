@@ -1,4 +1,5 @@
 //! The engine must find what queueing theory knows.
+#![allow(clippy::print_stdout, reason = "figures with their intervals")]
 
 use fleet::rng::Rng;
 use fleet::{AcceptedGpu, Class, Interconnect, Market, Offer, OfferKey, OnEmpty, UsdMicros};
@@ -145,4 +146,36 @@ fn money_adds_up_and_runs_repeat() {
     let again = run(&setup, &mut FixedNodes { nodes: 12 }).expect("a run");
     let bytes = |o| serde_json::to_vec(o).expect("JSON");
     assert_eq!(bytes(&outcome), bytes(&again));
+}
+
+/// The published cold starts, about 2,000 s without and 50 s with buffer, lazy image and restored memory, are two
+/// configurations of one model (allocation 600 s, image 300, host 600, device 500; reference: the phases published for
+/// the one production system that does this).
+#[test]
+fn two_configurations_of_one_cold_start() {
+    let claims = claims::poisson(0.002, &Dist::Fixed(50.0), 200_000.0, 0, &mut Rng::new(9));
+    let phases = |image: f64, host: f64, device: f64| {
+        [("image", image), ("host start", host), ("device start", device)]
+            .map(|(n, s)| (n.to_owned(), Dist::Fixed(s)))
+            .to_vec()
+    };
+    let mut cold = plain(claims.clone(), 200_000.0, OnEmpty::LaunchCold);
+    cold.supply[0].lead = Dist::Fixed(600.0);
+    cold.cold_start = phases(300.0, 600.0, 500.0);
+    cold.plan_every_s = 5;
+    // Claims live on after their long start, and nodes go with them.
+    cold.claims.iter_mut().for_each(|c| c.end_ms = c.at_ms + 3_600_000);
+    let mut none = simulations::policies::Simple::new(simulations::policies::Rule::None);
+    let without = run(&cold, &mut none).expect("a run").cold_starts;
+    assert!((without.quantile_s(0.9) / 2000.0 - 1.0).abs() < 0.06, "{}", without.quantile_s(0.9));
+    let mut warm = plain(claims, 200_000.0, OnEmpty::LaunchCold);
+    warm.supply[0].lead = Dist::Fixed(600.0);
+    warm.cold_start = phases(5.0, 20.0, 25.0);
+    let with = run(&warm, &mut FixedNodes { nodes: 8 }).expect("a run").cold_starts;
+    assert!(
+        (with.mean_s() - 50.0).abs() < 0.5 && with.quantile_s(0.99) < 53.0,
+        "{} {}",
+        with.mean_s(),
+        with.quantile_s(0.99)
+    );
 }

@@ -8,9 +8,10 @@ use simulations::league::{League, Player};
 use crate::render::league::over;
 
 const SIZE: (u32, u32) = (1040, 380);
+const LABEL: (&str, i32) = ("sans-serif", 13);
 const INK: RGBColor = RGBColor(28, 36, 48);
 const GRID: RGBColor = RGBColor(225, 230, 236);
-const COLOURS: [RGBColor; 9] = [
+const COLOURS: [RGBColor; 10] = [
     RGBColor(31, 98, 201),
     RGBColor(222, 120, 31),
     RGBColor(44, 140, 84),
@@ -20,6 +21,7 @@ const COLOURS: [RGBColor; 9] = [
     RGBColor(150, 110, 60),
     RGBColor(110, 120, 135),
     RGBColor(200, 80, 150),
+    RGBColor(170, 180, 40),
 ];
 
 fn drawn<T, E: std::fmt::Display>(result: Result<T, E>) -> anyhow::Result<T> {
@@ -53,9 +55,15 @@ pub fn over_time(outcome: &Outcome) -> anyhow::Result<String> {
         let mut chart = chart.set_secondary_coord(0.0..hours, 0.0..misses as f64 * 1.05);
         let mut mesh = chart.configure_mesh();
         drawn(
-            mesh.x_desc("hours").y_desc("GPUs").light_line_style(WHITE).bold_line_style(GRID).axis_style(INK).draw(),
+            mesh.x_desc("hours")
+                .y_desc("GPUs")
+                .label_style(LABEL)
+                .light_line_style(WHITE)
+                .bold_line_style(GRID)
+                .axis_style(INK)
+                .draw(),
         )?;
-        drawn(chart.configure_secondary_axes().y_desc("misses so far").axis_style(INK).draw())?;
+        drawn(chart.configure_secondary_axes().label_style(LABEL).y_desc("misses so far").axis_style(INK).draw())?;
         let line = |of: fn(&simulations::engine::Sample) -> f64| -> Vec<(f64, f64)> {
             outcome.samples.iter().map(|s| (s.at_s / 3600.0, of(s))).collect()
         };
@@ -91,7 +99,7 @@ pub fn cold_starts(league: &League) -> anyhow::Result<String> {
         let mut mesh = chart.configure_mesh();
         mesh.x_desc("seconds from claim to first answer (log)").y_desc("share of claims");
         mesh.x_label_formatter(&|s| if *s < 10.0 { format!("{s:.1}") } else { format!("{s:.0}") });
-        drawn(mesh.light_line_style(WHITE).bold_line_style(GRID).axis_style(INK).draw())?;
+        drawn(mesh.label_style(LABEL).light_line_style(WHITE).bold_line_style(GRID).axis_style(INK).draw())?;
         for (player, cdf) in lines {
             let ink = colour(league, player);
             let mut steps = Vec::new();
@@ -108,7 +116,14 @@ pub fn cold_starts(league: &League) -> anyhow::Result<String> {
                 .legend(move |(x, y)| Rectangle::new([(x, y - 4), (x + 12, y + 4)], ink.filled()));
         }
         let mut labels = chart.configure_series_labels();
-        drawn(labels.position(SeriesLabelPosition::LowerRight).background_style(WHITE).border_style(GRID).draw())?;
+        drawn(
+            labels
+                .position(SeriesLabelPosition::LowerRight)
+                .label_font(LABEL)
+                .background_style(WHITE)
+                .border_style(GRID)
+                .draw(),
+        )?;
         drawn(root.present())?;
     }
     Ok(scalable(svg))
@@ -131,7 +146,7 @@ pub fn front(league: &League) -> anyhow::Result<String> {
         mesh.x_desc("hit rate").y_desc("overhead above the clairvoyant");
         mesh.x_label_formatter(&|x| format!("{:.0} %", 100.0 * x))
             .y_label_formatter(&|y| format!("{:.0} %", 100.0 * y));
-        drawn(mesh.light_line_style(WHITE).bold_line_style(GRID).axis_style(INK).draw())?;
+        drawn(mesh.label_style(LABEL).light_line_style(WHITE).bold_line_style(GRID).axis_style(INK).draw())?;
         let beaten = |p: &(f64, f64)| points.iter().any(|(_, q)| q.0 >= p.0 && q.1 <= p.1 && (q.0 > p.0 || q.1 < p.1));
         let mut front: Vec<(f64, f64)> = points.iter().map(|p| p.1).filter(|p| !beaten(p)).collect();
         front.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -156,7 +171,14 @@ pub fn front(league: &League) -> anyhow::Result<String> {
             series.label(family).legend(move |(x, y)| Circle::new((x + 6, y), 4, ink.filled()));
         }
         let mut labels = chart.configure_series_labels();
-        drawn(labels.position(SeriesLabelPosition::UpperLeft).background_style(WHITE).border_style(GRID).draw())?;
+        drawn(
+            labels
+                .position(SeriesLabelPosition::UpperLeft)
+                .label_font(LABEL)
+                .background_style(WHITE)
+                .border_style(GRID)
+                .draw(),
+        )?;
         drawn(root.present())?;
     }
     Ok(scalable(svg))
@@ -183,7 +205,7 @@ pub fn dollars(league: &League) -> anyhow::Result<String> {
         let names: Vec<String> = shown.iter().map(|e| e.player.name()).collect();
         let mut mesh = chart.configure_mesh();
         mesh.disable_x_mesh().disable_x_axis().y_desc("times the clairvoyant's cost");
-        drawn(mesh.light_line_style(WHITE).bold_line_style(GRID).axis_style(INK).draw())?;
+        drawn(mesh.label_style(LABEL).light_line_style(WHITE).bold_line_style(GRID).axis_style(INK).draw())?;
         for j in 0..INKS.len() {
             let ink = INKS[j];
             let bar = |i: usize| {
@@ -205,7 +227,14 @@ pub fn dollars(league: &League) -> anyhow::Result<String> {
             Text::new(names[i].clone(), (i as f64 + 0.5, top + most * 0.015), centred.clone())
         })))?;
         let mut labels = chart.configure_series_labels();
-        drawn(labels.position(SeriesLabelPosition::UpperLeft).background_style(WHITE).border_style(GRID).draw())?;
+        drawn(
+            labels
+                .position(SeriesLabelPosition::UpperLeft)
+                .label_font(LABEL)
+                .background_style(WHITE)
+                .border_style(GRID)
+                .draw(),
+        )?;
         drawn(root.present())?;
     }
     Ok(scalable(svg))
