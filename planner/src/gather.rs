@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use fleet::{Class, Offer, UsdMicros};
 
+use crate::base_stock;
 use crate::input::{Commitment, LeadTime, NodeGroup, OfferState, PlanInput, Policy, Quota, Scenario};
 use crate::plan::Plan;
 
@@ -70,7 +71,8 @@ type GroupKey = (usize, Vec<(usize, u32)>, bool);
 /// Claimed nodes are kept while any of their claims is expected to live (lives are taken as exponential, so that age
 /// says nothing); nodes on their way arrive by their lead time given how long they have already waited.
 #[must_use]
-pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
+pub fn plan_input(seen: &Observed, mut scenarios: Vec<Scenario>) -> PlanInput {
+    add_losses(seen, &mut scenarios);
     let start_s = starts(seen.period_s);
     let mut groups: BTreeMap<GroupKey, (u32, Vec<f64>)> = BTreeMap::new();
     let mut arriving = vec![Vec::new(); seen.offers.len()];
@@ -128,6 +130,37 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
         commitments: seen.commitments.to_vec(),
         // Without a plan before there is nothing to be true to.
         policy: Policy { churn: if seen.parent.is_some() { seen.policy.churn } else { 0.0 }, ..seen.policy.clone() },
+    }
+}
+
+/// Claims whose node is lost come again, all at once, before it can be replaced: each path asks for room for as many as
+/// its place among the paths says (the Poisson quantile of the losses of a lead time; paths are ordered by how high they
+/// go), and they count among the new claims.
+fn add_losses(seen: &Observed, scenarios: &mut [Scenario]) {
+    for k in 0..seen.classes.len() {
+        let (mut losses, mut claims_lost, mut rate_per_s) = (0.0, 0.0, 0.0);
+        for node in seen.nodes.iter().filter(|n| n.healthy) {
+            let Some((_, claims)) = node.claims.iter().find(|c| c.0 == k) else { continue };
+            let estimate = &seen.estimates[node.offer];
+            let here = estimate.hazard_per_h * estimate.lead_time.mean_s() / 3600.0;
+            losses += here;
+            claims_lost += here * f64::from(*claims);
+            rate_per_s += estimate.hazard_per_h / 3600.0 * f64::from(*claims);
+        }
+        if losses <= 0.0 {
+            continue;
+        }
+        let each = claims_lost / losses;
+        let mut below = 0.0;
+        for scenario in scenarios.iter_mut() {
+            let place = below + 0.5 * scenario.weight;
+            below += scenario.weight;
+            let lost = base_stock::poisson_level(losses, place).unwrap_or(0) as f64 * each;
+            for (t, period_s) in seen.period_s.iter().enumerate() {
+                scenario.claims[t][k] += lost;
+                scenario.new_claims[t][k] += rate_per_s * f64::from(*period_s);
+            }
+        }
     }
 }
 

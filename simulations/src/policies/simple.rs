@@ -200,12 +200,13 @@ impl Room {
     }
 }
 
-/// Launches for `missing` claims of class `k` at the offers of `market` that cost least for them.
+/// Launches for `missing` claims of class `k` at the offers of `market`, or of any that the class accepts, that cost least
+/// for them.
 fn buy(
     seen: &Seen,
     k: usize,
     mut missing: f64,
-    market: Market,
+    market: Option<Market>,
     spread: bool,
     room: &mut Room,
     decision: &mut Decision,
@@ -216,7 +217,8 @@ fn buy(
         let cost = |p: usize| {
             let slots = f64::from(slots(seen, p, k));
             let zone = zones.get(seen.offers[p].key.zone.as_str()).copied().unwrap_or(0.0);
-            let open = seen.offers[p].key.market == market && slots > 0.0 && room.nodes(seen, p) >= 1.0;
+            let open =
+                market.is_none_or(|m| seen.offers[p].key.market == m) && slots > 0.0 && room.nodes(seen, p) >= 1.0;
             let fits = !spread || zone < most_in_zone;
             (open && fits).then(|| (missing / slots).ceil() * seen.offers[p].price_usd_micros_per_h.usd())
         };
@@ -252,11 +254,12 @@ impl Policy for Simple {
             if target > have {
                 let mut missing = target - have;
                 if spot {
-                    missing = buy(seen, k, missing, Market::Spot, true, &mut room, &mut decision);
+                    missing = buy(seen, k, missing, Some(Market::Spot), true, &mut room, &mut decision);
                     // On-demand only for what is asked for now.
                     missing = missing.min((f64::from(seen.active[k] + seen.queued[k]) - have).max(0.0));
                 }
-                buy(seen, k, missing, Market::OnDemand, false, &mut room, &mut decision);
+                let market = spot.then_some(Market::OnDemand);
+                buy(seen, k, missing, market, false, &mut room, &mut decision);
             }
             let recent = &mut self.recent[k];
             recent.push((seen.now_s, target));
