@@ -78,6 +78,23 @@ fn a_plan_always_exists() {
     assert!(input.classes.iter().all(|k| unmet(&k.name)), "{:?}", plan.report.unmet);
 }
 
+/// When the solver gives nothing in time, the base-stock rule plans, says so, and passes the same checker.
+#[test]
+fn without_a_solver_the_base_stock_rule_plans() {
+    let (mut launched, mut optimal) = (0, 0);
+    for seed in 0..60 {
+        let input = tiny::problem(seed);
+        let model = Model::build(&input);
+        let made = planner::base_stock::fallback(&input, &model, &solver::SolverError::TimeLimit);
+        assert_eq!(planner::check::check(&input, &model, &made), [], "seed {seed}");
+        assert!(matches!(made.report.method, planner::report::Method::BaseStock { .. }), "{:?}", made.report.method);
+        assert!(made.releases.is_empty(), "it never releases");
+        launched += made.launches.len();
+        optimal += plan(&input, Options::default()).expect("a plan").launches.len();
+    }
+    assert!(2 * launched > optimal, "{launched} launches, the optimum has {optimal}");
+}
+
 #[test]
 fn bad_input_is_named() {
     let broken = |change: &dyn Fn(&mut PlanInput)| {

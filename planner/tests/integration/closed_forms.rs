@@ -1,6 +1,6 @@
 //! The program must find the textbook answers where there are any.
 
-use planner::base_stock::newsvendor_penalty_usd;
+use planner::base_stock::{newsvendor_penalty_usd, poisson_level};
 use planner::input::{LeadTime, PlanInput, Policy, Scenario};
 use planner::plan::{Options, plan};
 
@@ -47,6 +47,26 @@ fn newsvendor_quantile_is_recovered() {
         // At m = c·α/(1−α) + c the critical ratio (m−c)/m is exactly α; a hair more decides the tie.
         let bought = launched(&one_pool(&levels, 0.0, penalty * 1.000_1, 2));
         assert!((bought - 100.0 * share).abs() <= 1.0, "share {share}: {bought}");
+    }
+}
+
+/// Under Poisson demand the newsvendor's answer is the base-stock level.
+#[test]
+fn the_poisson_base_stock_level_is_recovered() {
+    for (mean, share) in [(4.0, 0.9), (10.0, 0.95), (25.0, 0.8)] {
+        let hold_usd = 3.0 / 60.0;
+        let penalty = newsvendor_penalty_usd(hold_usd, share) + hold_usd;
+        let levels: Vec<f64> = (0..80).map(f64::from).collect();
+        let mut input = one_pool(&levels, 0.0, penalty, 2);
+        let mut weight = (-mean as f64).exp();
+        for (n, scenario) in input.scenarios.iter_mut().enumerate() {
+            scenario.weight = weight.max(2e-9);
+            weight *= mean / (n as f64 + 1.0);
+        }
+        let total: f64 = input.scenarios.iter().map(|s| s.weight).sum();
+        input.scenarios.iter_mut().for_each(|s| s.weight /= total);
+        let level = poisson_level(mean, share).expect("a level") as f64;
+        assert_eq!(launched(&input), level, "mean {mean}, share {share}");
     }
 }
 

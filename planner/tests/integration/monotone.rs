@@ -1,5 +1,6 @@
 //! More of a good thing never costs more, and dearer offers are never bought more.
 
+use planner::columns::ColKey;
 use planner::decompose::Effort;
 use planner::input::PlanInput;
 use planner::model::Model;
@@ -13,6 +14,18 @@ const EXACT: Effort = Effort { gap: 1e-10, time_limit_s: 60.0, rounds: 500, pric
 fn cost(input: &PlanInput) -> f64 {
     let model = Model::build(input);
     plan::relaxed(input, &model, EXACT).expect("an optimum").objective_usd
+}
+
+/// Node-hours of the first offer in the optimum.
+fn node_hours(input: &PlanInput) -> f64 {
+    let model = Model::build(input);
+    let (master, optimum) = planner::decompose::solve(input, &model, EXACT).expect("an optimum");
+    let of_first = (0..model.sources.len()).filter(|i| model.sources[*i].offer == 0);
+    let hours = |i: usize| -> f64 {
+        let nodes = |t: usize| master.value(&optimum.solution, ColKey::Nodes(i, t));
+        (0..model.periods()).map(|t| model.hours[t] * nodes(t)).sum()
+    };
+    of_first.map(hours).sum()
 }
 
 fn at_most(low: f64, high: f64) -> bool {
@@ -42,6 +55,19 @@ proptest! {
         let price = &mut dearer.offers[0].offer.price_usd_micros_per_h;
         price.0 += price.0 / 4;
         prop_assert!(at_most(cost(&input), cost(&dearer)));
+    }
+
+    /// For any two optima at prices `c` and `c'`, `(c' − c)(x' − x) ≤ 0`: a dearer offer is never used more.
+    #[test]
+    fn a_dearer_offer_is_never_used_more(seed in 0_u64..1_000_000) {
+        let mut input = without_penalties(seed);
+        input.policy.budget_usd_micros_per_h = None;
+        input.commitments.clear();
+        let mut dearer = input.clone();
+        let price = &mut dearer.offers[0].offer.price_usd_micros_per_h;
+        price.0 += price.0 / 4;
+        let (before, after) = (node_hours(&input), node_hours(&dearer));
+        prop_assert!(after <= before + 1e-5 * (1.0 + before), "{before} node-hours, then {after}");
     }
 
     #[test]
