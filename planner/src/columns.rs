@@ -229,9 +229,9 @@ pub fn miss(input: &PlanInput, model: &Model, k: usize, t: usize, block: usize) 
         entries.push((RowKey::Target(k, t), weight));
     }
     if input.policy.cvar_weight > 0.0 {
-        entries.push((RowKey::Tail(block), -model.miss_usd[k]));
+        entries.push((RowKey::Tail(block), -model.miss_usd[t][k]));
     }
-    col(key, weight * model.miss_usd[k], INF, entries)
+    col(key, weight * model.miss_usd[t][k], INF, entries)
 }
 
 /// The rows and columns of one source. Entries of `Nodes` into pools, uses or cuts are added by the caller.

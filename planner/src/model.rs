@@ -116,8 +116,11 @@ pub struct Model {
     pub domains: Vec<String>,
     /// GPUs of a claim, `[K]`.
     pub claim_gpus: Vec<f64>,
-    /// Dollars of a missed claim, `[K]`.
-    pub miss_usd: Vec<f64>,
+    /// Missed claims for each claim that is without GPUs in a period, `[T][K]`: whoever finds none goes without until a
+    /// launch of that moment arrives or the claim ends, over several short periods, and is missed once.
+    pub miss_share: Vec<Vec<f64>>,
+    /// Dollars for a claim without GPUs in a period, `[T][K]`.
+    pub miss_usd: Vec<Vec<f64>>,
     /// Targets, `[K]`.
     pub hit_rate_target: Vec<f64>,
     /// Demand in GPUs, `[S][T][K]`.
@@ -132,7 +135,7 @@ pub struct Model {
     pub quota_full: Vec<Vec<bool>>,
     /// Dollars an hour of the budget that they leave, `[T]`; empty without a budget.
     pub budget_left_usd_per_h: Vec<f64>,
-    /// Missed claims that the target allows, mean over the paths, `[T][K]`.
+    /// Claims without GPUs that the target allows, mean over the paths, `[T][K]`.
     pub allowed_misses: Vec<Vec<f64>>,
     /// Period by which half of what can be launched now is healthy, `[K]`. Before it the past has decided, and the
     /// target asks for no more than what keeping every node gives.
@@ -203,7 +206,8 @@ impl Model {
             pool_sources: Vec::new(),
             domains: Vec::new(),
             claim_gpus: input.classes.iter().map(|k| f64::from(k.gpus_per_claim)).collect(),
-            miss_usd: input.classes.iter().map(|k| k.miss_cost_usd_micros.usd()).collect(),
+            miss_share: Vec::new(),
+            miss_usd: Vec::new(),
             hit_rate_target: input.classes.iter().map(|k| k.hit_rate_target).collect(),
             demand_gpus: Vec::new(),
             weights: input.scenarios.iter().map(|s| s.weight).collect(),
@@ -441,6 +445,7 @@ impl Model {
             }
         }
         self.first_period = arriving.iter().map(|a| median_period(a)).collect();
+        self.count_misses_once(input);
         // Nothing can be done about a loss before launches arrive.
         for (t, row) in self.outage_gpus.iter_mut().enumerate() {
             row.iter_mut().zip(&self.first_period).filter(|(_, first)| t < **first).for_each(|(gpus, _)| *gpus = 0.0);
@@ -450,6 +455,34 @@ impl Model {
             let target = (0..classes).map(|k| 5.0 * hold[k] * self.claim_gpus[k] / weight_min);
             self.target_penalty_usd.push(target.collect());
             self.outage_penalty_usd.push(hold.iter().map(|h| 5.0 * h).collect());
+        }
+    }
+
+    /// A claim without GPUs in one short period is a part of a miss: costs and targets are of whole misses.
+    fn count_misses_once(&mut self, input: &PlanInput) {
+        // Mean lead time of the offers that serve each class, whether or not they can be launched now.
+        let mut leads = vec![(0.0_f64, 0.0_f64); self.claim_gpus.len()];
+        for source in self.sources.iter().filter(|s| s.group.is_none()) {
+            for &(k, _) in &self.pools[source.pool].serves {
+                leads[k].0 += input.offers[source.offer].lead_time.mean_s();
+                leads[k].1 += 1.0;
+            }
+        }
+        for t in 0..self.periods() {
+            let length_s = self.hours[t] * 3600.0;
+            let mean = |of: fn(&crate::input::Scenario) -> &Vec<Vec<f64>>, k: usize| -> f64 {
+                input.scenarios.iter().map(|s| s.weight * of(s)[t][k]).sum()
+            };
+            let share = |k: usize| {
+                // Nobody goes without for longer than a claim lives (Little 1961: number over rate).
+                let life_s = length_s * mean(|s| &s.claims, k) / mean(|s| &s.new_claims, k).max(1e-9);
+                let without_s = (leads[k].0 / leads[k].1.max(1.0)).min(life_s);
+                (length_s / without_s.max(length_s)).min(1.0)
+            };
+            let row: Vec<f64> = (0..self.claim_gpus.len()).map(share).collect();
+            self.miss_usd.push(input.classes.iter().zip(&row).map(|(k, s)| k.miss_cost_usd_micros.usd() * s).collect());
+            self.allowed_misses[t].iter_mut().zip(&row).for_each(|(allowed, share)| *allowed /= share);
+            self.miss_share.push(row);
         }
     }
 

@@ -378,7 +378,8 @@ fn cost(model: &Model, master: &Master, rounded: &Rounded) -> Cost {
         }
     }
     let missed = master.missed_claims(solution);
-    let misses: f64 = missed.iter().flat_map(|row| row.iter().zip(&model.miss_usd).map(|(m, usd)| m * usd)).sum();
+    let cost = |(row, usd): (&Vec<f64>, &Vec<f64>)| row.iter().zip(usd).map(|(m, usd)| m * usd).sum::<f64>();
+    let misses: f64 = missed.iter().zip(&model.miss_usd).map(cost).sum();
     let penalties = (rounded.optimum.objective_usd - nodes - launches - misses).max(0.0);
     Cost {
         nodes_usd_micros: micros(nodes),
@@ -415,7 +416,7 @@ fn class_report(
     let first = if model.first_period[k] < model.periods() { model.first_period[k] } else { 0 };
     let periods = first..model.periods();
     let new: f64 = periods.clone().map(|t| mean(true, t)).sum();
-    let missed: f64 = periods.clone().map(|t| expected_misses[t]).sum();
+    let missed: f64 = periods.clone().map(|t| expected_misses[t] * model.miss_share[t][k]).sum();
     let count = periods.len().max(1) as f64;
     let able = |t: usize| -> f64 {
         let serve = |p: &usize| model.pools[*p].serves.iter().any(|(c, _)| *c == k);
@@ -464,7 +465,8 @@ fn unmet(
         let out_of_reach = model.first_period[k] >= model.periods();
         let short = |t: usize| {
             if out_of_reach {
-                class.expected_misses[t] - (1.0 - class.hit_rate_target) * mean_new(input, k, t)
+                class.expected_misses[t] * model.miss_share[t][k]
+                    - (1.0 - class.hit_rate_target) * mean_new(input, k, t)
             } else {
                 value(ColKey::TargetSlack(k, t))
             }

@@ -68,8 +68,8 @@ impl Duals {
                     model.outage_penalty_usd[t][k] * model.claim_gpus[k]
                 } else {
                     let weight = model.weights[block];
-                    weight * (model.miss_usd[k] + self.target[k][t])
-                        + model.miss_usd[k] * self.tail.get(block).copied().unwrap_or(0.0)
+                    weight * (model.miss_usd[t][k] + self.target[k][t])
+                        + model.miss_usd[t][k] * self.tail.get(block).copied().unwrap_or(0.0)
                 };
                 *price = price.clamp(0.0, miss / model.claim_gpus[k]);
             }

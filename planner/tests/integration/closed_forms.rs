@@ -53,12 +53,12 @@ fn newsvendor_quantile_is_recovered() {
 /// Under Poisson demand the newsvendor's answer is the base-stock level.
 #[test]
 fn the_poisson_base_stock_level_is_recovered() {
-    for (mean, share) in [(4.0, 0.9), (10.0, 0.95), (25.0, 0.8)] {
+    for (mean, share) in [(4.0_f64, 0.9), (10.0, 0.95), (25.0, 0.8)] {
         let hold_usd = 3.0 / 60.0;
         let penalty = newsvendor_penalty_usd(hold_usd, share) + hold_usd;
         let levels: Vec<f64> = (0..80).map(f64::from).collect();
         let mut input = one_pool(&levels, 0.0, penalty, 2);
-        let mut weight = (-mean as f64).exp();
+        let mut weight = (-mean).exp();
         for (n, scenario) in input.scenarios.iter_mut().enumerate() {
             scenario.weight = weight.max(2e-9);
             weight *= mean / (n as f64 + 1.0);

@@ -206,7 +206,7 @@ impl Master<'_> {
         };
         let target = if model.has_target(k, t) { model.target_penalty_usd[t][k] } else { 0.0 };
         let tail = self.input.policy.cvar_weight / (1.0 - self.input.policy.cvar_level);
-        weight * (model.miss_usd[k] * (1.0 + tail) + target)
+        weight * (model.miss_usd[t][k] * (1.0 + tail) + target)
     }
 
     /// Classes by the price of a missed GPU in `t`, dearest first.
@@ -214,7 +214,7 @@ impl Master<'_> {
         let price = |k: &usize| {
             let target =
                 self.rows.get(&RowKey::Target(*k, t)).and_then(|r| solution.row_duals.get(*r)).map_or(0.0, |v| -v);
-            (self.model.miss_usd[*k] + target) / self.model.claim_gpus[*k]
+            (self.model.miss_usd[t][*k] + target) / self.model.claim_gpus[*k]
         };
         let mut order: Vec<usize> = (0..self.model.claim_gpus.len()).collect();
         order.sort_by(|a, b| price(b).total_cmp(&price(a)).then(a.cmp(b)));
