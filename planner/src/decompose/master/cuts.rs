@@ -185,7 +185,9 @@ impl Master<'_> {
                     &lost
                 };
                 let (short, missing) = net.short_sets(&demand[t], &order);
-                if !short.is_empty() {
+                // Less than the solver's own tolerance is nothing: at a penalty's price it would look like money.
+                let lacks = missing.iter().sum::<f64>() > SHORT_GPUS * demand[t].iter().sum::<f64>().max(1.0);
+                if !short.is_empty() && lacks {
                     let dearest = |k: usize| self.dearest_miss_usd(k, t, block) / model.claim_gpus[k];
                     repair_usd += missing.iter().enumerate().map(|(k, gpus)| gpus * dearest(k)).sum::<f64>();
                     let (binding, _) = net.short_sets(extensive::demand(model, block, t), &order);
