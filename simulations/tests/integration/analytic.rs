@@ -179,3 +179,31 @@ fn two_configurations_of_one_cold_start() {
         with.quantile_s(0.99)
     );
 }
+
+/// A policy that does nothing, and remembers the lead time that it was told.
+struct Watcher(f64);
+
+impl simulations::policies::Policy for Watcher {
+    fn decide(&mut self, seen: &simulations::policies::Seen) -> Result<simulations::policies::Decision, String> {
+        self.0 = seen.estimates[0].lead_time.mean_s();
+        let releases = if seen.now_s > 600.0 { seen.nodes.iter().map(|n| n.id).collect() } else { Vec::new() };
+        Ok(simulations::policies::Decision { launches: Vec::new(), releases })
+    }
+}
+
+/// The fleet of the first moment is there at once, teaches nothing about lead times, and leaves without a trace.
+#[test]
+fn the_first_fleet_teaches_nothing() {
+    let spec = |end_ms| simulations::engine::ClaimSpec { at_ms: 0, end_ms, class: 0 };
+    let mut setup = plain(vec![spec(500_000); 20], 3600.0, OnEmpty::Fail);
+    setup.start_fleet = true;
+    setup.supply[0].lead = Dist::Fixed(300.0);
+    setup.priors = vec![LeadTime::fixed(300.0)];
+    (setup.plan_every_s, setup.measure_from_s) = (60, 0.0);
+    let mut watcher = Watcher(0.0);
+    let outcome = run(&setup, &mut watcher).expect("a run");
+    assert_eq!((outcome.counts.hits, outcome.counts.launches, outcome.counts.releases), (20, 20, 20));
+    assert_eq!(watcher.0, 300.0);
+    let last = outcome.samples.last().expect("samples");
+    assert_eq!((last.claimed_gpus, last.idle_gpus, last.arriving_gpus), (0, 0, 0));
+}

@@ -33,7 +33,10 @@ struct Node {
     /// Money is counted up to here.
     counted_ms: u64,
     idle_since_ms: u64,
+    /// The gate's answer, when it comes.
     passes: bool,
+    /// It was in the buffer: its GPUs count as idle or claimed, no more as on their way.
+    joined: bool,
     batch: u32,
     label: Option<usize>,
     /// `(class, claims)`, by class.

@@ -55,8 +55,9 @@ impl World<'_> {
                 let before = self.nodes.len();
                 self.launch(p, nodes, Some(k))?;
                 for id in before..self.nodes.len() {
-                    self.nodes[id].passes = true;
-                    self.gate_answers(id as u32)?;
+                    // Nothing is learnt from it: nobody waited for these nodes.
+                    self.node_event(id as u32, NodeEvent::Registered)?;
+                    self.joins(id as u32)?;
                     missing = missing.saturating_sub(slots);
                 }
             }
@@ -68,7 +69,8 @@ impl World<'_> {
     pub(super) fn launch(&mut self, p: usize, asked: u32, label: Option<usize>) -> Result<(), SimError> {
         let batch = self.batches.len() as u32;
         self.batches.push(Batch { offer: p as u32, asked, waiting: 0, outcomes: Vec::new() });
-        self.supply[p].asked(self.now_ms as f64 / 1000.0, asked);
+        let now_s = self.now_s();
+        self.supply[p].asked(now_s, asked);
         let mut refused = None;
         for _ in 0..asked {
             match self.cloud.launch(self.now_s(), p, &mut self.cloud_rng) {
@@ -84,6 +86,7 @@ impl World<'_> {
                         counted_ms: self.now_ms,
                         idle_since_ms: self.now_ms,
                         passes: grant.passes,
+                        joined: false,
                         batch,
                         label,
                         classes: Vec::new(),
@@ -140,19 +143,26 @@ impl World<'_> {
         self.count_money(id);
         self.node_event(id, NodeEvent::Registered)?;
         let node = &self.nodes[id as usize];
-        let (gpus, passes, lead_s) = (node.gpus, node.passes, (self.now_ms - node.born_ms) as f64 / 1000.0);
-        let offer = node.offer as usize;
+        let (passes, lead_s) = (node.passes, (self.now_ms - node.born_ms) as f64 / 1000.0);
         if !passes {
             self.node_event(id, NodeEvent::GateFailed)?;
             self.out.counts.boot_failures += u64::from(self.measured());
             self.answered(id, Learnt::Unhealthy);
             return self.end(id);
         }
+        self.answered(id, Learnt::Healthy { lead_s });
+        self.joins(id)
+    }
+
+    /// A node that was checked joins the buffer.
+    fn joins(&mut self, id: u32) -> Result<(), SimError> {
         self.node_event(id, NodeEvent::GatePassed)?;
-        self.nodes[id as usize].idle_since_ms = self.now_ms;
+        let node = &mut self.nodes[id as usize];
+        node.idle_since_ms = self.now_ms;
+        node.joined = true;
+        let (gpus, offer) = (node.gpus, node.offer as usize);
         self.gpus.arriving -= i64::from(gpus);
         self.gpus.idle += i64::from(gpus);
-        self.answered(id, Learnt::Healthy { lead_s });
         self.shelves[offer].put(u64::from(id), gpus);
         self.serve_waiting(offer)
     }
@@ -268,14 +278,11 @@ impl World<'_> {
 
     /// The last of a node.
     fn gone(&mut self, id: u32) -> Result<(), SimError> {
-        let before = self.nodes[id as usize].state;
         self.node_event(id, NodeEvent::Gone)?;
         let node = &self.nodes[id as usize];
         let p = node.offer as usize;
-        let healthy_once = node.passes && node.idle_since_ms > node.born_ms
-            || matches!(before, NodeState::Idle | NodeState::Claimed | NodeState::Draining);
         let gpus = i64::from(node.gpus);
-        if healthy_once {
+        if node.joined {
             self.gpus.idle -= gpus;
         } else {
             self.gpus.arriving -= gpus;
