@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use fleet::OfferKey;
 
 use crate::decompose;
-use crate::input::PlanInput;
+use crate::input::{PlanInput, starts};
 use crate::model::Model;
 use crate::plan::Plan;
 
@@ -153,15 +153,7 @@ fn check_flow(
     fail: &mut impl FnMut(&'static str, String),
 ) {
     let state = &input.offers[p];
-    let starts: Vec<f64> = input
-        .period_s
-        .iter()
-        .scan(0.0, |at, s| {
-            let start = *at;
-            *at += f64::from(*s);
-            Some(start)
-        })
-        .collect();
+    let starts = starts(&input.period_s);
     if (target.launches[0] - launched).abs() > TOLERANCE {
         fail("whole", format!("{} means {} launches now, not {launched}", target.offer, target.launches[0]));
     }

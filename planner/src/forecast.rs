@@ -280,11 +280,10 @@ pub fn paths(
             horizons.iter().map(fit_any).collect()
         })
         .collect();
-    let all_origins = || fitted.iter().flatten().flatten().map(|f| f.origins);
-    let range = || fitted.iter().flatten().flatten().map(Fitted::origins);
-    let first = range().map(|o| o.0).max().unwrap_or(0);
-    let last = range().map(|o| o.1).min().unwrap_or(0).max(first);
-    let stride = all_origins().map(|o| o.1).max().unwrap_or(1);
+    let fits = || fitted.iter().flatten().flatten();
+    let first = fits().map(|f| f.origins().0).max().unwrap_or(0);
+    let last = fits().map(|f| f.origins().1).min().unwrap_or(0).max(first);
+    let stride = fits().map(|f| f.origins.1).max().unwrap_or(1);
     let most: Vec<f64> = histories.iter().map(|h| SEEN_TIMES * h.iter().copied().fold(0.0, f64::max)).collect();
     let value = |k: usize, h: usize, origin: usize| {
         let now = histories[k].last().copied().unwrap_or(0.0);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fleet::{Class, Offer, UsdMicros};
 
 use crate::base_stock;
-use crate::input::{Commitment, LeadTime, NodeGroup, OfferState, PlanInput, Policy, Quota, Scenario};
+use crate::input::{Commitment, LeadTime, NodeGroup, OfferState, PlanInput, Policy, Quota, Scenario, starts};
 use crate::plan::Plan;
 
 /// A node as the planner sees it.
@@ -188,16 +188,6 @@ fn shifted(launches: &[f64], ago_s: f64, period_s: &[u32]) -> Vec<f64> {
         (1..launches.len().min(period_s.len())).map(each).sum::<f64>()
     };
     (0..period_s.len()).map(part).collect()
-}
-
-fn starts(period_s: &[u32]) -> Vec<f64> {
-    let mut at = 0.0;
-    let mut start = |s: &u32| {
-        let start = at;
-        at += f64::from(*s);
-        start
-    };
-    period_s.iter().map(&mut start).collect()
 }
 
 /// Share of a launch that has waited `age_s` that is healthy at the start of each period and not before, `[T]`.

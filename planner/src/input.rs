@@ -120,6 +120,18 @@ pub struct Scenario {
     pub new_claims: Vec<Vec<f64>>,
 }
 
+/// Start of each period in seconds from now, `[T]`.
+#[must_use]
+pub fn starts(period_s: &[u32]) -> Vec<f64> {
+    let mut at = 0.0;
+    let mut start = |s: &u32| {
+        let start = at;
+        at += f64::from(*s);
+        start
+    };
+    period_s.iter().map(&mut start).collect()
+}
+
 /// A limit over a group of offers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Quota {
