@@ -33,6 +33,15 @@ fn scalable(svg: String) -> String {
     svg.replacen(&format!("width=\"{}\" height=\"{}\"", SIZE.0, SIZE.1), "", 1)
 }
 
+/// Draws the names of a chart's series in a corner.
+fn legend<'a, C: plotters::coord::CoordTranslate>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, C>,
+    corner: SeriesLabelPosition,
+) -> anyhow::Result<()> {
+    let mut labels = chart.configure_series_labels();
+    drawn(labels.position(corner).label_font(LABEL).background_style(WHITE).border_style(GRID).draw())
+}
+
 /// A family's colour: the planner's is always the first.
 fn colour(league: &League, player: Player) -> RGBColor {
     let mut families = vec!["planner", "lp-mean"];
@@ -115,15 +124,7 @@ pub fn cold_starts(league: &League) -> anyhow::Result<String> {
                 .label(player.name())
                 .legend(move |(x, y)| Rectangle::new([(x, y - 4), (x + 12, y + 4)], ink.filled()));
         }
-        let mut labels = chart.configure_series_labels();
-        drawn(
-            labels
-                .position(SeriesLabelPosition::LowerRight)
-                .label_font(LABEL)
-                .background_style(WHITE)
-                .border_style(GRID)
-                .draw(),
-        )?;
+        legend(&mut chart, SeriesLabelPosition::LowerRight)?;
         drawn(root.present())?;
     }
     Ok(scalable(svg))
@@ -170,15 +171,7 @@ pub fn front(league: &League) -> anyhow::Result<String> {
             let series = drawn(chart.draw_series(circles))?;
             series.label(family).legend(move |(x, y)| Circle::new((x + 6, y), 4, ink.filled()));
         }
-        let mut labels = chart.configure_series_labels();
-        drawn(
-            labels
-                .position(SeriesLabelPosition::UpperLeft)
-                .label_font(LABEL)
-                .background_style(WHITE)
-                .border_style(GRID)
-                .draw(),
-        )?;
+        legend(&mut chart, SeriesLabelPosition::UpperLeft)?;
         drawn(root.present())?;
     }
     Ok(scalable(svg))
@@ -226,15 +219,7 @@ pub fn dollars(league: &League) -> anyhow::Result<String> {
             let top: f64 = parts(i).iter().map(|p| p.1).sum();
             Text::new(names[i].clone(), (i as f64 + 0.5, top + most * 0.015), centred.clone())
         })))?;
-        let mut labels = chart.configure_series_labels();
-        drawn(
-            labels
-                .position(SeriesLabelPosition::UpperLeft)
-                .label_font(LABEL)
-                .background_style(WHITE)
-                .border_style(GRID)
-                .draw(),
-        )?;
+        legend(&mut chart, SeriesLabelPosition::UpperLeft)?;
         drawn(root.present())?;
     }
     Ok(scalable(svg))
