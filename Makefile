@@ -1,7 +1,7 @@
 # make run    set up, then the main job on demo data
 # make test   set up, then every test
 # make bench  set up, then every benchmark (release build)
-.PHONY: setup run test lint release bench bench-scale bench-solvers bench-forecast bench-simulation clean
+.PHONY: setup run reports test lint release bench bench-scale bench-solvers bench-forecast bench-simulation clean
 
 DEMO := target/demo
 # Folder with public traces; what needs them is skipped, and says so, without it.
@@ -17,6 +17,11 @@ run: setup
 	target/debug/pilotlight demo $(DEMO)
 	target/debug/pilotlight plan $(DEMO)/plan.toml --what-if 'quota:alpha H100=+16' --what-if 'hit-rate:chat-70b=0.999'
 	target/debug/pilotlight simulate $(DEMO)/demo.toml --out $(DEMO)/simulated
+
+# What the planner spends when nothing happens, when demand doubles in five minutes, and when a cloud goes away.
+reports: release
+	target/release/pilotlight demo $(DEMO)
+	for s in quiet doubling zone-loss; do target/release/pilotlight simulate $(DEMO)/$$s.toml --out $(DEMO)/$$s || exit 1; done
 
 test: setup
 	cargo $(CARGO_TEST) --workspace

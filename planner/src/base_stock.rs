@@ -112,7 +112,7 @@ pub fn fallback(input: &PlanInput, model: &Model, error: &solver::SolverError) -
         }
     }
     let report = report::of_fallback(input, model, &targets, error);
-    Plan { epoch: input.epoch, launches, releases: Vec::new(), targets, report }
+    Plan { epoch: input.epoch, launches, releases: Vec::new(), spare: Vec::new(), targets, report }
 }
 
 /// The class's hit-rate quantile over the demand paths of its peak until launches of now have arrived, in GPUs.

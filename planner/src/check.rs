@@ -67,8 +67,9 @@ pub fn check(input: &PlanInput, model: &Model, plan: &Plan) -> Vec<Violation> {
         let idle = state.nodes.iter().filter(|g| g.claims.is_empty());
         let free: f64 = idle.map(|g| f64::from(g.nodes) - g.kept_nodes.first().copied().unwrap_or(0.0)).sum();
         let free = free + state.arriving_nodes.first().copied().unwrap_or(0.0);
-        if released[p] > free + TOLERANCE {
-            fail("idle-only", format!("{} released of {free} free at {key}", released[p]));
+        let spare: usize = plan.spare.iter().filter(|s| s.offer == *key).map(|s| s.since_s.len()).sum();
+        if released[p] + spare as f64 > free + TOLERANCE {
+            fail("idle-only", format!("{} released and {spare} spare of {free} free at {key}", released[p]));
         }
     }
     check_limits(input, plan, &launched, &released, &mut fail);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fleet::{Class, Offer, UsdMicros};
+use fleet::{Class, Market, Offer, UsdMicros};
 
 use crate::base_stock;
 use crate::input::{Commitment, LeadTime, NodeGroup, OfferState, PlanInput, Policy, Quota, Scenario, starts};
@@ -104,6 +104,13 @@ pub fn plan_input(seen: &Observed, mut scenarios: Vec<Scenario>) -> PlanInput {
         .iter()
         .flat_map(|(plan, ago_s)| plan.targets.iter().map(|t| (&t.offer, shifted(&t.launches, *ago_s, seen.period_s))))
         .collect();
+    let spare: BTreeMap<_, Vec<f64>> = seen
+        .parent
+        .iter()
+        .flat_map(|(plan, ago_s)| {
+            plan.spare.iter().map(|s| (&s.offer, s.since_s.iter().map(|since| since + *ago_s).collect()))
+        })
+        .collect();
     let state = |(p, offer): (usize, &Offer)| {
         let estimate = &seen.estimates[p];
         let boot_usd = offer.price_usd_micros_per_h.usd() * estimate.lead_time.mean_s() / 3600.0;
@@ -118,6 +125,7 @@ pub fn plan_input(seen: &Observed, mut scenarios: Vec<Scenario>) -> PlanInput {
             nodes: std::mem::take(&mut nodes[p]),
             arriving_nodes: std::mem::take(&mut arriving[p]),
             planned_nodes: planned.get(&offer.key).cloned().unwrap_or_default(),
+            spare_s: spare.get(&offer.key).cloned().unwrap_or_default(),
         }
     };
     PlanInput {
@@ -129,40 +137,97 @@ pub fn plan_input(seen: &Observed, mut scenarios: Vec<Scenario>) -> PlanInput {
         quotas: seen.quotas.to_vec(),
         commitments: seen.commitments.to_vec(),
         // Without a plan before there is nothing to be true to.
-        policy: Policy { churn: if seen.parent.is_some() { seen.policy.churn } else { 0.0 }, ..seen.policy.clone() },
+        policy: if seen.parent.is_some() {
+            seen.policy.clone()
+        } else {
+            Policy { churn: 0.0, hold: 0.0, ..seen.policy.clone() }
+        },
     }
 }
 
 /// Claims whose node is lost come again, all at once, before it can be replaced: each path asks for room for as many as
-/// its place among the paths says (the Poisson quantile of the losses of a lead time; paths are ordered by how high they
-/// go), and they count among the new claims.
+/// its place among the paths says (paths are ordered by how high they go), and they count among the new claims.
 fn add_losses(seen: &Observed, scenarios: &mut [Scenario]) {
     for k in 0..seen.classes.len() {
-        let (mut losses, mut claims_lost, mut rate_per_s) = (0.0, 0.0, 0.0);
-        for node in seen.nodes.iter().filter(|n| n.healthy) {
-            let Some((_, claims)) = node.claims.iter().find(|c| c.0 == k) else { continue };
-            let estimate = &seen.estimates[node.offer];
-            let here = estimate.hazard_per_h * estimate.lead_time.mean_s() / 3600.0;
-            losses += here;
-            claims_lost += here * f64::from(*claims);
-            rate_per_s += estimate.hazard_per_h / 3600.0 * f64::from(*claims);
-        }
-        if losses <= 0.0 {
+        let losses = Losses::of(seen, k);
+        if losses.rate_per_s <= 0.0 {
             continue;
         }
-        let each = claims_lost / losses;
         let mut below = 0.0;
         for scenario in scenarios.iter_mut() {
             let place = below + 0.5 * scenario.weight;
             below += scenario.weight;
-            let lost = base_stock::poisson_level(losses, place).unwrap_or(0) as f64 * each;
+            let lost = losses.quantile(place);
             for (t, period_s) in seen.period_s.iter().enumerate() {
                 scenario.claims[t][k] += lost;
-                scenario.new_claims[t][k] += rate_per_s * f64::from(*period_s);
+                scenario.new_claims[t][k] += losses.rate_per_s * f64::from(*period_s);
             }
         }
     }
 }
+
+/// Claims of one class that may be lost within a lead time.
+#[derive(Debug, Default)]
+struct Losses {
+    /// Claims lost a second.
+    rate_per_s: f64,
+    /// Nodes lost alone, mean of a Poisson count, and the claims of each.
+    single: (f64, f64),
+    /// Spot offers: probability that the cloud takes them back, and their claims. Machines of one pool go together
+    /// (Mao et al. 2025, "SkyServe": preemptions of a zone are correlated).
+    pools: Vec<(f64, u32)>,
+}
+
+impl Losses {
+    fn of(seen: &Observed, k: usize) -> Self {
+        let mut losses = Self::default();
+        let mut claims_lost = 0.0;
+        let mut pools = BTreeMap::new();
+        for node in seen.nodes.iter().filter(|n| n.healthy) {
+            let Some((_, claims)) = node.claims.iter().find(|c| c.0 == k) else { continue };
+            let estimate = &seen.estimates[node.offer];
+            losses.rate_per_s += estimate.hazard_per_h / 3600.0 * f64::from(*claims);
+            let within = estimate.hazard_per_h * estimate.lead_time.mean_s() / 3600.0;
+            if seen.offers[node.offer].key.market == Market::Spot {
+                pools.entry(node.offer).or_insert((1.0 - (-within).exp(), 0)).1 += claims;
+            } else {
+                losses.single.0 += within;
+                claims_lost += within * f64::from(*claims);
+            }
+        }
+        losses.single.1 = if losses.single.0 > 0.0 { claims_lost / losses.single.0 } else { 0.0 };
+        losses.pools = pools.into_values().collect();
+        losses
+    }
+
+    /// Claims lost that are exceeded with probability `1 - place` at most.
+    fn quantile(&self, place: f64) -> f64 {
+        let single = base_stock::poisson_level(self.single.0, place).unwrap_or(0) as f64 * self.single.1;
+        // Distribution of the claims in lost pools, coarse where there are very many.
+        let total: u32 = self.pools.iter().map(|p| p.1).sum();
+        let step = total.div_ceil(LOSS_STEPS).max(1);
+        let mut chance = vec![1.0];
+        for &(probability, claims) in &self.pools {
+            let shift = claims.div_ceil(step) as usize;
+            let mut next = vec![0.0; chance.len() + shift];
+            for (i, p) in chance.iter().enumerate() {
+                next[i] += p * (1.0 - probability);
+                next[i + shift] += p * probability;
+            }
+            chance = next;
+        }
+        let mut below = 0.0;
+        let reached = |p: &f64| {
+            below += p;
+            below >= place - 1e-12
+        };
+        let steps = chance.iter().position(reached).unwrap_or(chance.len() - 1);
+        single + steps as f64 * f64::from(step)
+    }
+}
+
+/// Points of a distribution of losses.
+const LOSS_STEPS: u32 = 500;
 
 /// Indices of the nodes that a plan gives back: idle ones of its offers, the oldest first.
 #[must_use]
@@ -233,6 +298,15 @@ mod tests {
         assert_eq!(shifted(&all, 60.0, &[60, 60, 120]), [2.0, 3.0, 3.0]);
         assert_eq!(shifted(&all, 30.0, &[60, 60, 120]), [1.0, 2.5, 4.5]);
         assert_eq!(shifted(&all, 900.0, &[60, 60, 120]), [0.0; 3]);
+    }
+
+    #[test]
+    fn spot_pools_are_lost_whole() {
+        let losses = Losses { rate_per_s: 1.0, single: (0.0, 0.0), pools: vec![(0.02, 30), (0.01, 10)] };
+        let at = [0.5, 0.965, 0.975, 0.985, 0.9999].map(|q| losses.quantile(q));
+        assert_eq!(at, [0.0, 0.0, 10.0, 30.0, 40.0], "{at:?}");
+        let many = Losses { pools: vec![(0.5, 100_000); 3], ..losses };
+        assert!((many.quantile(0.8) - 200_000.0).abs() <= 1200.0, "{}", many.quantile(0.8));
     }
 
     #[test]

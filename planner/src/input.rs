@@ -51,6 +51,17 @@ pub struct OfferState {
     pub arriving_nodes: Vec<f64>,
     /// Launches that the parent plan had in mind for each period `[T]`; may be shorter.
     pub planned_nodes: Vec<f64>,
+    /// Seconds since each node that the parent plan found spare was needed, the longest first.
+    pub spare_s: Vec<f64>,
+}
+
+impl OfferState {
+    /// Seconds of a node that one more launch of it would cost.
+    #[must_use]
+    pub fn release_after_s(&self) -> f64 {
+        let usd_per_s = self.offer.price_usd_micros_per_h.usd() / 3600.0;
+        self.launch_cost_usd_micros.usd() / self.fill.max(0.05) / usd_per_s.max(1e-12)
+    }
 }
 
 /// Time from launch to healthy, as points of its cumulative distribution, joined by straight lines.
@@ -193,6 +204,7 @@ pub struct Spread {
 
 /// Demand that must still be covered when any one domain is lost (N-1).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Survive {
     /// Which domains are lost, one at a time.
     pub level: DomainLevel,
@@ -210,6 +222,8 @@ pub struct Policy {
     /// What each launch beyond the parent plan's costs more, as a share of the launch cost: it damps plans that chase
     /// noise.
     pub churn: f64,
+    /// Spare nodes are given back after so many times what starting them again would cost; 0 gives them back at once.
+    pub hold: f64,
     /// Spend limit of each period in dollars an hour; `None` for no limit.
     pub budget_usd_micros_per_h: Option<UsdMicros>,
     /// Most launches a minute for each provider; `None` for no limit.
@@ -225,8 +239,10 @@ impl Default for Policy {
         Self {
             cvar_weight: 0.0,
             cvar_level: 0.9,
-            // Chosen by simulation: below 2, plans chase the minute's forecast; beyond 10 nothing changes any more.
-            churn: 5.0,
+            // Both chosen by simulation. Spare nodes that stay damp more than a price on launches, which also keeps plans
+            // from launching what is needed.
+            churn: 0.5,
+            hold: 1.0,
             budget_usd_micros_per_h: None,
             launch_rate_nodes_per_min: None,
             spread: Vec::new(),

@@ -6,6 +6,7 @@ pub mod base_stock;
 pub mod check;
 pub mod columns;
 pub mod decompose;
+pub mod error_budget;
 pub mod explain;
 pub mod extensive;
 pub mod forecast;

@@ -22,6 +22,8 @@ pub struct Plan {
     pub launches: Vec<Launch>,
     /// Idle nodes to give back now, whole nodes.
     pub releases: Vec<Release>,
+    /// Idle nodes that are not needed, but not given back yet.
+    pub spare: Vec<Spare>,
     /// Healthy nodes meant for the start of each period, for offers that have or get any.
     pub targets: Vec<Target>,
     /// Why.
@@ -44,6 +46,16 @@ pub struct Release {
     pub offer: OfferKey,
     /// How many.
     pub nodes: u32,
+}
+
+/// Idle nodes that are not needed. They stay until that has been so for as long as starting them again would be paid for
+/// (the break-even rule of ski rental: at most twice the cost of knowing the future; Karlin et al. 1988).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Spare {
+    /// Where.
+    pub offer: OfferKey,
+    /// Seconds since each was needed, the longest first.
+    pub since_s: Vec<f64>,
 }
 
 /// Nodes meant for each period.
@@ -106,9 +118,9 @@ fn solve(input: &PlanInput, model: &Model, options: Options) -> Result<Plan, sol
     let (mut master, relaxed) = decompose::solve(input, model, options.effort)?;
     let sensitivities = report::sensitivities(input, model, &mut master, &relaxed, options)?;
     let rounded = round::round(input, model, &mut master, &relaxed, options.effort, options.refine)?;
-    let (launches, releases, targets) = actions(input, model, &master, &rounded);
+    let (launches, releases, spare, targets) = actions(input, model, &master, &rounded);
     let report = report::of_optimum(input, model, &master, &relaxed, &rounded, sensitivities);
-    Ok(Plan { epoch: input.epoch, launches, releases, targets, report })
+    Ok(Plan { epoch: input.epoch, launches, releases, spare, targets, report })
 }
 
 /// What the rounded optimum does, by offer.
@@ -117,9 +129,9 @@ fn actions(
     model: &Model,
     master: &Master,
     rounded: &Rounded,
-) -> (Vec<Launch>, Vec<Release>, Vec<Target>) {
+) -> (Vec<Launch>, Vec<Release>, Vec<Spare>, Vec<Target>) {
     let solution = &rounded.optimum.solution;
-    let (mut launches, mut releases) = (Vec::new(), Vec::new());
+    let (mut launches, mut releases, mut spare) = (Vec::new(), Vec::new(), Vec::new());
     for &(i, nodes) in &rounded.launches {
         let offer = input.offers[model.sources[i].offer].offer.key.clone();
         launches.push(Launch { offer, nodes: nodes as u32 });
@@ -131,9 +143,22 @@ fn actions(
         let nodes: Vec<f64> = (0..model.periods()).map(|t| master.value(solution, ColKey::Nodes(i, t))).collect();
         let meant: Vec<f64> = (0..model.periods()).map(|t| master.value(solution, ColKey::Launch(i, t))).collect();
         if source.group.is_none() {
-            let spare = (source.appear[0] - nodes[0] + EPS).floor();
-            if spare >= 1.0 {
-                releases.push(Release { offer: key.clone(), nodes: spare as u32 });
+            let unneeded = (source.appear[0] - nodes[0] + EPS).floor().max(0.0) as usize;
+            let state = &input.offers[source.offer];
+            let mut since_s: Vec<f64> = state.spare_s.iter().copied().take(unneeded).collect();
+            since_s.resize(unneeded, 0.0);
+            let hold_s = if in_the_way(input, source.offer, rounded, model) {
+                0.0
+            } else {
+                state.release_after_s() * input.policy.hold
+            };
+            let gone = since_s.iter().take_while(|s| **s >= hold_s).count();
+            since_s.drain(..gone);
+            if gone > 0 {
+                releases.push(Release { offer: key.clone(), nodes: gone as u32 });
+            }
+            if !since_s.is_empty() {
+                spare.push(Spare { offer: key.clone(), since_s });
             }
         }
         if nodes.iter().chain(&meant).any(|v| *v > EPS) {
@@ -144,7 +169,16 @@ fn actions(
             target.launches.iter_mut().zip(&meant).for_each(|(a, b)| *a += b);
         }
     }
-    (launches, releases, by_offer.into_values().collect())
+    (launches, releases, spare, by_offer.into_values().collect())
+}
+
+/// Whether launches of this plan take the room of an offer's nodes: under a quota of both, or under the budget.
+fn in_the_way(input: &PlanInput, offer: usize, rounded: &Rounded, model: &Model) -> bool {
+    let launched = |p: usize| rounded.launches.iter().any(|&(i, _)| model.sources[i].offer == p);
+    let member = |q: &crate::input::Quota, p: usize| q.members.iter().any(|m| m.0 == p);
+    let quota = |q: &crate::input::Quota| member(q, offer) && q.members.iter().any(|m| launched(m.0));
+    let budget = input.policy.budget_usd_micros_per_h.is_some() && !rounded.launches.is_empty();
+    budget || input.quotas.iter().any(quota)
 }
 
 /// Dollars of the optimum as micro-dollars; numbers out of range are shown as the largest.

@@ -151,6 +151,7 @@ struct PolicyPart {
     cvar_weight: Option<f64>,
     cvar_level: Option<f64>,
     churn: Option<f64>,
+    hold: Option<f64>,
     budget_usd_per_h: Option<f64>,
     launch_rate_nodes_per_min: Option<f64>,
     survive: Option<SurvivePart>,
@@ -360,6 +361,7 @@ fn policy(part: &PolicyPart, classes: &[Class]) -> anyhow::Result<Policy> {
         cvar_weight: part.cvar_weight.unwrap_or(base.cvar_weight),
         cvar_level: part.cvar_level.unwrap_or(base.cvar_level),
         churn: part.churn.unwrap_or(base.churn),
+        hold: part.hold.unwrap_or(base.hold),
         budget_usd_micros_per_h: match part.budget_usd_per_h {
             Some(value) => Some(UsdMicros::from_usd(value).context("policy.budget_usd_per_h")?),
             None => None,

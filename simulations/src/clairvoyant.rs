@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use fleet::admission;
+use fleet::{Market, admission};
 use serde::{Deserialize, Serialize};
 use solver::{Col, Limits, Lp, SolverError};
 
@@ -199,9 +199,10 @@ fn always_gpus(setup: &Setup, p: usize) -> f64 {
     least * f64::from(setup.offers[p].gpus_per_node)
 }
 
-/// Most nodes that can run at any time of a span.
+/// Most nodes that can run at any time of a span. Rented nodes stay when the stock is gone: only spot is taken back.
 fn most_nodes(setup: &Setup, p: usize, from_s: f64, to_s: f64) -> f64 {
     let steps = &setup.supply[p].capacity;
+    let from_s = if setup.offers[p].key.market == Market::Spot { from_s } else { 0.0 };
     let inside = steps.0.iter().filter(|s| s.0 > from_s && s.0 < to_s).map(|s| s.1);
     inside.fold(steps.at(from_s), f64::max)
 }

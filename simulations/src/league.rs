@@ -7,6 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use planner::error_budget::ErrorBudget;
+
 use crate::clairvoyant::{self, Bound};
 use crate::engine::{Outcome, run};
 use crate::policies::{Live, Policy, Rule, Simple};
@@ -161,8 +163,14 @@ pub fn play(prepared: &Prepared, task: Task) -> Result<Given, LeagueError> {
     let mut policy: Box<dyn Policy> = match task.player {
         Player::Bound => return Ok(Given::Bound(clairvoyant::bound(&setup).map_err(|e| failed(e.into()))?)),
         Player::Simple(rule) => Box::new(Simple::new(rule)),
-        Player::LpMean => Box::new(Live::new(prepared.live_rules(true))),
-        Player::Live => Box::new(Live::new(prepared.live_rules(false))),
+        Player::LpMean | Player::Live => {
+            let rules = prepared.live_rules(task.player == Player::LpMean);
+            // What simple rules take from the days before is their knob; the planner's is its error budget.
+            let mut before = Live::new(rules.clone(), ErrorBudget::default());
+            let tune = prepared.setup(Part::Tune, task.seed).map_err(|e| failed(e.into()))?;
+            run(&tune, &mut before).map_err(|e| failed(e.into()))?;
+            Box::new(Live::new(rules, before.error_budget()))
+        }
     };
     let outcome = run(&setup, policy.as_mut()).map_err(|e| failed(e.into()))?;
     Ok(Given::Outcome(Box::new(outcome)))

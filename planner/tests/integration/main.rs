@@ -5,4 +5,5 @@ mod brute_force;
 mod checker;
 mod closed_forms;
 mod monotone;
+mod spare;
 mod tiny;

@@ -40,6 +40,7 @@ pub fn offer(index: usize, zone: usize, model: &str, gpus: u32, price: f64, spot
         nodes: vec![],
         arriving_nodes: vec![],
         planned_nodes: vec![],
+        spare_s: vec![],
     }
 }
 
@@ -128,6 +129,7 @@ pub fn problem(seed: u64) -> PlanInput {
         cvar_weight: if chance(&mut rng, 0.3) { 0.5 } else { 0.0 },
         cvar_level: 0.8,
         churn: [0.0, 0.2][rng.below(2)],
+        hold: [0.0, 1.0][rng.below(2)],
         budget_usd_micros_per_h: chance(&mut rng, 0.3).then(|| usd(rng.between(1.0, 30.0))),
         launch_rate_nodes_per_min: chance(&mut rng, 0.2).then_some(0.4),
         spread: if chance(&mut rng, 0.3) { vec![spread] } else { vec![] },

@@ -4,6 +4,7 @@ pub mod aws_spot;
 pub mod instances;
 pub mod own;
 pub mod public;
+pub mod rental_market;
 pub mod skypilot;
 
 use std::collections::{BTreeMap, BTreeSet};

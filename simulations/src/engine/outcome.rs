@@ -58,6 +58,8 @@ pub struct Sample {
     pub misses: u64,
     /// Dollars an hour for nodes.
     pub spend_usd_per_h: f64,
+    /// Nodes launched and released so far.
+    pub moves: u64,
 }
 
 /// A run's result. The same setup and policy give the same bytes.

@@ -2,6 +2,7 @@
 
 use fleet::Class;
 use planner::decompose::Effort;
+use planner::error_budget::ErrorBudget;
 use planner::forecast::Method;
 use planner::gather::{self, Observed, ObservedNode};
 use planner::input::{Policy as Weights, Scenario};
@@ -35,13 +36,33 @@ pub struct Live {
     methods: Vec<Method>,
     chosen_at_s: f64,
     parent: Option<(Plan, f64)>,
+    budget: ErrorBudget,
+    observed_s: f64,
 }
 
 impl Live {
-    /// Without a past.
+    /// With what earlier days left of the hit-rate targets; the default without a past.
     #[must_use]
-    pub fn new(rules: LiveRules) -> Self {
-        Self { rules, methods: Vec::new(), chosen_at_s: f64::NEG_INFINITY, parent: None }
+    pub fn new(rules: LiveRules, budget: ErrorBudget) -> Self {
+        Self { rules, methods: Vec::new(), chosen_at_s: f64::NEG_INFINITY, parent: None, budget, observed_s: 0.0 }
+    }
+
+    /// What is left of the hit-rate targets, for the days that come.
+    #[must_use]
+    pub fn error_budget(&self) -> ErrorBudget {
+        self.budget.carried_over()
+    }
+
+    /// The classes with the hit rates to aim at.
+    fn classes(&mut self, seen: &Seen) -> Vec<Class> {
+        let targets: Vec<f64> = seen.classes.iter().map(|k| k.class.hit_rate_target).collect();
+        self.budget.observe(&targets, seen.judged, seen.now_s - self.observed_s);
+        self.observed_s = seen.now_s;
+        let aimed = |(k, class): (usize, &crate::engine::SimClass)| Class {
+            hit_rate_target: self.budget.aim(k, class.class.hit_rate_target),
+            ..class.class.clone()
+        };
+        seen.classes.iter().enumerate().map(aimed).collect()
     }
 
     fn scenarios(&mut self, seen: &Seen) -> Vec<Scenario> {
@@ -80,7 +101,7 @@ fn mean(paths: &[Scenario]) -> Scenario {
 impl Policy for Live {
     fn decide(&mut self, seen: &Seen) -> Result<Decision, String> {
         let scenarios = self.scenarios(seen);
-        let classes: Vec<Class> = seen.classes.iter().map(|k| k.class.clone()).collect();
+        let classes = self.classes(seen);
         let claim_mean_s: Vec<f64> = seen.classes.iter().map(|k| k.claim_mean_s).collect();
         let (ids, nodes): (Vec<u32>, Vec<ObservedNode>) = seen
             .nodes

@@ -4,6 +4,7 @@ mod fixed;
 mod live;
 mod simple;
 
+use planner::error_budget::Judged;
 use planner::gather::Estimate;
 use planner::input::Quota;
 use planner::scenarios::History;
@@ -55,6 +56,8 @@ pub struct Seen<'a> {
     pub active: &'a [u32],
     /// Claims that wait, `[K]`.
     pub queued: &'a [u32],
+    /// Claims that hit or missed so far, `[K]`.
+    pub judged: &'a [Judged],
     /// Demand so far.
     pub history: &'a History,
     /// Quotas.

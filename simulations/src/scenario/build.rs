@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use fleet::Offer;
 use fleet::rng::Rng;
+use fleet::{Market, Offer, UsdMicros};
 use planner::input::{LeadTime, Policy as Weights};
 use planner::scenarios::History;
+use providers::catalogue::rental_market::{self, Listing};
 use providers::catalogue::{self, GateRules};
 use providers::sim::{SimOffer, Steps};
 
@@ -27,6 +28,8 @@ pub struct Prepared {
     demand: Vec<Vec<f64>>,
     step_s: u32,
     supply: Vec<SimOffer>,
+    /// Prices and stock of a rental market over the whole trace, of the offers that are from one.
+    market: Vec<Option<Listing>>,
     faults: Vec<(f64, u32)>,
     /// What was done to the demand while reading.
     pub notes: Vec<String>,
@@ -53,7 +56,7 @@ pub fn prepare(scenario: &Scenario, folder: &Path, data: Option<&Path>) -> Resul
         found.ok_or_else(|| ScenarioError::NoData(below.display().to_string()))
     };
     let series = scenario.demand.read(&find(&scenario.demand.file)?, scenario.seeds[0])?;
-    let offers = offers(scenario, &find)?;
+    let (offers, market) = offers(scenario, &find)?;
     let mut demand = Vec::new();
     for part in &scenario.class {
         let members = part.members(&series)?;
@@ -81,9 +84,11 @@ pub fn prepare(scenario: &Scenario, folder: &Path, data: Option<&Path>) -> Resul
         Some(part) => traces::faults(&find(&part.file)?, part.from_day * 86_400.0).map_err(data_error)?,
         None => Vec::new(),
     };
+    let market = offers.iter().map(|o| market.iter().find(|listing| listing.offer.key == o.key).cloned()).collect();
     Ok(Prepared {
         scenario: scenario.clone(),
         offers,
+        market,
         demand,
         step_s: series.step_s,
         supply,
@@ -99,12 +104,17 @@ fn data_error(error: providers::DataError) -> ScenarioError {
 fn offers(
     scenario: &Scenario,
     find: &dyn Fn(&Path) -> Result<PathBuf, ScenarioError>,
-) -> Result<Vec<Offer>, ScenarioError> {
+) -> Result<(Vec<Offer>, Vec<Listing>), ScenarioError> {
     let part = &scenario.offers;
-    let raw = match (&part.file, &part.public) {
-        (Some(file), None) => catalogue::own::read(&find(file)?).map_err(data_error)?,
-        (None, Some(folder)) => catalogue::public::read(&find(folder)?).map_err(data_error)?.0,
-        _ => return Err(PartError::at("offers", "give either file or public").into()),
+    let mut market = Vec::new();
+    let raw = match (&part.file, &part.public, &part.market) {
+        (Some(file), None, None) => catalogue::own::read(&find(file)?).map_err(data_error)?,
+        (None, Some(folder), None) => catalogue::public::read(&find(folder)?).map_err(data_error)?.0,
+        (None, None, Some(file)) => {
+            market = rental_market::read(&find(file)?, part.market_node_gpus).map_err(data_error)?;
+            market.iter().map(|listing| listing.offer.clone()).collect()
+        }
+        _ => return Err(PartError::at("offers", "give one of file, public and market").into()),
     };
     let mut offers = catalogue::gate(raw, GateRules::default()).offers;
     offers.retain(|o| part.only.is_empty() || part.only.iter().any(|m| m.matches(o)));
@@ -120,7 +130,7 @@ fn offers(
     if offers.is_empty() {
         return Err(PartError::at("offers", "no offer is left by 'only'").into());
     }
-    Ok(offers)
+    Ok((offers, market))
 }
 
 fn apply_surges(scenario: &Scenario, demand: &mut [Vec<f64>], step_s: u32) {
@@ -220,9 +230,25 @@ impl Prepared {
         stream.sort_unstable();
         let offset_s = (measured - start) as f64 * f64::from(self.step_s);
         let end_s = (end - start) as f64 * f64::from(self.step_s);
+        let (mut offers, mut supply) = (self.offers.clone(), self.supply.clone());
+        let mut disturbances = self.disturbances(part, days, offset_s, end_s)?;
+        let from_s = start as f64 * f64::from(self.step_s);
+        for (p, listing) in self.market.iter().enumerate() {
+            let Some(listing) = listing else { continue };
+            let price = after(&listing.price_usd_per_h, from_s);
+            offers[p].price_usd_micros_per_h =
+                UsdMicros::from_usd(price.0[0].1).unwrap_or(offers[p].price_usd_micros_per_h);
+            let changes = price.0[1..].iter().filter(|(at, _)| *at < end_s);
+            disturbances.extend(changes.map(|(at, usd)| (*at, Disturbance::Price(vec![p], usd / price.0[0].1))));
+            let largest = listing.stock.0.iter().map(|s| s.1).fold(1.0, f64::max);
+            let mut stock = after(&listing.stock, from_s);
+            stock.0.iter_mut().for_each(|s| s.1 = (s.1 / largest * scenario.supply.nodes).ceil());
+            supply[p].capacity = stock;
+        }
+        disturbances.sort_by(|a, b| a.0.total_cmp(&b.0));
         Ok(Setup {
-            offers: self.offers.clone(),
-            supply: self.supply.clone(),
+            offers,
+            supply,
             priors: self.supply.iter().map(|s| LeadTime { cdf: s.lead.points() }).collect(),
             min_hold_s: scenario.supply.min_hold_s,
             notice_s: scenario.supply.notice_s,
@@ -230,7 +256,7 @@ impl Prepared {
             quotas: scenario.quota.iter().map(|q| q.quota(&self.offers)).collect::<Result<_, _>>()?,
             classes,
             claims: stream,
-            disturbances: self.disturbances(part, days, offset_s, end_s)?,
+            disturbances,
             history: History {
                 step_s: self.step_s,
                 claims: self.demand.iter().map(|row| row[past..start].to_vec()).collect(),
@@ -262,7 +288,9 @@ impl Prepared {
         let here =
             self.faults.iter().map(|(at, server)| (at - start_s, *server)).filter(|(at, _)| (0.0..end_s).contains(at));
         all.extend(here.map(|(at, server)| (at, Disturbance::Fault(server))));
-        for (p, supply) in self.supply.iter().enumerate() {
+        // Spot is taken back when the pool shrinks; nobody takes back what was rented on demand.
+        let spot = |p: &usize| self.offers[*p].key.market == Market::Spot;
+        for (p, supply) in self.supply.iter().enumerate().filter(|(p, _)| spot(p)) {
             let falls = supply.capacity.0.windows(2).filter(|w| w[1].1 < w[0].1).map(|w| w[1].0);
             all.extend(falls.filter(|at| *at < end_s).map(|at| (at, Disturbance::Reclaim(p))));
         }
@@ -294,10 +322,22 @@ impl Prepared {
             period_s: plan.periods_s.clone(),
             season_s: self.scenario.demand.season_s,
             paths: plan.paths,
-            weights: Weights { cvar_weight: plan.cvar_weight, churn: plan.churn, ..Weights::default() },
+            weights: Weights {
+                cvar_weight: plan.cvar_weight,
+                churn: plan.churn,
+                hold: plan.hold,
+                survive: plan.survive,
+                ..Weights::default()
+            },
             mean_only,
         }
     }
+}
+
+/// What comes from `from_s` on, with that moment as 0.
+fn after(steps: &Steps, from_s: f64) -> Steps {
+    let later = steps.0.iter().filter(|s| s.0 > from_s).map(|s| (s.0 - from_s, s.1));
+    Steps(std::iter::once((0.0, steps.at(from_s))).chain(later).collect())
 }
 
 fn sim_class(part: &ClassPart, claim_mean_s: f64) -> Result<SimClass, PartError> {

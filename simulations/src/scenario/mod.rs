@@ -5,6 +5,7 @@ mod traces;
 
 use std::path::{Path, PathBuf};
 
+use planner::input::Survive;
 use providers::sim::Dist;
 use serde::Deserialize;
 
@@ -87,6 +88,12 @@ pub struct OffersPart {
     pub file: Option<PathBuf>,
     /// See `file`.
     pub public: Option<PathBuf>,
+    /// Stock and prices of a rental market over time, replayed from where the demand trace begins: `supply.nodes` times
+    /// the stock over its largest can be launched.
+    pub market: Option<PathBuf>,
+    /// GPUs of a node of the rental market.
+    #[serde(default = "eight")]
+    pub market_node_gpus: u32,
     /// Only these; empty: all.
     #[serde(default)]
     pub only: Vec<Matching>,
@@ -219,6 +226,10 @@ pub struct PlanPart {
     pub cvar_weight: f64,
     /// What a launch beyond the plan before costs more, as a share of its boot.
     pub churn: f64,
+    /// Spare nodes go after so many times their boot.
+    pub hold: f64,
+    /// Demand that must be served without any one domain (N-1).
+    pub survive: Option<Survive>,
 }
 
 impl Default for PlanPart {
@@ -231,6 +242,8 @@ impl Default for PlanPart {
             paths: 12,
             cvar_weight: 0.0,
             churn: planner::input::Policy::default().churn,
+            hold: planner::input::Policy::default().hold,
+            survive: None,
         }
     }
 }
@@ -256,6 +269,10 @@ impl Default for ColdStartPart {
 
 fn one() -> f64 {
     1.0
+}
+
+fn eight() -> u32 {
+    8
 }
 
 fn many() -> usize {
@@ -347,6 +364,12 @@ fn check(scenario: &Scenario) -> Result<(), PartError> {
     }
     range("plan.every_s", f64::from(scenario.plan.every_s), 1.0, 3600.0)?;
     range("plan.delay_s", scenario.plan.delay_s, 0.0, 3600.0)?;
+    range("offers.market_node_gpus", f64::from(scenario.offers.market_node_gpus), 1.0, 72.0)?;
+    range("plan.churn", scenario.plan.churn, 0.0, 100.0)?;
+    range("plan.hold", scenario.plan.hold, 0.0, 100.0)?;
+    if let Some(survive) = &scenario.plan.survive {
+        range("plan.survive.share", survive.share, 0.0, 10.0)?;
+    }
     range("plan.paths", scenario.plan.paths as f64, 1.0, 512.0)?;
     let mut ends: Vec<(f64, f64)> = scenario.surge.iter().map(|s| (s.at_h, s.at_h + s.hours)).collect();
     ends.sort_by(|a, b| a.0.total_cmp(&b.0));

@@ -74,6 +74,9 @@ pub fn report(league: &League) -> anyhow::Result<String> {
         "From a claim to a model that answers: the wait for a GPU and the phases after it, of granted claims.",
     )?;
     stability(&mut page, league)?;
+    let caption =
+        format!("The planner on all paths and on their mean, and the best simple policy; seed {}.", league.seeds[0]);
+    figure(&mut page, "Plan stability", &plots::moves(league)?, &caption)?;
     page += "</html>\n";
     Ok(page)
 }

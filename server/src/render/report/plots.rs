@@ -130,6 +130,45 @@ pub fn cold_starts(league: &League) -> anyhow::Result<String> {
     Ok(scalable(svg))
 }
 
+/// Nodes launched and released in each hour: how much a policy stirs.
+pub fn moves(league: &League) -> anyhow::Result<String> {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        let hourly = |player: Player| -> Vec<(f64, f64)> {
+            let Some(outcome) = league.entry(player).and_then(|e| e.outcomes.first()) else { return Vec::new() };
+            let by = |hour: f64| {
+                let after = outcome.samples.partition_point(|s| s.at_s <= hour * 3600.0);
+                outcome.samples[..after].last().map_or(0, |s| s.moves)
+            };
+            let hours = (outcome.measured_s / 3600.0).floor().max(1.0) as u32;
+            let hour = |h: u32| (f64::from(h), (by(f64::from(h) + 1.0) - by(f64::from(h))) as f64);
+            (0..hours).map(hour).collect()
+        };
+        let lines: Vec<(Player, Vec<(f64, f64)>)> =
+            [Player::Live, Player::LpMean, league.best_simple].into_iter().map(|p| (p, hourly(p))).collect();
+        let most = lines.iter().flat_map(|l| l.1.iter().map(|p| p.1)).fold(1.0, f64::max);
+        let hours = lines[0].1.len() as f64;
+        let mut builder = ChartBuilder::on(&root);
+        builder.margin(8).x_label_area_size(34).y_label_area_size(56);
+        let mut chart = drawn(builder.build_cartesian_2d(0.0..hours, 0.0..most * 1.15))?;
+        let mut mesh = chart.configure_mesh();
+        mesh.x_desc("hours").y_desc("nodes launched and released in the hour");
+        drawn(mesh.label_style(LABEL).light_line_style(WHITE).bold_line_style(GRID).axis_style(INK).draw())?;
+        for (player, points) in lines {
+            let ink = colour(league, player);
+            let steps = points.iter().flat_map(|p| [*p, (p.0 + 1.0, p.1)]);
+            let series = drawn(chart.draw_series(LineSeries::new(steps, ink.stroke_width(2))))?;
+            series
+                .label(player.name())
+                .legend(move |(x, y)| Rectangle::new([(x, y - 4), (x + 12, y + 4)], ink.filled()));
+        }
+        legend(&mut chart, SeriesLabelPosition::UpperLeft)?;
+        drawn(root.present())?;
+    }
+    Ok(scalable(svg))
+}
+
 /// Overhead against hit rate of every policy and knob, with the Pareto front.
 pub fn front(league: &League) -> anyhow::Result<String> {
     let mut svg = String::new();

@@ -80,15 +80,17 @@ impl World<'_> {
         let k = claim.class as usize;
         let wait_ms = self.now_ms - claim.at_ms;
         let phases: f64 = self.setup.cold_start.iter().map(|(_, dist)| dist.sample(&mut self.claim_rng)).sum();
-        if claim.at_ms < self.measure_ms {
+        let measured = claim.at_ms >= self.measure_ms;
+        if !claim.judged && wait_ms <= ms(self.setup.classes[k].wait_s) {
+            self.claims[id as usize].judged = true;
+            self.judged[k].hits += 1;
+            self.out.counts.hits += u64::from(measured);
+            self.out.classes[k].2 += u64::from(measured);
+        }
+        if !measured {
             return;
         }
         let wait_s = wait_ms as f64 / 1000.0;
-        if !claim.judged && wait_ms <= ms(self.setup.classes[k].wait_s) {
-            self.out.counts.hits += 1;
-            self.out.classes[k].2 += 1;
-            self.claims[id as usize].judged = true;
-        }
         self.out.waits.add(wait_s);
         self.out.cold_starts.add(wait_s + phases);
     }
@@ -101,6 +103,7 @@ impl World<'_> {
         }
         claim.judged = true;
         let (k, at_ms) = (claim.class as usize, claim.at_ms);
+        self.judged[k].misses += 1;
         if at_ms >= self.measure_ms {
             self.out.counts.misses += 1;
             self.out.classes[k].3 += 1;

@@ -29,6 +29,7 @@ impl World<'_> {
             nodes: &nodes,
             active: &self.active,
             queued: &self.queued,
+            judged: &self.judged,
             history: &self.history,
             quotas: &self.setup.quotas,
         };

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use fleet::placement::Shelf;
 use fleet::rng::Rng;
 use fleet::{ClaimState, NodeState, admission, invariants};
+use planner::error_budget::Judged;
 use planner::gather::Estimate;
 use planner::scenarios::History;
 use planner::supply::{Rules, Supply};
@@ -92,6 +93,8 @@ struct World<'a> {
     waiting: Vec<VecDeque<u32>>,
     active: Vec<u32>,
     queued: Vec<u32>,
+    /// Running totals of each class, from the start.
+    judged: Vec<Judged>,
     history: History,
     /// Highest demand of each class in the step so far.
     peak: Vec<u32>,
@@ -175,6 +178,7 @@ impl<'a> World<'a> {
             waiting: vec![VecDeque::new(); classes],
             active: vec![0; classes],
             queued: vec![0; classes],
+            judged: vec![Judged::default(); classes],
             history: setup.history.clone(),
             peak: vec![0; classes],
             silent_until_ms: 0,
@@ -251,6 +255,7 @@ impl<'a> World<'a> {
             arriving_gpus: self.gpus.arriving.max(0) as u32,
             misses: self.out.counts.misses,
             spend_usd_per_h: (self.spend_usd_per_s * 3600.0).max(0.0),
+            moves: self.out.counts.launches + self.out.counts.releases,
         });
         let every = ((self.end_ms - self.measure_ms) as f64 / SAMPLES).max(1000.0) as u64;
         self.queue.push(self.now_ms + every, Event::Sample);

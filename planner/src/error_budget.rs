@@ -1,0 +1,136 @@
+//! What is left of each class's hit-rate target: the closed loop around the plans.
+//!
+//! A plan counts the misses of its own horizon as if no later plan could help, so what comes true is better than what it
+//! aimed at, and at times worse. The error budget (Beyer et al. 2016, "Site Reliability Engineering", chapter 3) adds up
+//! the difference, and the hit rate that plans aim at follows it, as adaptive conformal inference moves its quantile
+//! (Gibbs & Candès 2021). It never aims above the target.
+
+use serde::{Deserialize, Serialize};
+
+const DAY_S: f64 = 86_400.0;
+/// A quiet class has not proven its target before it was allowed so many misses (the rule of three: none among `n` is
+/// 95 % sure of a rate below `3 / n`; Hanley & Lippman-Hand 1983).
+const FEWEST_MISSES: f64 = 3.0;
+/// Share of the allowed misses that may be spent; the rest is for the days on which everything goes wrong.
+const SPENT_SHARE: f64 = 0.8;
+/// Overspending that is remembered, in days of allowed misses: what comes in one burst is paid back in hours.
+const DEBT_DAYS: f64 = 0.25;
+/// Misses that a plan may have in mind when a whole day's budget is left, as a multiple of the target's.
+const MOST_TIMES: f64 = 100.0;
+
+/// Claims of a class that found out whether they hit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Judged {
+    /// Granted within the class's wait.
+    pub hits: u64,
+    /// Not granted within it.
+    pub misses: u64,
+}
+
+/// The budgets of all classes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ErrorBudget {
+    classes: Vec<Left>,
+    seen_s: f64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Left {
+    /// Unspent misses, in those that the target allows on a mean day; in `-DEBT_DAYS` to 1.
+    days: f64,
+    claims_per_s: f64,
+    judged: Judged,
+}
+
+impl ErrorBudget {
+    /// Takes in all that was judged so far (running totals, `[K]`) `elapsed_s` seconds after the last time.
+    /// `targets` are hit rates, `[K]`. Totals that fall are a restart: counting begins again there.
+    pub fn observe(&mut self, targets: &[f64], totals: &[Judged], elapsed_s: f64) {
+        self.classes.resize(totals.len(), Left::default());
+        self.seen_s += elapsed_s.max(0.0);
+        for ((left, total), target) in self.classes.iter_mut().zip(totals).zip(targets) {
+            let since = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now) as f64;
+            let misses = since(total.misses, left.judged.misses);
+            let claims = since(total.hits, left.judged.hits) + misses;
+            left.judged = *total;
+            if elapsed_s > 0.0 {
+                let weight = (elapsed_s / self.seen_s.min(DAY_S)).min(1.0);
+                left.claims_per_s += (claims / elapsed_s - left.claims_per_s) * weight;
+            }
+            let allowed = (1.0 - target).max(0.0);
+            let per_day = (allowed * left.claims_per_s * DAY_S).max(FEWEST_MISSES);
+            left.days = (left.days + (SPENT_SHARE * allowed * claims - misses) / per_day).clamp(-DEBT_DAYS, 1.0);
+        }
+    }
+
+    /// Hit rate that the next plan aims at for class `k` with `target`: at most the target, which is what it is until
+    /// something was observed.
+    #[must_use]
+    pub fn aim(&self, k: usize, target: f64) -> f64 {
+        let days = self.classes.get(k).map_or(0.0, |left| left.days.max(0.0));
+        (1.0 - (1.0 - target) * MOST_TIMES.powf(days)).clamp(0.0, target)
+    }
+
+    /// The budget for another counting of the same classes, whose totals begin at 0.
+    #[must_use]
+    pub fn carried_over(&self) -> Self {
+        let mut next = self.clone();
+        next.classes.iter_mut().for_each(|left| left.judged = Judged::default());
+        next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Days of `hits` and `misses` an hour.
+    fn after(hours: u64, hits: u64, misses: u64) -> ErrorBudget {
+        let mut budget = ErrorBudget::default();
+        for hour in 1..=hours {
+            budget.observe(&[0.99], &[Judged { hits: hits * hour, misses: misses * hour }], 3600.0);
+        }
+        budget
+    }
+
+    #[test]
+    fn without_a_past_the_target_is_aimed_at() {
+        assert_eq!(ErrorBudget::default().aim(0, 0.99), 0.99);
+        assert_eq!(ErrorBudget::default().aim(7, 0.0), 0.0);
+    }
+
+    #[test]
+    fn a_budget_that_is_not_spent_lowers_the_aim_and_an_overspent_one_does_not_raise_it() {
+        let aims: Vec<f64> = [1, 6, 12, 48].map(|h| after(h, 100, 0).aim(0, 0.99)).to_vec();
+        assert!(aims.windows(2).all(|w| w[1] < w[0]) && aims[0] > 0.985 && aims[3] == 0.0, "{aims:?}");
+        assert_eq!(after(12, 90, 10).aim(0, 0.99), 0.99);
+        // The debt is bounded: hours later it is paid back, not before.
+        let mut budget = after(24, 50, 50);
+        let aims: Vec<f64> = (1..=10)
+            .map(|hour| {
+                budget.observe(&[0.99], &[Judged { hits: 1200 + 100 * hour, misses: 1200 }], 3600.0);
+                budget.aim(0, 0.99)
+            })
+            .collect();
+        assert!(aims[4] == 0.99 && aims[9] < 0.99, "{aims:?}");
+    }
+
+    #[test]
+    fn a_quiet_class_has_to_prove_its_target() {
+        // None among a hundred claims says little of one in a hundred.
+        assert!(after(24, 4, 0).aim(0, 0.99) > 0.95 && after(24, 400, 0).aim(0, 0.99) < 0.7);
+    }
+
+    #[test]
+    fn spending_just_what_is_allowed_keeps_the_aim() {
+        let mut budget = after(12, 1000, 0);
+        let before = budget.aim(0, 0.99);
+        let total = Judged { hits: 12_000 + 992, misses: 8 };
+        budget.observe(&[0.99], &[total], 3600.0);
+        assert!((budget.aim(0, 0.99) - before).abs() < 1e-3, "{before} {budget:?}");
+        let restarted = budget.carried_over();
+        let mut other = restarted.clone();
+        other.observe(&[0.99], &[Judged::default()], 60.0);
+        assert!((other.aim(0, 0.99) - before).abs() < 1e-2, "{other:?}");
+    }
+}
