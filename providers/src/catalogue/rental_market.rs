@@ -20,6 +20,9 @@ pub struct Listing {
     pub price_usd_per_h: Steps,
 }
 
+/// Time, listings in stock, dollars for a GPU-hour.
+type Row = (i64, f64, f64);
+
 /// Snapshots as rows `ts_utc, gpu, provider, offers, min_usd_gpu_h`; a provider without a row in a snapshot has no
 /// stock. Nodes have `gpus_per_node` GPUs. GPU models that are not known are left out.
 ///
@@ -29,7 +32,7 @@ pub fn read(path: &Path, gpus_per_node: u32) -> Result<Vec<Listing>, DataError> 
     let table = Table::open(path, &["ts_utc", "gpu", "provider", "offers", "min_usd_gpu_h"])?;
     // Of each GPU its snapshots, and of each provider its rows `(time, listings, price)`.
     let mut snapshots: BTreeMap<String, Vec<i64>> = BTreeMap::new();
-    let mut rows: BTreeMap<(String, String), Vec<(i64, f64, f64)>> = BTreeMap::new();
+    let mut rows: BTreeMap<(String, String), Vec<Row>> = BTreeMap::new();
     table.each(|row| {
         let at = chrono::NaiveDateTime::parse_from_str(row.text("ts_utc"), "%Y-%m-%dT%H:%M:%S")
             .map_err(|e| row.error("ts_utc", format!("'{}' is no time ({e})", row.text("ts_utc"))))?
@@ -59,14 +62,14 @@ pub fn read(path: &Path, gpus_per_node: u32) -> Result<Vec<Listing>, DataError> 
 fn listing(
     gpu: String,
     provider: String,
-    rows: &[(i64, f64, f64)],
+    rows: &[Row],
     snapshots: &BTreeMap<String, Vec<i64>>,
     first: i64,
     gpus_per_node: u32,
 ) -> Listing {
-    let node_usd = |row: &(i64, f64, f64)| row.2 * f64::from(gpus_per_node);
+    let node_usd = |row: &Row| row.2 * f64::from(gpus_per_node);
     let (mut stock, mut price) = (vec![(0.0, 0.0)], vec![(0.0, rows.first().map_or(0.0, node_usd))]);
-    let mut change = |steps: &mut Vec<(f64, f64)>, at: f64, value: f64| {
+    let change = |steps: &mut Vec<(f64, f64)>, at: f64, value: f64| {
         if steps.last().is_none_or(|last| last.1 != value) {
             steps.push((at, value));
         }
