@@ -140,6 +140,8 @@ pub struct Model {
     /// Period by which half of what can be launched now is healthy, `[K]`. Before it the past has decided, and the
     /// target asks for no more than what keeping every node gives.
     pub first_period: Vec<usize>,
+    /// Share of launches of now that has arrived at the start of each period, `[K][T]`.
+    pub arrived_share: Vec<Vec<f64>>,
     /// Penalty for a missed claim beyond the target, dollars, `[T][K]`.
     pub target_penalty_usd: Vec<Vec<f64>>,
     /// Penalty for a GPU of the outage demand that is not covered, dollars, `[T][K]`.
@@ -217,6 +219,7 @@ impl Model {
             budget_left_usd_per_h: Vec::new(),
             allowed_misses: Vec::new(),
             first_period: Vec::new(),
+            arrived_share: Vec::new(),
             target_penalty_usd: Vec::new(),
             outage_penalty_usd: Vec::new(),
             spreads: Vec::new(),
@@ -445,6 +448,7 @@ impl Model {
             }
         }
         self.first_period = arriving.iter().map(|a| median_period(a)).collect();
+        self.arrived_share = arriving.iter().map(|a| arrived_share(a)).collect();
         self.count_misses_once(input);
         // Nothing can be done about a loss before launches arrive.
         for (t, row) in self.outage_gpus.iter_mut().enumerate() {
@@ -486,7 +490,9 @@ impl Model {
         }
     }
 
-    /// Before launches can arrive, the target allows the misses that remain when every node is kept.
+    /// Before launches of now have all arrived, the target allows that share of the misses that remain when every node
+    /// is kept. Without it, launching more than is needed would be the only way to keep the target early, and what is too
+    /// much would then stand idle (the inventory position counts what is on its way; Scarf 1960).
     fn allow_the_past(&mut self) {
         let mut gpus = vec![vec![0.0; self.pools.len()]; self.periods()];
         for source in &self.sources {
@@ -498,8 +504,9 @@ impl Model {
         }
         let least = crate::decompose::missed_claims(self, &gpus);
         for (t, allowed) in self.allowed_misses.iter_mut().enumerate() {
-            for (k, allowed) in allowed.iter_mut().enumerate().filter(|(k, _)| t < self.first_period[*k]) {
-                *allowed = allowed.max(least[t][k]);
+            for (k, allowed) in allowed.iter_mut().enumerate() {
+                let arrived = if t < self.first_period[k] { 0.0 } else { self.arrived_share[k][t] };
+                *allowed = allowed.max(arrived * *allowed + (1.0 - arrived) * least[t][k]);
             }
         }
     }
@@ -533,6 +540,17 @@ impl Model {
             }
         }
     }
+}
+
+/// Share of all arrivals that has come by each period; 1 when nothing comes.
+fn arrived_share(arrivals: &[f64]) -> Vec<f64> {
+    let total: f64 = arrivals.iter().sum();
+    let mut come = 0.0;
+    let mut by = |a: &f64| {
+        come += a;
+        if total > 0.0 { (come / total).min(1.0) } else { 1.0 }
+    };
+    arrivals.iter().map(&mut by).collect()
 }
 
 /// First period by which half of all arrivals have come; past the end when nothing comes.

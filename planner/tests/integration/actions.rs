@@ -105,3 +105,13 @@ fn nodes_above_a_quota_stay() {
         plan.report.unmet
     );
 }
+
+/// Half of the launches come early, the rest late: twice as many launches would keep the target early, and stand idle.
+#[test]
+fn nothing_is_launched_only_because_others_are_late() {
+    let mut input = situation(8.0);
+    input.offers[0].lead_time = LeadTime { cdf: vec![(240.0, 0.0), (300.0, 0.6), (1500.0, 1.0)] };
+    input.classes[0].miss_cost_usd_micros = usd(0.01);
+    let (_, launched, _) = made(&input);
+    assert!((8..=9).contains(&launched), "{launched}");
+}
