@@ -54,10 +54,12 @@ impl ErrorBudget {
             let misses = since(total.misses, left.judged.misses);
             let claims = since(total.hits, left.judged.hits) + misses;
             left.judged = *total;
-            if elapsed_s > 0.0 {
-                let weight = (elapsed_s / self.seen_s.min(DAY_S)).min(1.0);
-                left.claims_per_s += (claims / elapsed_s - left.claims_per_s) * weight;
+            // What was there before the first look proves nothing.
+            if elapsed_s <= 0.0 {
+                continue;
             }
+            let weight = (elapsed_s / self.seen_s.min(DAY_S)).min(1.0);
+            left.claims_per_s += (claims / elapsed_s - left.claims_per_s) * weight;
             let allowed = (1.0 - target).max(0.0);
             let per_day = (allowed * left.claims_per_s * DAY_S).max(FEWEST_MISSES / FULL_DAYS);
             left.days = (left.days + (SPENT_SHARE * allowed * claims - misses) / per_day).clamp(0.0, FULL_DAYS);
@@ -114,6 +116,13 @@ mod tests {
             })
             .collect();
         assert!(aims[0] > 0.98 && aims[9] < 0.95, "{aims:?}");
+    }
+
+    #[test]
+    fn claims_from_before_the_first_look_prove_nothing() {
+        let mut budget = ErrorBudget::default();
+        budget.observe(&[0.99], &[Judged { hits: 5000, misses: 0 }], 0.0);
+        assert_eq!(budget.aim(0, 0.99), 0.99);
     }
 
     #[test]

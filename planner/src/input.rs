@@ -52,6 +52,7 @@ pub struct OfferState {
     /// Launches that the parent plan had in mind for each period `[T]`; may be shorter.
     pub planned_nodes: Vec<f64>,
     /// Seconds since each node that the parent plan found spare was needed, the longest first.
+    #[serde(default)]
     pub spare_s: Vec<f64>,
 }
 
@@ -223,6 +224,7 @@ pub struct Policy {
     /// noise.
     pub churn: f64,
     /// Spare nodes are given back after so many times what starting them again would cost; 0 gives them back at once.
+    #[serde(default)]
     pub hold: f64,
     /// Spend limit of each period in dollars an hour; `None` for no limit.
     pub budget_usd_micros_per_h: Option<UsdMicros>,

@@ -23,6 +23,7 @@ pub struct Plan {
     /// Idle nodes to give back now, whole nodes.
     pub releases: Vec<Release>,
     /// Idle nodes that are not needed, but not given back yet.
+    #[serde(default)]
     pub spare: Vec<Spare>,
     /// Healthy nodes meant for the start of each period, for offers that have or get any.
     pub targets: Vec<Target>,
@@ -172,12 +173,12 @@ fn actions(
     (launches, releases, spare, by_offer.into_values().collect())
 }
 
-/// Whether launches of this plan take the room of an offer's nodes: under a quota of both, or under the budget.
+/// Whether an offer's spare nodes take room that is needed: under a quota of theirs and of launches, or under a budget.
 fn in_the_way(input: &PlanInput, offer: usize, rounded: &Rounded, model: &Model) -> bool {
     let launched = |p: usize| rounded.launches.iter().any(|&(i, _)| model.sources[i].offer == p);
     let member = |q: &crate::input::Quota, p: usize| q.members.iter().any(|m| m.0 == p);
     let quota = |q: &crate::input::Quota| member(q, offer) && q.members.iter().any(|m| launched(m.0));
-    let budget = input.policy.budget_usd_micros_per_h.is_some() && !rounded.launches.is_empty();
+    let budget = input.policy.budget_usd_micros_per_h.is_some();
     budget || input.quotas.iter().any(quota)
 }
 

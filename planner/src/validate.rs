@@ -126,6 +126,9 @@ fn offers(c: &mut Checker, input: &PlanInput) {
         lead_time(c, &at("lead_time"), &state.lead_time.cdf);
         c.counts(&at("arriving_nodes"), &state.arriving_nodes, input.period_s.len());
         c.counts(&at("planned_nodes"), &state.planned_nodes, input.period_s.len());
+        if !state.spare_s.iter().all(|s| *s >= 0.0 && s.is_finite()) || state.spare_s.windows(2).any(|w| w[1] > w[0]) {
+            c.fail(&at("spare_s"), "must be seconds that never rise");
+        }
         for (g, group) in state.nodes.iter().enumerate() {
             let at = |field: &str| at(&format!("nodes[{g}].{field}"));
             c.counts(&at("kept_nodes"), &group.kept_nodes, input.period_s.len());
@@ -200,6 +203,7 @@ fn limits(c: &mut Checker, input: &PlanInput) {
     c.range("policy.cvar_weight", policy.cvar_weight, 0.0, 1000.0);
     c.range("policy.cvar_level", policy.cvar_level, 0.0, 0.999);
     c.range("policy.churn", policy.churn, 0.0, 100.0);
+    c.range("policy.hold", policy.hold, 0.0, 100.0);
     if let Some(budget) = policy.budget_usd_micros_per_h {
         if budget.0 == 0 {
             c.fail("policy.budget_usd_micros_per_h", "0 dollars an hour buys nothing: leave it out for no budget");

@@ -115,7 +115,7 @@ fn solve(setup: &Setup, hit_rates: bool) -> Result<Bound, SolverError> {
                 let most = most_nodes(setup, p, start(b), start(b) + bucket_s);
                 let usd = price * least_factor(setup, p, start(b), start(b) + bucket_s) * hours;
                 add(&mut lp, &mut kinds, 1, usd, most, entries);
-                let usd = if b == 0 { 0.0 } else { boot_usd };
+                let usd = if b == 0 { 0.0 } else { boot_usd * least_factor(setup, p, 0.0, start(b) + bucket_s) };
                 add(&mut lp, &mut kinds, 2, usd, f64::INFINITY, vec![(rises[b], 1.0)]);
             }
         }
@@ -173,7 +173,7 @@ fn groups(setup: &Setup, demand: &[Vec<f64>]) -> Vec<Group> {
             // GPUs that are always there of offers that are as cheap to run and to boot.
             let better = kept.iter().filter(|q| boot(**q) <= boot(p) + 1e-12 && steady(setup, **q));
             let covered: f64 = better.map(|q| always_gpus(setup, *q)).sum();
-            if covered < peak {
+            if covered < peak || !steady(setup, p) {
                 kept.push(p);
             }
         }

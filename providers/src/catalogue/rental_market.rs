@@ -20,6 +20,15 @@ pub struct Listing {
     pub price_usd_per_h: Steps,
 }
 
+/// All that a file has.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RentalMarket {
+    /// By GPU and provider.
+    pub listings: Vec<Listing>,
+    /// Seconds from the first snapshot to the last.
+    pub length_s: f64,
+}
+
 /// Time, listings in stock, dollars for a GPU-hour.
 type Row = (i64, f64, f64);
 
@@ -28,7 +37,7 @@ type Row = (i64, f64, f64);
 ///
 /// # Errors
 /// A row that is no such row, times that go back, or nothing at all, by its place.
-pub fn read(path: &Path, gpus_per_node: u32) -> Result<Vec<Listing>, DataError> {
+pub fn read(path: &Path, gpus_per_node: u32) -> Result<RentalMarket, DataError> {
     let table = Table::open(path, &["ts_utc", "gpu", "provider", "offers", "min_usd_gpu_h"])?;
     // Of each GPU its snapshots, and of each provider its rows `(time, listings, price)`.
     let mut snapshots: BTreeMap<String, Vec<i64>> = BTreeMap::new();
@@ -48,15 +57,21 @@ pub fn read(path: &Path, gpus_per_node: u32) -> Result<Vec<Listing>, DataError> 
             times.push(at);
         }
         if price > 0.0 {
-            rows.entry((gpu, row.text("provider").to_owned())).or_default().push((at, offers, price));
+            let of_provider = rows.entry((gpu, row.text("provider").to_owned())).or_default();
+            if of_provider.last().is_some_and(|last| last.0 == at) {
+                return Err(row.error("provider", "stands twice in a snapshot"));
+            }
+            of_provider.push((at, offers, price));
         }
         Ok(())
     })?;
-    let Some(first) = snapshots.values().filter_map(|t| t.first()).min().copied() else {
+    let all = || snapshots.values().flatten().copied();
+    let (Some(first), Some(last)) = (all().min(), all().max()) else {
         return Err(DataError::file(path, "has no snapshots"));
     };
     let known = rows.into_iter().filter(|((gpu, _), _)| gpu.parse::<GpuModel>().is_ok());
-    Ok(known.map(|((gpu, provider), rows)| listing(gpu, provider, &rows, &snapshots, first, gpus_per_node)).collect())
+    let listed = known.map(|((gpu, provider), rows)| listing(gpu, provider, &rows, &snapshots, first, gpus_per_node));
+    Ok(RentalMarket { listings: listed.collect(), length_s: (last - first) as f64 })
 }
 
 fn listing(
@@ -106,7 +121,7 @@ fn listing(
 mod tests {
     use super::*;
 
-    fn parsed(rows: &str) -> Result<Vec<Listing>, DataError> {
+    fn parsed(rows: &str) -> Result<RentalMarket, DataError> {
         let folder = tempfile::tempdir().expect("temp");
         let path = folder.path().join("market.csv");
         std::fs::write(&path, format!("ts_utc,gpu,provider,offers,min_usd_gpu_h\n{rows}")).expect("write");
@@ -118,7 +133,8 @@ mod tests {
         let rows = "2025-10-19T21:00:00,H100_80GB_SXM5,alpha,3,2.0\n2025-10-19T21:00:00,H100_80GB_SXM5,beta,1,2.5\n\
                     2025-10-19T21:30:00,H100_80GB_SXM5,beta,1,2.5\n2025-10-19T21:30:00,XPU,beta,1,2.5\n\
                     2025-10-19T22:00:00,H100_80GB_SXM5,alpha,2,1.5\n";
-        let all = parsed(rows).expect("good");
+        let RentalMarket { listings: all, length_s } = parsed(rows).expect("good");
+        assert_eq!(length_s, 3600.0);
         assert_eq!(all.len(), 2, "the unknown GPU is left out");
         assert_eq!(all[0].stock.0, [(0.0, 0.0), (0.0, 3.0), (1800.0, 0.0), (3600.0, 2.0)]);
         assert_eq!(all[0].price_usd_per_h.0, [(0.0, 16.0), (3600.0, 12.0)]);
@@ -133,6 +149,8 @@ mod tests {
         assert!(error("2025-10-19T21:00:00,H100,a,x,2\n").contains("column 'offers'"));
         let back = "2025-10-19T21:00:00,H100,a,1,2\n2025-10-19T20:00:00,H100,a,1,2\n";
         assert!(error(back).contains("line 3") && error(back).contains("goes back"));
+        let twice = "2025-10-19T21:00:00,H100,a,1,2\n2025-10-19T21:00:00,H100,a,1,2\n";
+        assert!(error(twice).contains("line 3, column 'provider'"));
         assert!(error("").contains("no snapshots"));
     }
 }

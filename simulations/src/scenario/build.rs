@@ -6,7 +6,7 @@ use fleet::rng::Rng;
 use fleet::{Market, Offer, UsdMicros};
 use planner::input::{LeadTime, Policy as Weights};
 use planner::scenarios::History;
-use providers::catalogue::rental_market::{self, Listing};
+use providers::catalogue::rental_market::{self, Listing, RentalMarket};
 use providers::catalogue::{self, GateRules};
 use providers::sim::{SimOffer, Steps};
 
@@ -78,13 +78,17 @@ pub fn prepare(scenario: &Scenario, folder: &Path, data: Option<&Path>) -> Resul
         let what = format!("asks for {days:.2} days of a trace of {have:.2}");
         return Err(PartError::at("window", what).into());
     }
+    if scenario.offers.market.is_some() {
+        check_market(scenario, market.length_s / 86_400.0, days)?;
+    }
     apply_surges(scenario, &mut demand, series.step_s);
     let supply = supply(scenario, &offers, &find)?;
     let faults = match &scenario.faults {
         Some(part) => traces::faults(&find(&part.file)?, part.from_day * 86_400.0).map_err(data_error)?,
         None => Vec::new(),
     };
-    let market = offers.iter().map(|o| market.iter().find(|listing| listing.offer.key == o.key).cloned()).collect();
+    let market =
+        offers.iter().map(|o| market.listings.iter().find(|listing| listing.offer.key == o.key).cloned()).collect();
     Ok(Prepared {
         scenario: scenario.clone(),
         offers,
@@ -104,15 +108,15 @@ fn data_error(error: providers::DataError) -> ScenarioError {
 fn offers(
     scenario: &Scenario,
     find: &dyn Fn(&Path) -> Result<PathBuf, ScenarioError>,
-) -> Result<(Vec<Offer>, Vec<Listing>), ScenarioError> {
+) -> Result<(Vec<Offer>, RentalMarket), ScenarioError> {
     let part = &scenario.offers;
-    let mut market = Vec::new();
+    let mut market = RentalMarket::default();
     let raw = match (&part.file, &part.public, &part.market) {
         (Some(file), None, None) => catalogue::own::read(&find(file)?).map_err(data_error)?,
         (None, Some(folder), None) => catalogue::public::read(&find(folder)?).map_err(data_error)?.0,
         (None, None, Some(file)) => {
             market = rental_market::read(&find(file)?, part.market_node_gpus).map_err(data_error)?;
-            market.iter().map(|listing| listing.offer.clone()).collect()
+            market.listings.iter().map(|listing| listing.offer.clone()).collect()
         }
         _ => return Err(PartError::at("offers", "give one of file, public and market").into()),
     };
@@ -131,6 +135,21 @@ fn offers(
         return Err(PartError::at("offers", "no offer is left by 'only'").into());
     }
     Ok((offers, market))
+}
+
+/// What a rental market says already must not be said again.
+fn check_market(scenario: &Scenario, market_days: f64, days: f64) -> Result<(), PartError> {
+    if !scenario.price.is_empty() {
+        return Err(PartError::at("price[0]", "prices come from 'offers.market'"));
+    }
+    let said = |s: &super::SupplyFor| s.nodes.is_some() || !s.availability.is_empty();
+    if let Some(i) = scenario.supply_for.iter().position(said) {
+        return Err(PartError::at(format!("supply_for[{i}]"), "stock comes from 'offers.market'"));
+    }
+    if days > market_days {
+        return Err(PartError::at("window", format!("asks for {days:.2} days of a market of {market_days:.2}")));
+    }
+    Ok(())
 }
 
 fn apply_surges(scenario: &Scenario, demand: &mut [Vec<f64>], step_s: u32) {
