@@ -447,8 +447,9 @@ impl Model {
                 }
             }
         }
-        self.first_period = arriving.iter().map(|a| median_period(a)).collect();
         self.arrived_share = arriving.iter().map(|a| arrived_share(a)).collect();
+        let half = |shares: &Vec<f64>| shares.iter().position(|s| *s >= 0.5).unwrap_or(shares.len());
+        self.first_period = self.arrived_share.iter().map(half).collect();
         self.count_misses_once(input);
         // Nothing can be done about a loss before launches arrive.
         for (t, row) in self.outage_gpus.iter_mut().enumerate() {
@@ -542,26 +543,15 @@ impl Model {
     }
 }
 
-/// Share of all arrivals that has come by each period; 1 when nothing comes.
+/// Share of all arrivals that has come by each period; 0 when nothing comes.
 fn arrived_share(arrivals: &[f64]) -> Vec<f64> {
     let total: f64 = arrivals.iter().sum();
     let mut come = 0.0;
     let mut by = |a: &f64| {
         come += a;
-        if total > 0.0 { (come / total).min(1.0) } else { 1.0 }
+        if total > 0.0 { (come / total).min(1.0) } else { 0.0 }
     };
     arrivals.iter().map(&mut by).collect()
-}
-
-/// First period by which half of all arrivals have come; past the end when nothing comes.
-fn median_period(arrivals: &[f64]) -> usize {
-    let total: f64 = arrivals.iter().sum();
-    let mut come = 0.0;
-    let reached = |a: &f64| {
-        come += a;
-        total > 0.0 && come >= 0.5 * total
-    };
-    arrivals.iter().position(reached).unwrap_or(arrivals.len())
 }
 
 /// Launches that may as well come a period later come now: demand between two period starts is not in the program.

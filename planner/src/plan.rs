@@ -145,21 +145,15 @@ fn actions(
         let meant: Vec<f64> = (0..model.periods()).map(|t| master.value(solution, ColKey::Launch(i, t))).collect();
         if source.group.is_none() {
             let unneeded = (source.appear[0] - nodes[0] + EPS).floor().max(0.0) as usize;
-            let state = &input.offers[source.offer];
-            let mut since_s: Vec<f64> = state.spare_s.iter().copied().take(unneeded).collect();
-            since_s.resize(unneeded, 0.0);
-            let hold_s = if in_the_way(input, source.offer, rounded, model) {
-                0.0
-            } else {
-                state.release_after_s() * input.policy.hold
-            };
-            let gone = since_s.iter().take_while(|s| **s >= hold_s).count();
-            since_s.drain(..gone);
-            if gone > 0 {
-                releases.push(Release { offer: key.clone(), nodes: gone as u32 });
-            }
-            if !since_s.is_empty() {
-                spare.push(Spare { offer: key.clone(), since_s });
+            if unneeded > 0 {
+                let hurry = in_the_way(input, source.offer, rounded, model);
+                let (gone, since_s) = give_back(input, source.offer, unneeded, hurry);
+                if gone > 0 {
+                    releases.push(Release { offer: key.clone(), nodes: gone as u32 });
+                }
+                if !since_s.is_empty() {
+                    spare.push(Spare { offer: key.clone(), since_s });
+                }
             }
         }
         if nodes.iter().chain(&meant).any(|v| *v > EPS) {
@@ -171,6 +165,16 @@ fn actions(
         }
     }
     (launches, releases, spare, by_offer.into_values().collect())
+}
+
+/// Of `unneeded` nodes of an offer, how many go now, and since when the others have been spare.
+fn give_back(input: &PlanInput, offer: usize, unneeded: usize, hurry: bool) -> (usize, Vec<f64>) {
+    let state = &input.offers[offer];
+    let mut since_s: Vec<f64> = state.spare_s.iter().copied().take(unneeded).collect();
+    since_s.resize(unneeded, 0.0);
+    let hold_s = if hurry { 0.0 } else { state.release_after_s() * input.policy.hold };
+    let gone = since_s.iter().take_while(|s| **s >= hold_s).count();
+    (gone, since_s.split_off(gone))
 }
 
 /// Whether an offer's spare nodes take room that is needed: under a quota of theirs and of launches, or under a budget.

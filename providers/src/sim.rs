@@ -145,6 +145,21 @@ pub struct SimOffer {
     pub hazard_per_h: f64,
 }
 
+impl SimOffer {
+    /// Nodes without end, at once, that never fail.
+    #[must_use]
+    pub fn ideal() -> Self {
+        Self {
+            provider: 0,
+            capacity: Steps::constant(1e6),
+            lead: Dist::Fixed(0.0),
+            boot_failure: 0.0,
+            refusal: 0.0,
+            hazard_per_h: 0.0,
+        }
+    }
+}
+
 /// A node that the cloud has granted.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Grant {

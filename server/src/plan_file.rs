@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use fleet::{Class, Offer, OfferKey, UsdMicros};
 use planner::gather::{self, Estimate, Observed, ObservedNode};
-use planner::input::{Commitment, DomainLevel, LeadTime, PlanInput, Policy, Spread, SpreadBy, Survive};
+use planner::input::{Commitment, LeadTime, PlanInput, Policy, Spread, SpreadBy, Survive};
 use planner::plan::Plan;
 use planner::scenarios::{self, History, PathRules};
 use providers::catalogue::{self, Catalogue, GateRules};
@@ -154,15 +154,8 @@ struct PolicyPart {
     hold: Option<f64>,
     budget_usd_per_h: Option<f64>,
     launch_rate_nodes_per_min: Option<f64>,
-    survive: Option<SurvivePart>,
+    survive: Option<Survive>,
     spread: Vec<SpreadPart>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SurvivePart {
-    level: DomainLevel,
-    share: f64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -368,6 +361,6 @@ fn policy(part: &PolicyPart, classes: &[Class]) -> anyhow::Result<Policy> {
         },
         launch_rate_nodes_per_min: part.launch_rate_nodes_per_min,
         spread,
-        survive: part.survive.as_ref().map(|s| Survive { level: s.level, share: s.share }),
+        survive: part.survive,
     })
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use fleet::rng::Rng;
 use planner::instance::{Size, catalogue};
 use planner::scenarios::History;
-use providers::sim::{Dist, SimOffer, Steps};
+use providers::sim::{Dist, SimOffer};
 use simulations::claims;
 use simulations::engine::{Setup, SimClass, run};
 use simulations::policies::FixedNodes;
@@ -17,14 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut class = input.classes[0].clone();
     (class.gpus_per_claim, class.multi_node, class.max_node_gpus) = (1, false, None);
     offers.sort_by_key(|o| fleet::admission::admits_node(o, &class).is_err());
-    let supply = SimOffer {
-        provider: 0,
-        capacity: Steps::constant(1e6),
-        lead: Dist::Fixed(0.0),
-        boot_failure: 0.0,
-        refusal: 0.0,
-        hazard_per_h: 0.0,
-    };
+    let supply = SimOffer::ideal();
     let life = Dist::LogNormal { median_s: 60.0, p99_s: 600.0 };
     let setup = Setup {
         supply: vec![supply; offers.len()],

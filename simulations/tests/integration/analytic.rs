@@ -5,7 +5,7 @@ use fleet::rng::Rng;
 use fleet::{AcceptedGpu, Class, Interconnect, Market, Offer, OfferKey, OnEmpty, UsdMicros};
 use planner::input::LeadTime;
 use planner::scenarios::History;
-use providers::sim::{Dist, SimOffer, Steps};
+use providers::sim::{Dist, SimOffer};
 use simulations::claims;
 use simulations::engine::{Setup, SimClass, run};
 use simulations::policies::FixedNodes;
@@ -43,14 +43,7 @@ pub fn plain(claims: Vec<simulations::engine::ClaimSpec>, end_s: f64, on_empty: 
     };
     Setup {
         offers: vec![offer],
-        supply: vec![SimOffer {
-            provider: 0,
-            capacity: Steps::constant(1e6),
-            lead: Dist::Fixed(0.0),
-            boot_failure: 0.0,
-            refusal: 0.0,
-            hazard_per_h: 0.0,
-        }],
+        supply: vec![SimOffer::ideal()],
         priors: vec![LeadTime::fixed(60.0)],
         min_hold_s: 60,
         notice_s: 120.0,

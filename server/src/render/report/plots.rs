@@ -42,6 +42,11 @@ fn legend<'a, C: plotters::coord::CoordTranslate>(
     drawn(labels.position(corner).label_font(LABEL).background_style(WHITE).border_style(GRID).draw())
 }
 
+/// A filled box for the legend.
+fn swatch(ink: RGBColor) -> impl Fn((i32, i32)) -> Rectangle<(i32, i32)> {
+    move |(x, y)| Rectangle::new([(x, y - 4), (x + 12, y + 4)], ink.filled())
+}
+
 /// A family's colour: the planner's is always the first.
 fn colour(league: &League, player: Player) -> RGBColor {
     let mut families = vec!["planner", "lp-mean"];
@@ -120,9 +125,7 @@ pub fn cold_starts(league: &League) -> anyhow::Result<String> {
             }
             steps.push((high, 1.0));
             let series = drawn(chart.draw_series(LineSeries::new(steps, ink.stroke_width(2))))?;
-            series
-                .label(player.name())
-                .legend(move |(x, y)| Rectangle::new([(x, y - 4), (x + 12, y + 4)], ink.filled()));
+            series.label(player.name()).legend(swatch(ink));
         }
         legend(&mut chart, SeriesLabelPosition::LowerRight)?;
         drawn(root.present())?;
@@ -159,9 +162,7 @@ pub fn moves(league: &League) -> anyhow::Result<String> {
             let ink = colour(league, player);
             let steps = points.iter().flat_map(|p| [*p, (p.0 + 1.0, p.1)]);
             let series = drawn(chart.draw_series(LineSeries::new(steps, ink.stroke_width(2))))?;
-            series
-                .label(player.name())
-                .legend(move |(x, y)| Rectangle::new([(x, y - 4), (x + 12, y + 4)], ink.filled()));
+            series.label(player.name()).legend(swatch(ink));
         }
         legend(&mut chart, SeriesLabelPosition::UpperLeft)?;
         drawn(root.present())?;
@@ -247,7 +248,7 @@ pub fn dollars(league: &League) -> anyhow::Result<String> {
             };
             let series = drawn(chart.draw_series((0..shown.len()).map(bar)))?;
             let name = parts(0)[j].0;
-            series.label(name).legend(move |(x, y)| Rectangle::new([(x, y - 4), (x + 12, y + 4)], ink.filled()));
+            series.label(name).legend(swatch(ink));
         }
         let style = TextStyle::from(("sans-serif", 12).into_font()).color(&INK);
         let centred = style.pos(plotters::style::text_anchor::Pos::new(
