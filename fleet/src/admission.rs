@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::class::Class;
+use crate::class::{AcceptedGpu, Class, PriceCap};
 use crate::gpu::{GpuModel, Interconnect};
 use crate::money::UsdMicros;
 use crate::offer::{Market, Offer};
@@ -65,6 +65,44 @@ impl fmt::Display for Refusal {
             Self::Price { price, cap } => write!(f, "{price}/GPU-h is above the cap of {cap}"),
         }
     }
+}
+
+/// Price caps of one class, resolved to dollars for a GPU-hour.
+#[derive(Debug, Clone)]
+pub struct Caps(Vec<[Option<UsdMicros>; 2]>);
+
+impl Caps {
+    /// A relative cap is measured against the cheapest offer of the class's first model that the class admits
+    /// otherwise, spot against spot and the rest against the rest, or against the other where there is none. Without
+    /// any yardstick the substitute is refused: its premium is not known.
+    #[must_use]
+    pub fn resolve<'a>(class: &Class, offers: impl Iterator<Item = &'a Offer> + Clone) -> Self {
+        let first = class.gpus.first().map(|g| g.model);
+        let cheapest = [false, true].map(|spot| {
+            let yardstick =
+                offers.clone().filter(|o| Some(o.gpu) == first && is_spot(o) == spot && admits_node(o, class).is_ok());
+            yardstick.map(Offer::gpu_price_usd_micros_per_h).filter(|price| price.0 > 0).min()
+        });
+        let resolve = |gpu: &AcceptedGpu| {
+            [0, 1].map(|spot| match (gpu.cap?, cheapest[spot].or(cheapest[1 - spot])) {
+                (PriceCap::UsdMicrosPerGpuH(cap), _) => Some(cap),
+                (PriceCap::Premium(share), Some(base)) => UsdMicros::from_usd(base.usd() * (1.0 + share)).ok(),
+                (PriceCap::Premium(_), None) => Some(UsdMicros::ZERO),
+            })
+        };
+        Self(class.gpus.iter().map(resolve).collect())
+    }
+
+    /// The cap that applies to an offer of the class.
+    #[must_use]
+    pub fn of(&self, class: &Class, offer: &Offer) -> Option<UsdMicros> {
+        let place = class.gpus.iter().position(|g| g.model == offer.gpu)?;
+        self.0[place][usize::from(is_spot(offer))]
+    }
+}
+
+fn is_spot(offer: &Offer) -> bool {
+    offer.key.market == Market::Spot
 }
 
 fn region_matches(pattern: &str, offer: &Offer) -> bool {
@@ -135,7 +173,6 @@ pub fn usable_share(gpus_per_node: u32, free: u32, class: &Class) -> Option<f64>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::class::AcceptedGpu;
     use crate::offer::OfferKey;
 
     fn offer(gpus: u32) -> Offer {

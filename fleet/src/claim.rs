@@ -62,6 +62,28 @@ pub struct IllegalClaimEvent {
 }
 
 impl ClaimState {
+    /// Every state.
+    pub const ALL: [Self; 6] = [Self::Queued, Self::Granted, Self::Active, Self::Released, Self::Expired, Self::Failed];
+
+    /// The word used in output and in the log.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Granted => "granted",
+            Self::Active => "active",
+            Self::Released => "released",
+            Self::Expired => "expired",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// The state of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|s| s.name() == name)
+    }
+
     /// The state after `event`.
     ///
     /// # Errors

@@ -40,6 +40,14 @@ pub enum Broken {
         /// What is claimed.
         claimed: u32,
     },
+    /// CAP-1: one GPU in two live claims, or in one and free.
+    #[error("CAP-1: GPUs {gpus} of node {node} are in use twice")]
+    SameGpuTwice {
+        /// The node.
+        node: u64,
+        /// Indices of the GPUs.
+        gpus: String,
+    },
     /// CAP-1: a live claim on a node that is not there.
     #[error("CAP-1: claim {claim} is on node {node}, which is gone")]
     ClaimWithoutNode {

@@ -97,6 +97,31 @@ impl NodeState {
         Self::Terminated,
     ];
 
+    /// The word used in output and in the log.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::Booting => "booting",
+            Self::Checking => "checking",
+            Self::Idle => "idle",
+            Self::Claimed => "claimed",
+            Self::Diagnosing => "diagnosing",
+            Self::Draining => "draining",
+            Self::Quarantined => "quarantined",
+            Self::Repairing => "repairing",
+            Self::Lost => "lost",
+            Self::Terminating => "terminating",
+            Self::Terminated => "terminated",
+        }
+    }
+
+    /// The state of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|s| s.name() == name)
+    }
+
     /// The state after `event`.
     ///
     /// # Errors

@@ -31,6 +31,11 @@ impl Shelf {
         self.free.range((gpus, 0)..).next().copied()
     }
 
+    /// Nodes with at least `gpus` free, the fullest first, as `(free GPUs, node)`.
+    pub fn with_free(&self, gpus: u32) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.free.range((gpus, 0)..).copied()
+    }
+
     /// Free GPUs on the shelf.
     #[must_use]
     pub fn free_gpus(&self) -> u64 {

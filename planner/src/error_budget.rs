@@ -17,7 +17,7 @@ const SPENT_SHARE: f64 = 0.8;
 /// above the target, so that they could only delay what comes after a bad hour.
 const FULL_DAYS: f64 = 0.5;
 /// Misses that a plan may have in mind when the budget is full, as a multiple of the target's.
-const MOST_TIMES: f64 = 100.0;
+const MOST_TIMES: f64 = 30.0;
 
 /// Claims of a class that found out whether they hit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,7 +105,8 @@ mod tests {
     #[test]
     fn a_budget_that_is_not_spent_lowers_the_aim_and_an_overspent_one_does_not_raise_it() {
         let aims: Vec<f64> = [1, 4, 8, 48].map(|h| after(h, 100, 0).aim(0, 0.99)).to_vec();
-        assert!(aims.windows(2).all(|w| w[1] < w[0]) && aims[0] > 0.98 && aims[3] == 0.0, "{aims:?}");
+        assert!(aims.windows(2).all(|w| w[1] < w[0]) && aims[0] > 0.98, "{aims:?}");
+        assert!((aims[3] - (1.0 - 0.01 * MOST_TIMES)).abs() < 1e-9, "a full budget may be spent: {aims:?}");
         assert_eq!(after(12, 90, 10).aim(0, 0.99), 0.99);
         // Nothing is left of the budget after a burst, and it fills again.
         let mut budget = after(24, 50, 50);

@@ -10,7 +10,7 @@ use crate::decompose::{self, Effort};
 use crate::input::{OfferState, PlanInput};
 use crate::model::{Model, Source};
 use crate::plan::{Plan, micros};
-use crate::serves::Caps;
+use fleet::Caps;
 
 /// The offers of one class, chosen ones first, then by what is missing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,7 +59,7 @@ pub enum Verdict {
 /// Number of offers that serve a class, and of those that do not by reason.
 #[must_use]
 pub fn refusals(class: &Class, offers: &[OfferState]) -> (usize, BTreeMap<String, usize>) {
-    let caps = Caps::resolve(class, offers);
+    let caps = Caps::resolve(class, offers.iter().map(|o| &o.offer));
     let mut refused: BTreeMap<String, usize> = BTreeMap::new();
     for state in offers {
         if let Err(why) = admission::yields(&state.offer, class, caps.of(class, &state.offer)) {
@@ -83,7 +83,7 @@ pub fn explain(
     let (master, optimum) = decompose::solve(input, &model, effort)?;
     let values = optimum.duals.pool_values(&model);
     let links = columns::links(input, &model);
-    let caps = Caps::resolve(&input.classes[class], &input.offers);
+    let caps = Caps::resolve(&input.classes[class], input.offers.iter().map(|o| &o.offer));
     let mut offers = Vec::new();
     let (_, refused) = refusals(&input.classes[class], &input.offers);
     let mut source_of = BTreeMap::new();

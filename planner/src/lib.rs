@@ -16,6 +16,7 @@ pub mod instance;
 pub mod model;
 pub mod plan;
 pub mod report;
+pub mod rolling;
 pub mod round;
 pub mod scenarios;
 pub mod serves;

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use fleet::{Market, Refusal};
 
 use crate::input::{DomainLevel, OfferState, PlanInput, SpreadBy};
-use crate::serves::{Caps, fragment_serves, whole_node_serves};
+use crate::serves::{fragment_serves, whole_node_serves};
 
 /// Which classes a pool serves, and how much of it each can use.
 #[derive(Debug, Clone, PartialEq)]
@@ -289,7 +289,8 @@ impl Model {
     }
 
     fn add_sources(&mut self, input: &PlanInput) {
-        let caps: Vec<Caps> = input.classes.iter().map(|k| Caps::resolve(k, &input.offers)).collect();
+        let caps: Vec<fleet::Caps> =
+            input.classes.iter().map(|k| fleet::Caps::resolve(k, input.offers.iter().map(|o| &o.offer))).collect();
         let level = input.policy.survive.map(|s| s.level);
         let mut domains = BTreeMap::new();
         let mut pools = BTreeMap::new();

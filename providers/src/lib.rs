@@ -2,8 +2,14 @@
 //! out of plans, and a simulated cloud.
 
 pub mod catalogue;
+pub mod provider;
 pub mod sim;
+pub mod sim_provider;
+pub mod static_provider;
 pub mod table;
 
 pub use catalogue::{Catalogue, GateRules, RawOffer, SetAside, gate};
+pub use provider::{ErrorKind, Instance, InstanceState, LaunchRequest, Notice, Provider, ProviderError};
+pub use sim_provider::SimProvider;
+pub use static_provider::StaticProvider;
 pub use table::{DataError, Table};

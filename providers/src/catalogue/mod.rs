@@ -34,6 +34,21 @@ pub struct RawOffer {
     pub interconnect: Option<Interconnect>,
 }
 
+impl From<&Offer> for RawOffer {
+    fn from(offer: &Offer) -> Self {
+        Self {
+            key: offer.key.clone(),
+            gpu: offer.gpu.to_string(),
+            gpus_per_node: offer.gpus_per_node,
+            price_usd_per_h: Some(offer.price_usd_micros_per_h.usd()),
+            price_day: offer.price_day,
+            interruption_per_h: offer.interruption_per_h,
+            delisted: false,
+            interconnect: Some(offer.interconnect),
+        }
+    }
+}
+
 /// Why an offer is kept out of plans.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]

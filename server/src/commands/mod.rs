@@ -5,6 +5,7 @@ pub mod demo;
 pub mod explain;
 pub mod offers;
 pub mod plan;
+pub mod serve;
 pub mod simulate;
 
 use clap::ValueEnum;

@@ -2,10 +2,12 @@
 #![allow(clippy::print_stdout, reason = "tests say what they skip")]
 
 mod bad_input;
+mod databases;
 mod imports;
 mod plans;
 mod shared_data;
 mod simulations;
+mod store;
 mod tidy;
 
 use std::path::{Path, PathBuf};

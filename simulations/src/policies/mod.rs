@@ -13,7 +13,7 @@ use crate::engine::SimClass;
 use fleet::Offer;
 
 pub use fixed::FixedNodes;
-pub use live::{Live, LiveRules};
+pub use live::Live;
 pub use simple::{Rule, Simple};
 
 /// A node as policies see it.

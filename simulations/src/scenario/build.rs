@@ -14,7 +14,7 @@ use super::{Scenario, ScenarioError, traces};
 use crate::claims;
 use crate::engine::{Disturbance, Setup, SimClass};
 use crate::parts::{ClassPart, PartError};
-use crate::policies::LiveRules;
+use planner::rolling::Rules as LiveRules;
 
 /// Seconds of each run before anything is counted: the fleet fills.
 const WARM_UP_S: f64 = 3.0 * 3600.0;

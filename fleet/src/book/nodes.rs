@@ -1,0 +1,338 @@
+//! Nodes: what the cloud, the agent, the operator and time do to them.
+
+use std::collections::BTreeSet;
+
+use crate::claim::ClaimEvent;
+use crate::gpu_set::GpuSet;
+use crate::node::{IllegalNodeEvent, NodeEvent, NodeState};
+use crate::offer::OfferKey;
+
+use super::{Book, Change, IntentAction, Node, Subject};
+
+/// Why a node cannot do what was asked. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NodeError {
+    /// There is no such node, or it is gone.
+    #[error("there is no node n-{0}")]
+    Unknown(u64),
+    /// The report is of an older boot.
+    #[error("node n-{node} runs boot {now}; a report of boot {reported} changes nothing")]
+    OtherBoot {
+        /// The node.
+        node: u64,
+        /// The boot that is known.
+        now: String,
+        /// The boot of the report.
+        reported: String,
+    },
+    /// The agent says something about its host that the cloud did not sell.
+    #[error("node n-{node} was bought with {bought} GPUs and reports {reported}")]
+    OtherHardware {
+        /// The node.
+        node: u64,
+        /// GPUs bought.
+        bought: u32,
+        /// GPUs reported.
+        reported: u32,
+    },
+    /// It holds claims or is in another state.
+    #[error("node n-{node} is {state} and is not given back")]
+    NotIdle {
+        /// The node.
+        node: u64,
+        /// Its state.
+        state: &'static str,
+    },
+    /// More GPUs than a set can hold.
+    #[error("a node of {0} GPUs is more than the 64 that are supported")]
+    TooLarge(u32),
+    /// The node's state does not allow it.
+    #[error(transparent)]
+    Illegal(#[from] IllegalNodeEvent),
+}
+
+impl Book {
+    fn node(&self, id: u64) -> Result<&Node, NodeError> {
+        self.nodes.get(&id).ok_or(NodeError::Unknown(id))
+    }
+
+    /// A node that is to be launched.
+    pub(super) fn request_node(&mut self, offer: OfferKey, gpus: u32, intent: Option<u64>, now_ms: i64) -> u64 {
+        let id = self.new_id();
+        let node = Node {
+            id,
+            offer,
+            gpus,
+            state: NodeState::Requested,
+            free: GpuSet::first(gpus),
+            instance: None,
+            intent,
+            boot: None,
+            asked_at_ms: now_ms,
+            since_ms: now_ms,
+            proof_at_ms: None,
+            heard_at_ms: None,
+            reason: String::new(),
+        };
+        self.nodes.insert(id, node);
+        id
+    }
+
+    /// One event of a node's life, with its reason. Keeps shelves and the log in step.
+    ///
+    /// # Errors
+    /// The event cannot happen now.
+    pub fn node_event(&mut self, id: u64, event: NodeEvent, reason: &str, now_ms: i64) -> Result<(), NodeError> {
+        let before = self.node(id)?.state;
+        let after = before.after(event)?;
+        self.off_shelf(id);
+        let Some(node) = self.nodes.get_mut(&id) else { return Err(NodeError::Unknown(id)) };
+        node.state = after;
+        node.reason = reason.to_owned();
+        if matches!(after, NodeState::Checking | NodeState::Quarantined | NodeState::Lost | NodeState::Repairing) {
+            node.proof_at_ms = None;
+        }
+        self.changes.nodes.insert(id);
+        if before != after {
+            node.since_ms = now_ms;
+            let (from, to) = (before.name().to_owned(), after.name().to_owned());
+            let change = Change { subject: Subject::Node, id, from, to, reason: reason.to_owned(), at_ms: now_ms };
+            self.changes.events.push(change);
+        }
+        self.on_shelf(id);
+        Ok(())
+    }
+
+    /// The cloud accepted the launch of a node as `instance`.
+    ///
+    /// # Errors
+    /// It is not `requested`.
+    pub fn accepted(&mut self, id: u64, instance: &str, now_ms: i64) -> Result<(), NodeError> {
+        self.node_event(id, NodeEvent::Accepted, &format!("the provider launched {instance}"), now_ms)?;
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.instance = Some(instance.to_owned());
+        }
+        Ok(())
+    }
+
+    /// The agent of a node has started in a boot of its host. The gate follows.
+    ///
+    /// # Errors
+    /// The node is unknown, its hardware is another, or it cannot register now.
+    pub fn register(&mut self, id: u64, boot: &str, gpus: u32, now_ms: i64) -> Result<(), NodeError> {
+        let node = self.node(id)?;
+        if node.gpus != gpus {
+            return Err(NodeError::OtherHardware { node: id, bought: node.gpus, reported: gpus });
+        }
+        if node.boot.as_deref() == Some(boot) && node.state != NodeState::Lost {
+            return self.heard(id, boot, None, now_ms);
+        }
+        // Another boot under live claims: the host restarted, and what ran on it is gone.
+        if node.state == NodeState::Lost || node.free.count() < node.gpus {
+            self.fail_claims(id, "its node restarted", now_ms);
+        }
+        let event = match self.node(id)?.state {
+            NodeState::Lost => NodeEvent::CameBack,
+            NodeState::Booting | NodeState::Repairing => NodeEvent::Registered,
+            // A restart that nobody announced.
+            _ => {
+                self.node_event(id, NodeEvent::WentSilent, "its host restarted", now_ms)?;
+                NodeEvent::CameBack
+            }
+        };
+        self.node_event(id, event, "its agent registered", now_ms)?;
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.boot = Some(boot.to_owned());
+            node.heard_at_ms = Some(now_ms);
+        }
+        Ok(())
+    }
+
+    /// A heartbeat of a node's agent. `healthy` says whether every passive check was made and passed: `None` where
+    /// something was not measured, which proves nothing.
+    ///
+    /// # Errors
+    /// The node is unknown or runs another boot.
+    pub fn heard(&mut self, id: u64, boot: &str, healthy: Option<bool>, now_ms: i64) -> Result<(), NodeError> {
+        let node = self.node(id)?;
+        if node.boot.as_deref() != Some(boot) {
+            let now = node.boot.clone().unwrap_or_else(|| "none".into());
+            return Err(NodeError::OtherBoot { node: id, now, reported: boot.to_owned() });
+        }
+        let (state, has_claims) = (node.state, node.free.count() < node.gpus);
+        if state == NodeState::Lost && !has_claims {
+            self.node_event(id, NodeEvent::CameBack, "its agent is heard again", now_ms)?;
+        }
+        self.off_shelf(id);
+        if let Some(node) = self.nodes.get_mut(&id) {
+            // Most heartbeats say nothing new; the log need not carry each.
+            if node.heard_at_ms.is_none_or(|at| now_ms - at >= HEARD_EVERY_MS) {
+                self.changes.nodes.insert(id);
+            }
+            node.heard_at_ms = Some(now_ms);
+            if healthy == Some(true) && (node.state.takes_claims() || node.state == NodeState::Draining) {
+                node.proof_at_ms = Some(now_ms);
+            }
+        }
+        self.on_shelf(id);
+        if healthy == Some(false) {
+            self.fault(id, "a passive check failed", now_ms)?;
+        } else if state.takes_claims() {
+            self.serve_waiting(id, now_ms);
+        }
+        Ok(())
+    }
+
+    /// The answer of the boot gate. Anything but a pass of every required check is `false`.
+    ///
+    /// # Errors
+    /// The node is unknown, runs another boot, or is not being checked.
+    pub fn gate(&mut self, id: u64, boot: &str, passed: bool, reason: &str, now_ms: i64) -> Result<(), NodeError> {
+        let node = self.node(id)?;
+        if node.boot.as_deref() != Some(boot) {
+            let now = node.boot.clone().unwrap_or_else(|| "none".into());
+            return Err(NodeError::OtherBoot { node: id, now, reported: boot.to_owned() });
+        }
+        let event = if passed { NodeEvent::GatePassed } else { NodeEvent::GateFailed };
+        self.node_event(id, event, reason, now_ms)?;
+        if passed {
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.proof_at_ms = Some(now_ms);
+                node.heard_at_ms = Some(now_ms);
+            }
+            self.on_shelf(id);
+            self.serve_waiting(id, now_ms);
+        }
+        Ok(())
+    }
+
+    /// A fault was found: no new claims, and those that it has fail.
+    ///
+    /// # Errors
+    /// Its state does not allow it.
+    pub fn fault(&mut self, id: u64, reason: &str, now_ms: i64) -> Result<(), NodeError> {
+        self.node(id)?.state.after(NodeEvent::FaultFound)?;
+        self.off_shelf(id);
+        self.fail_claims(id, reason, now_ms);
+        self.node_event(id, NodeEvent::FaultFound, reason, now_ms)
+    }
+
+    /// The node takes no more claims.
+    ///
+    /// # Errors
+    /// Its state does not allow it.
+    pub fn drain(&mut self, id: u64, reason: &str, now_ms: i64) -> Result<(), NodeError> {
+        self.node_event(id, NodeEvent::DrainStarted, reason, now_ms)
+    }
+
+    /// Drains a node that takes claims. Returns whether that changed anything: a notice that comes twice does not.
+    pub fn drain_once(&mut self, id: u64, reason: &str, now_ms: i64) -> bool {
+        let able = self.nodes.get(&id).is_some_and(|n| n.state.takes_claims());
+        able && self.drain(id, reason, now_ms).is_ok()
+    }
+
+    /// The cloud says that it is gone. Its claims fail.
+    ///
+    /// # Errors
+    /// It is unknown.
+    pub fn gone(&mut self, id: u64, reason: &str, now_ms: i64) -> Result<(), NodeError> {
+        self.node(id)?;
+        self.off_shelf(id);
+        self.fail_claims(id, reason, now_ms);
+        self.node_event(id, NodeEvent::Gone, reason, now_ms)
+    }
+
+    /// Fails the live claims of a node that can serve them no longer.
+    pub(super) fn fail_claims(&mut self, id: u64, reason: &str, now_ms: i64) {
+        let on_it = |c: &&super::Claim| c.state.is_live() && c.parts.iter().any(|p| p.node == id);
+        let lost: Vec<u64> = self.claims.values().filter(on_it).map(|c| c.id).collect();
+        if lost.is_empty() {
+            return;
+        }
+        // It must not be granted to the next in line while its claims end.
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.proof_at_ms = None;
+        }
+        for claim in lost {
+            let ended = self.end_claim(claim, ClaimEvent::NodeLost, reason, now_ms);
+            debug_assert!(ended.is_ok(), "{ended:?}");
+        }
+    }
+
+    /// Agents that fell silent and proofs that are too old. Called about once a second.
+    pub fn tick_nodes(&mut self, now_ms: i64) {
+        let limits = self.limits;
+        let silent = |n: &Node| n.heard_at_ms.is_some_and(|at| now_ms - at > limits.silent_ms);
+        let unproven = |n: &Node| n.proof_at_ms.is_some_and(|at| now_ms - at > limits.proof_max_age_ms);
+        let listens = |n: &Node| n.state.takes_claims() || matches!(n.state, NodeState::Checking | NodeState::Draining);
+        let quiet: Vec<(u64, &str)> = self
+            .nodes
+            .values()
+            .filter(|n| listens(n))
+            .filter_map(|n| match (silent(n), unproven(n) && n.state.takes_claims()) {
+                (true, _) => Some((n.id, "its agent is silent")),
+                (false, true) => Some((n.id, "its proof of health is too old")),
+                (false, false) => None,
+            })
+            .collect();
+        for (id, reason) in quiet {
+            let lost = self.node_event(id, NodeEvent::WentSilent, reason, now_ms);
+            debug_assert!(lost.is_ok(), "{lost:?}");
+        }
+    }
+
+    /// Ends what will not be of use: drained nodes without claims, failed and lost ones, boots that take too long.
+    /// `most` of them at a time, so that one bad cause does not take the fleet down (HLT-6). Returns how many.
+    pub fn clean_up(&mut self, most: usize, now_ms: i64) -> usize {
+        let limits = self.limits;
+        let ending: BTreeSet<u64> = self
+            .intents
+            .values()
+            .filter_map(|i| match i.action {
+                IntentAction::Terminate { node } => Some(node),
+                IntentAction::Launch { .. } => None,
+            })
+            .collect();
+        let why = |n: &Node| {
+            let waited_ms = now_ms - n.since_ms;
+            match n.state {
+                NodeState::Draining if n.free.count() == n.gpus => Some("its last claim has ended"),
+                NodeState::Quarantined => Some("it failed a check"),
+                NodeState::Lost if n.free.count() == n.gpus && waited_ms > limits.boot_max_ms => {
+                    Some("its agent stays silent")
+                }
+                NodeState::Booting | NodeState::Checking | NodeState::Repairing if waited_ms > limits.boot_max_ms => {
+                    Some("it did not become healthy in time")
+                }
+                _ => None,
+            }
+        };
+        let free: Vec<(u64, &str)> = self
+            .nodes
+            .values()
+            .filter(|n| !ending.contains(&n.id))
+            .filter_map(|n| Some((n.id, why(n)?)))
+            .take(most)
+            .collect();
+        for (id, reason) in &free {
+            let asked = self.intend_end(*id, reason, now_ms);
+            debug_assert!(asked.is_ok(), "{asked:?}");
+        }
+        free.len()
+    }
+
+    /// Puts a stored node back, as it was.
+    pub fn load_node(&mut self, node: Node) {
+        let id = node.id;
+        self.skip_ids(id + 1);
+        self.off_shelf(id);
+        self.nodes.remove(&id);
+        if node.state != NodeState::Terminated {
+            self.nodes.insert(id, node);
+            self.on_shelf(id);
+        }
+    }
+}
+
+/// Heartbeats are written down this often, milliseconds.
+const HEARD_EVERY_MS: i64 = 20_000;

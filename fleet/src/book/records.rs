@@ -1,0 +1,249 @@
+//! The records of a book.
+
+use serde::{Deserialize, Serialize};
+
+use crate::claim::{ClaimState, OnEmpty};
+use crate::class::Class;
+use crate::gpu_set::GpuSet;
+use crate::node::NodeState;
+use crate::offer::OfferKey;
+
+/// A class with the rules of its claims.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClassRule {
+    /// What is claimed.
+    pub class: Class,
+    /// A claim granted within this time is a hit, milliseconds.
+    pub wait_ms: i64,
+    /// What a claim does when nothing is free, unless it says otherwise.
+    pub on_empty: OnEmpty,
+    /// A claim whose heartbeat stops is given back after this time, unless it says otherwise, milliseconds.
+    pub lease_ms: i64,
+    /// Mean life of a claim, seconds: a prior, until enough are seen.
+    pub claim_mean_s: f64,
+}
+
+/// Limits that hold for all claims and nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// A granted claim that its client does not confirm is given back after this time, milliseconds.
+    pub confirm_ms: i64,
+    /// Longest lease that a claim can ask for, milliseconds.
+    pub lease_max_ms: i64,
+    /// Longest time that a claim can wait, milliseconds.
+    pub queue_max_ms: i64,
+    /// A proof of health that is older grants nothing, milliseconds.
+    pub proof_max_age_ms: i64,
+    /// A node without a heartbeat for this time is lost, milliseconds.
+    pub silent_ms: i64,
+    /// A node that has not registered, or whose gate gave no answer, for this time is given up, milliseconds.
+    pub boot_max_ms: i64,
+    /// Claims that may wait at the same time.
+    pub queued_claims_max: usize,
+    /// Units of one claim.
+    pub count_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            confirm_ms: 30_000,
+            lease_max_ms: 24 * 3_600_000,
+            queue_max_ms: 3_600_000,
+            proof_max_age_ms: 120_000,
+            silent_ms: 60_000,
+            boot_max_ms: 30 * 60_000,
+            queued_claims_max: 10_000,
+            count_max: 64,
+        }
+    }
+}
+
+/// One instance, from its launch to its end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    /// Identity.
+    pub id: u64,
+    /// Where and as what it was bought.
+    pub offer: OfferKey,
+    /// GPUs that it has, at most [`GpuSet::MAX`].
+    pub gpus: u32,
+    /// Where it is in its life.
+    pub state: NodeState,
+    /// GPUs without a claim.
+    pub free: GpuSet,
+    /// The cloud's name for it; none until the cloud has answered.
+    pub instance: Option<String>,
+    /// The intent that launched it; none for adopted nodes.
+    pub intent: Option<u64>,
+    /// The boot that its agent runs in. Reports of another boot change nothing (HLT-4).
+    pub boot: Option<String>,
+    /// When it was asked for, milliseconds since 1970.
+    pub asked_at_ms: i64,
+    /// When its state last changed, milliseconds since 1970.
+    pub since_ms: i64,
+    /// When every required check last passed, milliseconds since 1970.
+    pub proof_at_ms: Option<i64>,
+    /// When its agent was last heard, milliseconds since 1970.
+    pub heard_at_ms: Option<i64>,
+    /// Why it is in its state.
+    pub reason: String,
+}
+
+/// Claims of a class that found out whether they hit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Granted within the class's wait.
+    pub hits: u64,
+    /// Not granted within it.
+    pub misses: u64,
+}
+
+/// GPUs of one node that a claim has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// The node.
+    pub node: u64,
+    /// Its GPUs.
+    pub gpus: GpuSet,
+}
+
+/// GPUs handed to a scheduler, or asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Identity.
+    pub id: u64,
+    /// Name of the class.
+    pub class: String,
+    /// Where it is in its life.
+    pub state: ClaimState,
+    /// Units of the class's claim size, all or none, in one zone.
+    pub count: u32,
+    /// The client's idempotency key.
+    pub key: Option<String>,
+    /// What was asked, to tell a retry from another request with the same key.
+    pub digest: String,
+    /// Who holds it, in the client's words.
+    pub holder: String,
+    /// What it does when nothing is free.
+    pub on_empty: OnEmpty,
+    /// Its GPUs.
+    pub parts: Vec<Part>,
+    /// Whether its GPUs are not of the class's first model.
+    pub substituted: bool,
+    /// When it was asked for, milliseconds since 1970.
+    pub asked_at_ms: i64,
+    /// Until when it waits, milliseconds since 1970.
+    pub deadline_at_ms: i64,
+    /// When it got its GPUs, milliseconds since 1970.
+    pub granted_at_ms: Option<i64>,
+    /// Time between heartbeats that it may take, milliseconds.
+    pub lease_ms: i64,
+    /// Until when it keeps its GPUs without a heartbeat, milliseconds since 1970.
+    pub lease_until_ms: i64,
+    /// Whether it was granted within the class's wait; `None` until that is known, or where the client gave up before.
+    pub hit: Option<bool>,
+    /// When it ended, milliseconds since 1970.
+    pub ended_at_ms: Option<i64>,
+    /// Why it is in its state.
+    pub reason: String,
+}
+
+impl Claim {
+    /// Whether it waits or holds GPUs.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.state == ClaimState::Queued || self.state.is_live()
+    }
+
+    /// When something happens to it by itself.
+    #[must_use]
+    pub fn due_at_ms(&self) -> i64 {
+        if self.state == ClaimState::Queued { self.deadline_at_ms } else { self.lease_until_ms }
+    }
+}
+
+/// One provider action that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum IntentAction {
+    /// Launch the nodes, which are `requested`.
+    Launch {
+        /// Where and as what.
+        offer: OfferKey,
+        /// The nodes.
+        nodes: Vec<u64>,
+    },
+    /// End one node.
+    Terminate {
+        /// The node.
+        node: u64,
+    },
+}
+
+/// Where an intent is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IntentState {
+    /// Durable; no call is known to be under way.
+    Pending,
+    /// A call was made and may have taken effect; its answer is not known.
+    Sent,
+    /// All of it is done.
+    Fulfilled,
+    /// Part of it is done.
+    Partial,
+    /// The provider refused it.
+    Refused,
+    /// Its time ran out.
+    Expired,
+}
+
+impl IntentState {
+    /// The word used in output and in the log.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Sent => "sent",
+            Self::Fulfilled => "fulfilled",
+            Self::Partial => "partial",
+            Self::Refused => "refused",
+            Self::Expired => "expired",
+        }
+    }
+
+    /// Whether it is still to be acted on.
+    #[must_use]
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Pending | Self::Sent)
+    }
+}
+
+/// One provider action that a plan asks for, durable before it is tried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// Identity.
+    pub id: u64,
+    /// The plan that asks for it; 0 for the operator and for strays.
+    pub epoch: u64,
+    /// What.
+    pub action: IntentAction,
+    /// Idempotency token: one launch at most carries it (CAP-4).
+    pub token: String,
+    /// Where it is in its life.
+    pub state: IntentState,
+    /// Calls made.
+    pub tries: u32,
+    /// When the last call was made, milliseconds since 1970.
+    pub sent_at_ms: Option<i64>,
+    /// Not before, milliseconds since 1970.
+    pub not_before_ms: i64,
+    /// When it was made, milliseconds since 1970.
+    pub made_at_ms: i64,
+    /// When a launch is given up, milliseconds since 1970.
+    pub expires_at_ms: i64,
+    /// Answer of the last call.
+    pub reason: String,
+}

@@ -1,0 +1,96 @@
+//! Whatever happens, in whatever order: no GPU is given twice, and what is stored is what is known.
+
+use std::collections::BTreeMap;
+
+use fleet::book::{Book, ClaimRequest, Limits};
+use fleet::{NodeState, OnEmpty};
+use proptest::prelude::*;
+
+use crate::fleets::{ask, book, idle_nodes};
+
+/// Applies one of many things to the book; refusals are fine.
+fn happen(book: &mut Book, what: (u8, u64, u8), now_ms: i64) {
+    let (kind, pick, more) = what;
+    let nodes: Vec<u64> = book.nodes().keys().copied().collect();
+    let claims: Vec<u64> = book.claims().keys().copied().collect();
+    let node = nodes.get(pick as usize % nodes.len().max(1)).copied().unwrap_or(0);
+    let claim = claims.get(pick as usize % claims.len().max(1)).copied().unwrap_or(0);
+    let class = if more % 3 == 0 { "large" } else { "small" };
+    let on_empty = [OnEmpty::Fail, OnEmpty::Queue, OnEmpty::LaunchCold, OnEmpty::Substitute][usize::from(more % 4)];
+    match kind {
+        0..=5 => {
+            let count = 1 + u32::from(more / 64);
+            book.claim(ClaimRequest { count, ..ask(class, on_empty) }, now_ms).ok();
+        }
+        6..=8 => drop(book.release(claim, "done", now_ms)),
+        9 => drop(book.heartbeat(claim, None, now_ms)),
+        10 => drop(idle_nodes(book, usize::from(more % 3), 1, now_ms)),
+        11 => drop(book.gone(node, "reclaimed", now_ms)),
+        12 => drop(book.fault(node, "a fault", now_ms)),
+        13 => drop(book.drain(node, "notice", now_ms)),
+        14 => drop(book.heard(node, "boot-1", Some(more % 5 > 0), now_ms)),
+        15 => drop(book.register(node, if more % 2 == 0 { "boot-1" } else { "boot-2" }, 8, now_ms)),
+        16 => drop(book.gate(node, "boot-1", more % 2 == 0, "gate", now_ms)),
+        17 => drop(book.intend_release(1, node, now_ms)),
+        18 => {
+            if let Ok(intent) = book.intend_end(node, "by hand", now_ms) {
+                book.termination_taken(intent, more % 2 == 0, now_ms).ok();
+            }
+        }
+        _ => {
+            book.tick(now_ms);
+            book.tick_nodes(now_ms);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_is_given_twice_and_nothing_is_forgotten(
+        steps in proptest::collection::vec((0_u8..20, any::<u64>(), any::<u8>(), 0_i64..20_000), 1..120)
+    ) {
+        let mut book = book();
+        idle_nodes(&mut book, 0, 1, 0);
+        let (mut now_ms, mut stored_nodes, mut stored_claims) = (0, BTreeMap::new(), BTreeMap::new());
+        let mut stored_intents = BTreeMap::new();
+        for (kind, pick, more, pause_ms) in steps {
+            now_ms += pause_ms;
+            happen(&mut book, (kind, pick, more), now_ms);
+            prop_assert_eq!(book.check(), Ok(()));
+            // What can be claimed is what healthy nodes have free.
+            for p in 0..book.offers().len() {
+                let key = &book.offers()[p].key;
+                let ready = book.nodes().values().filter(|n| n.offer == *key && n.state.takes_claims());
+                let free: u64 = ready.filter(|n| n.proof_at_ms.is_some()).map(|n| u64::from(n.free.count())).sum();
+                prop_assert_eq!(book.free_gpus(p), free);
+            }
+            let idle_without_proof = book.nodes().values().any(|n| n.state == NodeState::Idle && n.proof_at_ms.is_none());
+            prop_assert!(!idle_without_proof, "HLT-1");
+            let changes = book.take_changes();
+            for id in &changes.nodes { stored_nodes.insert(*id, book.nodes()[id].clone()); }
+            for id in &changes.claims { stored_claims.insert(*id, book.claims()[id].clone()); }
+            for id in &changes.intents { stored_intents.insert(*id, book.intents()[id].clone()); }
+            book.forget_ended(&changes);
+        }
+        // A book made of what was stored is the same book.
+        let mut again = Book::new(Limits::default());
+        again.set_offers(book.offers().to_vec());
+        again.set_classes(book.classes().values().cloned());
+        stored_nodes.into_values().for_each(|n| again.load_node(n));
+        stored_claims.into_values().for_each(|c| again.load_claim(c));
+        stored_intents.into_values().for_each(|i| again.load_intent(i));
+        prop_assert_eq!(again.check(), Ok(()));
+        let heard = |n: &fleet::book::Node| (n.id, n.state, n.free, n.boot.clone(), n.reason.clone());
+        prop_assert_eq!(again.nodes().values().map(heard).collect::<Vec<_>>(), book.nodes().values().map(heard).collect::<Vec<_>>());
+        prop_assert_eq!(again.claims(), book.claims());
+        prop_assert_eq!(again.intents(), book.intents());
+        for class in ["small", "large"] {
+            prop_assert_eq!(again.queue(class), book.queue(class));
+        }
+        for p in 0..book.offers().len() {
+            prop_assert_eq!(again.free_gpus(p), book.free_gpus(p));
+        }
+    }
+}

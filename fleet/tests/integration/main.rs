@@ -1,0 +1,5 @@
+//! Properties of the book.
+
+mod book;
+mod claims;
+mod fleets;

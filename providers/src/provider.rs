@@ -1,0 +1,196 @@
+//! What Pilotlight asks of a cloud, and how clouds say no.
+
+use std::error::Error;
+use std::fmt;
+
+use async_trait::async_trait;
+use fleet::OfferKey;
+use serde::{Deserialize, Serialize};
+
+use crate::catalogue::RawOffer;
+
+/// Why a call failed. What is learnt and what is done next depend on this alone, so that a quota is never taken for a
+/// lack of machines, nor the reverse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// The cloud has no machine of this kind there now. Supply is learnt from it; other offers are tried.
+    Capacity,
+    /// The account may not have more. Says nothing about supply; a person must act, or nodes must go.
+    Quota,
+    /// Too many calls. The same call is made again later.
+    Throttled,
+    /// The price is above what was offered.
+    Price,
+    /// The request makes no sense to the cloud: an image, subnet or type that is not there. A person must act.
+    Configuration,
+    /// The credentials are wrong or may not do this. A person must act.
+    Authorisation,
+    /// Anything that may pass: a timeout, a broken connection, an internal error. The call may have taken effect.
+    Transient,
+    /// What the call is about does not exist any more.
+    Gone,
+}
+
+impl ErrorKind {
+    /// Every kind.
+    pub const ALL: [Self; 8] = [
+        Self::Capacity,
+        Self::Quota,
+        Self::Throttled,
+        Self::Price,
+        Self::Configuration,
+        Self::Authorisation,
+        Self::Transient,
+        Self::Gone,
+    ];
+
+    /// The word used in output and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Capacity => "capacity",
+            Self::Quota => "quota",
+            Self::Throttled => "throttled",
+            Self::Price => "price",
+            Self::Configuration => "configuration",
+            Self::Authorisation => "authorisation",
+            Self::Transient => "transient",
+            Self::Gone => "gone",
+        }
+    }
+
+    /// Whether the same call may succeed later.
+    #[must_use]
+    pub fn may_pass(self) -> bool {
+        matches!(self, Self::Throttled | Self::Transient)
+    }
+
+    /// Whether the call may have taken effect although it failed.
+    #[must_use]
+    pub fn is_ambiguous(self) -> bool {
+        self == Self::Transient
+    }
+}
+
+/// A call that failed.
+#[derive(Debug)]
+pub struct ProviderError {
+    /// What it means.
+    pub kind: ErrorKind,
+    /// What was tried, and the cloud's own code where it gave one.
+    pub what: String,
+    /// The cause.
+    pub source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl ProviderError {
+    /// An error.
+    pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
+        Self { kind, what: what.into(), source: None }
+    }
+}
+
+impl fmt::Display for ProviderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.what, self.kind.name())
+    }
+}
+
+impl Error for ProviderError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_ref().map(|s| s.as_ref() as &(dyn Error + 'static))
+    }
+}
+
+/// Instances to launch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaunchRequest {
+    /// Where and as what.
+    pub offer: OfferKey,
+    /// How many.
+    pub count: u32,
+    /// Idempotency token: calls with the same token launch once. Clouds that know tokens get it; it is also a tag.
+    pub token: String,
+    /// What the host's agent needs to join, given to the instance as user data.
+    pub join: String,
+}
+
+/// An instance that carries our tag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// The cloud's name for it.
+    pub id: String,
+    /// Where and as what.
+    pub offer: OfferKey,
+    /// The token of its launch, from its tag.
+    pub token: String,
+    /// Where it is in its life.
+    pub state: InstanceState,
+    /// When it was launched, milliseconds since 1970.
+    pub launched_at_ms: i64,
+}
+
+/// Where an instance is in its life, as the cloud says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InstanceState {
+    /// On its way.
+    Pending,
+    /// Billed.
+    Running,
+    /// Stopped, and can be started again.
+    Stopped,
+    /// On its way out.
+    Ending,
+    /// Gone.
+    Ended,
+}
+
+/// The cloud takes an instance back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// The instance.
+    pub instance: String,
+    /// When, milliseconds since 1970.
+    pub at_ms: i64,
+}
+
+/// One cloud account.
+///
+/// Calls are made by one caller at a time for each provider. Every call may take long and may fail with
+/// [`ErrorKind::Transient`] after it took effect; callers find out by [`Provider::list`].
+#[async_trait]
+pub trait Provider: Send + Sync + fmt::Debug {
+    /// The word that its offers carry as `provider`.
+    fn name(&self) -> &str;
+
+    /// What it sells, at present prices, as it says them: they go through the gate before any plan sees them. An empty
+    /// list is an answer: it sells nothing now.
+    async fn offers(&self) -> Result<Vec<RawOffer>, ProviderError>;
+
+    /// Launches up to `count` instances with the fleet's tag and the token's. Fewer than asked is a success and means
+    /// that there are no more now; none at all is an error. A second call with the same token launches nothing and returns
+    /// the instances of the first, as far as they are visible.
+    async fn launch(&self, request: &LaunchRequest) -> Result<Vec<Instance>, ProviderError>;
+
+    /// Ends an instance. [`ErrorKind::Gone`] where it does not exist; asking twice is no error.
+    async fn terminate(&self, instance: &str) -> Result<(), ProviderError>;
+
+    /// All instances that carry the fleet's tag, also those that ended a short while ago. What was launched a moment ago
+    /// may be missing.
+    async fn list(&self) -> Result<Vec<Instance>, ProviderError>;
+
+    /// Instances that the cloud will take back.
+    async fn notices(&self) -> Result<Vec<Notice>, ProviderError>;
+
+    /// Stops an instance, to start it again later, where the cloud can.
+    async fn stop(&self, instance: &str) -> Result<(), ProviderError> {
+        Err(ProviderError::new(ErrorKind::Configuration, format!("{} cannot stop {instance}", self.name())))
+    }
+
+    /// Starts a stopped instance; may fail for lack of capacity.
+    async fn start(&self, instance: &str) -> Result<(), ProviderError> {
+        Err(ProviderError::new(ErrorKind::Configuration, format!("{} cannot start {instance}", self.name())))
+    }
+}

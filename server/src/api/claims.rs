@@ -1,0 +1,396 @@
+//! Claims: take GPUs, keep them by heartbeats, give them back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use fleet::book::{Book, Claim, ClaimRequest, Taken};
+use fleet::{ClaimState, OnEmpty};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use utoipa::{IntoParams, ToSchema};
+
+use super::auth::{Caller, Role};
+use super::problem::{ApiError, Code, Problem};
+use super::{App, Body, Listed, PageQuery, number};
+use crate::clock;
+
+/// What a scheduler asks for.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewClaim {
+    /// Name of the class.
+    pub class: String,
+    /// Units of the class's claim size: all or none, in one zone. 1 without it.
+    #[serde(default = "one")]
+    pub count: u32,
+    /// A retry with the same key gets the same claim. The header `Idempotency-Key` says the same.
+    #[serde(default, skip_serializing)]
+    pub idempotency_key: Option<String>,
+    /// Who holds it, in your words; shown to people.
+    #[serde(default)]
+    pub holder: String,
+    /// What to do when nothing is free: `fail`, `queue`, `launch-cold` or `substitute`; the class's rule without it.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub on_empty: Option<OnEmpty>,
+    /// How long it waits at most, seconds; the class's wait without it.
+    #[serde(default)]
+    pub wait_s: Option<f64>,
+    /// Time between heartbeats that it may take, seconds; the class's lease without it.
+    #[serde(default)]
+    pub lease_s: Option<f64>,
+    /// An answer after so many milliseconds is of no use: nothing is taken then.
+    #[serde(default)]
+    pub answer_within_ms: Option<i64>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// GPUs of one node.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct GpusView {
+    /// The node, `n-17`.
+    pub node: String,
+    /// The cloud's name for it.
+    pub instance: Option<String>,
+    /// Where it was bought, `provider/zone/type/market`.
+    pub offer: String,
+    /// GPU model.
+    pub gpu: String,
+    /// Indices of its GPUs.
+    pub indices: Vec<u32>,
+}
+
+/// A claim.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ClaimView {
+    /// Identity, `c-42`.
+    pub id: String,
+    /// Its class.
+    pub class: String,
+    /// `queued`, `granted`, `active`, `released`, `expired` or `failed`.
+    pub state: String,
+    /// Units of the class's claim size.
+    pub count: u32,
+    /// Who holds it.
+    pub holder: String,
+    /// Its GPUs; empty while it waits.
+    pub gpus: Vec<GpusView>,
+    /// Whether the GPUs are not of the class's first model.
+    pub substituted: bool,
+    /// Whether it was granted within the class's wait; absent until that is known.
+    pub hit: Option<bool>,
+    /// When it was asked for, milliseconds since 1970.
+    pub asked_at_ms: i64,
+    /// Until when it waits, milliseconds since 1970.
+    pub deadline_at_ms: i64,
+    /// When it got its GPUs, milliseconds since 1970.
+    pub granted_at_ms: Option<i64>,
+    /// Until when it keeps them without a heartbeat, milliseconds since 1970.
+    pub lease_until_ms: Option<i64>,
+    /// When it ended, milliseconds since 1970.
+    pub ended_at_ms: Option<i64>,
+    /// Why it is in its state.
+    pub reason: String,
+}
+
+impl ClaimView {
+    /// As the book knows it.
+    #[must_use]
+    pub fn of(claim: &Claim, book: &Book) -> Self {
+        let part = |part: &fleet::book::Part| {
+            let node = book.nodes().get(&part.node);
+            let offer = node.and_then(|n| book.offers().get(book.offer(&n.offer)?));
+            GpusView {
+                node: format!("n-{}", part.node),
+                instance: node.and_then(|n| n.instance.clone()),
+                offer: node.map(|n| n.offer.to_string()).unwrap_or_default(),
+                gpu: offer.map(|o| o.gpu.to_string()).unwrap_or_default(),
+                indices: part.gpus.indices().collect(),
+            }
+        };
+        Self {
+            id: format!("c-{}", claim.id),
+            class: claim.class.clone(),
+            state: claim.state.name().into(),
+            count: claim.count,
+            holder: claim.holder.clone(),
+            gpus: claim.parts.iter().map(part).collect(),
+            substituted: claim.substituted,
+            hit: claim.hit,
+            asked_at_ms: claim.asked_at_ms,
+            deadline_at_ms: claim.deadline_at_ms,
+            granted_at_ms: claim.granted_at_ms,
+            lease_until_ms: claim.state.is_live().then_some(claim.lease_until_ms),
+            ended_at_ms: claim.ended_at_ms,
+            reason: claim.reason.clone(),
+        }
+    }
+}
+
+fn milliseconds(name: &str, seconds: Option<f64>) -> Result<Option<i64>, ApiError> {
+    match seconds {
+        Some(s) if !(s.is_finite() && (0.0..=1e9).contains(&s)) => {
+            Err(ApiError::new(Code::OutOfRange, format!("{name}: {s} is no number of seconds from 0 to 1e9")))
+        }
+        Some(s) => Ok(Some((s * 1000.0).round() as i64)),
+        None => Ok(None),
+    }
+}
+
+/// Longest key and longest holder, bytes.
+const TEXT_MAX: usize = 200;
+
+fn request(ask: NewClaim, headers: &HeaderMap) -> Result<ClaimRequest, ApiError> {
+    let in_header = headers.get("idempotency-key").map(|v| v.to_str().map(str::to_owned));
+    let in_header =
+        in_header.transpose().map_err(|_| ApiError::new(Code::InvalidRequest, "Idempotency-Key is no text"))?;
+    let digest = Sha256::digest(serde_json::to_vec(&ask).unwrap_or_default());
+    let digest: String = digest.iter().take(16).map(|b| format!("{b:02x}")).collect();
+    let key = match (in_header, ask.idempotency_key) {
+        (Some(a), Some(b)) if a != b => {
+            return Err(ApiError::new(Code::InvalidRequest, "the header and the body name different idempotency keys"));
+        }
+        (a, b) => a.or(b),
+    };
+    for (name, text) in [("idempotency_key", key.as_deref().unwrap_or("")), ("holder", &ask.holder)] {
+        if text.len() > TEXT_MAX {
+            return Err(ApiError::new(Code::OutOfRange, format!("{name}: {} bytes; at most {TEXT_MAX}", text.len())));
+        }
+    }
+    Ok(ClaimRequest {
+        class: ask.class,
+        count: ask.count,
+        key: key.filter(|k| !k.is_empty()),
+        digest,
+        holder: ask.holder,
+        on_empty: ask.on_empty,
+        wait_ms: milliseconds("wait_s", ask.wait_s)?,
+        lease_ms: milliseconds("lease_s", ask.lease_s)?,
+        answer_by_ms: ask.answer_within_ms.map(|ms| clock::now_ms().saturating_add(ms)),
+    })
+}
+
+/// Takes GPUs.
+#[utoipa::path(
+    post, path = "/v1/claims", tag = "claims", request_body = NewClaim,
+    responses(
+        (status = 201, description = "Granted", body = ClaimView),
+        (status = 200, description = "Granted with another model, or a retry of a request that was answered before", body = ClaimView),
+        (status = 202, description = "Queued; read it again with `wait_s` to wait", body = ClaimView),
+        (status = 404, description = "There is no such class", body = Problem),
+        (status = 409, description = "The idempotency key belongs to another request", body = Problem),
+        (status = 503, description = "No GPUs are free, and the claim does not wait", body = Problem),
+    )
+)]
+pub async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    headers: HeaderMap,
+    Body(ask): Body<NewClaim>,
+) -> Result<(StatusCode, Json<ClaimView>), ApiError> {
+    caller.may(Role::Scheduler)?;
+    let ask = request(ask, &headers)?;
+    let class = ask.class.clone();
+    let timer = app.metrics.claim_timer();
+    let done = app.ledger.write_keyed(ask.key.clone(), move |book, now_ms| {
+        let (id, taken) = book.claim(ask, now_ms)?;
+        Ok::<_, fleet::book::ClaimError>((id, taken, book.claims().get(&id).map(|c| ClaimView::of(c, book))))
+    });
+    let done = done.await?;
+    app.metrics.claimed(&class, &done.as_ref().map(|(_, taken, _)| *taken), timer);
+    let (id, taken, view) = done?;
+    if taken != Taken::Granted && taken != Taken::Before {
+        // Somebody may have to wait: the planner looks at it now.
+        app.wake_planner();
+    }
+    let view = match view {
+        Some(view) => view,
+        None => read(&app, id).await?,
+    };
+    let status = match taken {
+        Taken::Granted => StatusCode::CREATED,
+        Taken::Queued => StatusCode::ACCEPTED,
+        Taken::Substituted | Taken::Before => StatusCode::OK,
+    };
+    Ok((status, Json(view)))
+}
+
+/// An open claim from memory, an ended one from the database.
+async fn read(app: &App, id: u64) -> Result<ClaimView, ApiError> {
+    {
+        let book = app.ledger.book();
+        if let Some(claim) = book.claims().get(&id) {
+            return Ok(ClaimView::of(claim, &book));
+        }
+    }
+    let found = app.store.claim(id).await?;
+    let claim = found.ok_or_else(|| ApiError::new(Code::NotFound, format!("there is no claim c-{id}")))?;
+    Ok(ClaimView::of(&claim, &app.ledger.book()))
+}
+
+/// How long to wait for a change.
+#[derive(Debug, Deserialize, IntoParams)]
+pub struct WaitQuery {
+    /// Answers when the claim no longer waits, or after so many seconds; at most 60.
+    #[serde(default)]
+    pub wait_s: Option<f64>,
+}
+
+/// One claim.
+#[utoipa::path(
+    get, path = "/v1/claims/{id}", tag = "claims", params(("id" = String, Path, description = "`c-42`"), WaitQuery),
+    responses((status = 200, description = "The claim", body = ClaimView), (status = 404, description = "There is none", body = Problem))
+)]
+pub async fn get(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Query(wait): Query<WaitQuery>,
+) -> Result<Json<ClaimView>, ApiError> {
+    caller.may(Role::Viewer)?;
+    let id = number(&id, 'c')?;
+    let wait_ms = milliseconds("wait_s", wait.wait_s)?.unwrap_or(0).clamp(0, 60_000);
+    let mut seq = app.ledger.watch();
+    let waiting = async {
+        loop {
+            seq.borrow_and_update();
+            let queued = app.ledger.book().claims().get(&id).is_some_and(|c| c.state == ClaimState::Queued);
+            if !queued || seq.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    if wait_ms > 0 {
+        // Over or not, the claim is shown as it is then.
+        let _ = tokio::time::timeout(Duration::from_millis(wait_ms.unsigned_abs()), waiting).await;
+    }
+    read(&app, id).await.map(Json)
+}
+
+/// Claims by number, a page at a time.
+#[utoipa::path(
+    get, path = "/v1/claims", tag = "claims", params(PageQuery),
+    responses((status = 200, description = "Claims, also those that have ended", body = Listed<ClaimView>))
+)]
+pub async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Query(page): Query<PageQuery>,
+) -> Result<Json<Listed<ClaimView>>, ApiError> {
+    caller.may(Role::Viewer)?;
+    let state = page.state(&ClaimState::ALL.map(ClaimState::name))?;
+    let claims = app.store.claims(state, page.page()?).await?;
+    let book = app.ledger.book();
+    let items = claims.iter().map(|c| ClaimView::of(c, &book)).collect();
+    Ok(Json(page.listed(items, claims.last().map(|c| c.id))))
+}
+
+/// What a heartbeat may change.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Heartbeat {
+    /// A new time between heartbeats, seconds: this is how a claim is extended.
+    #[serde(default)]
+    pub lease_s: Option<f64>,
+}
+
+/// Keeps a claim for another lease; the first one confirms it.
+#[utoipa::path(
+    post, path = "/v1/claims/{id}/heartbeat", tag = "claims", request_body = Heartbeat,
+    params(("id" = String, Path, description = "`c-42`")),
+    responses((status = 200, description = "Kept", body = ClaimView), (status = 409, description = "It has ended", body = Problem))
+)]
+pub async fn heartbeat(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(beat): Body<Heartbeat>,
+) -> Result<Json<ClaimView>, ApiError> {
+    caller.may(Role::Scheduler)?;
+    let id = number(&id, 'c')?;
+    let lease_ms = milliseconds("lease_s", beat.lease_s)?;
+    let kept = app.ledger.write(move |book, now_ms| book.heartbeat(id, lease_ms, now_ms)).await?;
+    told(&app, id, kept).await
+}
+
+/// Gives a claim back.
+#[utoipa::path(
+    post, path = "/v1/claims/{id}/release", tag = "claims", params(("id" = String, Path, description = "`c-42`")),
+    responses((status = 200, description = "Given back, now or before", body = ClaimView), (status = 404, description = "There is none", body = Problem))
+)]
+pub async fn release(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<ClaimView>, ApiError> {
+    caller.may(Role::Scheduler)?;
+    let id = number(&id, 'c')?;
+    let released = app.ledger.write(move |book, now_ms| {
+        book.release(id, "given back by its client", now_ms)?;
+        Ok::<_, fleet::book::ClaimError>(book.claims().get(&id).map(|c| ClaimView::of(c, book)))
+    });
+    match released.await? {
+        Ok(Some(view)) => Ok(Json(view)),
+        Ok(None) => read(&app, id).await.map(Json),
+        Err(error) => ended_is_fine(&app, id, error, &[ClaimState::Released]).await,
+    }
+}
+
+/// What is wrong with a claim's GPUs.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Unhealthy {
+    /// What was seen, for people and for the health service.
+    pub reason: String,
+}
+
+/// Says that the GPUs of a claim do not work: the claim ends, and its nodes take no more claims until they are checked.
+#[utoipa::path(
+    post, path = "/v1/claims/{id}/report-unhealthy", tag = "claims", request_body = Unhealthy,
+    params(("id" = String, Path, description = "`c-42`")),
+    responses((status = 200, description = "Noted; claim again for other GPUs", body = ClaimView), (status = 409, description = "It has ended", body = Problem))
+)]
+pub async fn report_unhealthy(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(seen): Body<Unhealthy>,
+) -> Result<Json<ClaimView>, ApiError> {
+    caller.may(Role::Scheduler)?;
+    let id = number(&id, 'c')?;
+    let reason: String = seen.reason.chars().take(TEXT_MAX).collect();
+    let noted = app.ledger.write(move |book, now_ms| book.report_unhealthy(id, &reason, now_ms)).await?;
+    app.wake_planner();
+    told(&app, id, noted).await
+}
+
+async fn told(app: &App, id: u64, done: Result<(), fleet::book::ClaimError>) -> Result<Json<ClaimView>, ApiError> {
+    match done {
+        Ok(()) => read(app, id).await.map(Json),
+        Err(error) => ended_is_fine(app, id, error, &[]).await,
+    }
+}
+
+/// A claim that ended a while ago is not in memory: its record says which error it is, or that all is well.
+async fn ended_is_fine(
+    app: &App,
+    id: u64,
+    error: fleet::book::ClaimError,
+    fine: &[ClaimState],
+) -> Result<Json<ClaimView>, ApiError> {
+    use fleet::book::ClaimError;
+    if !matches!(error, ClaimError::UnknownClaim(_) | ClaimError::Ended { .. }) {
+        return Err(error.into());
+    }
+    let Some(claim) = app.store.claim(id).await? else { return Err(error.into()) };
+    if fine.contains(&claim.state) {
+        return Ok(Json(ClaimView::of(&claim, &app.ledger.book())));
+    }
+    Err(ClaimError::Ended { id, state: claim.state.name() }.into())
+}

@@ -1,0 +1,40 @@
+//! Liveness, readiness, metrics.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+
+use super::App;
+use super::auth::{Caller, Role};
+use super::problem::ApiError;
+
+/// Whether the process answers.
+#[utoipa::path(get, path = "/healthz", tag = "health", responses((status = 200, description = "It does", body = String)))]
+pub async fn live() -> &'static str {
+    "ok\n"
+}
+
+/// Whether requests can be answered: the state is read and the database answers.
+#[utoipa::path(
+    get, path = "/readyz", tag = "health",
+    responses((status = 200, description = "They can", body = String), (status = 503, description = "Not now", body = String))
+)]
+pub async fn ready(State(app): State<Arc<App>>) -> impl IntoResponse {
+    if !app.is_ready() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "starting\n");
+    }
+    match app.store.ping().await {
+        Ok(()) => (StatusCode::OK, "ok\n"),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n"),
+    }
+}
+
+/// Counts and levels in the text format of Prometheus (OpenMetrics).
+#[utoipa::path(get, path = "/metrics", tag = "health", responses((status = 200, description = "OpenMetrics text", body = String)))]
+pub async fn metrics(State(app): State<Arc<App>>, caller: Caller) -> Result<impl IntoResponse, ApiError> {
+    caller.may(Role::Viewer)?;
+    let text = app.metrics.text(&app.ledger.book());
+    Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text))
+}

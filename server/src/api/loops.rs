@@ -1,0 +1,108 @@
+//! The leader's loops: how they fare, pause and resume.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::App;
+use super::auth::{Caller, Role};
+use super::problem::{ApiError, Problem};
+use crate::store::Document;
+
+/// A loop.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct LoopView {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub about: String,
+    /// Seconds between runs, unless it is woken.
+    pub period_s: f64,
+    /// Runs since the server started.
+    pub runs: u64,
+    /// Runs that failed since the last that did not.
+    pub failures: u64,
+    /// When it last ran, milliseconds since 1970.
+    pub ran_at_ms: Option<i64>,
+    /// How long that took, milliseconds.
+    pub took_ms: i64,
+    /// What came of it.
+    pub result: String,
+    /// What went wrong last.
+    pub error: Option<String>,
+}
+
+/// The loops of this replica.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct LoopsView {
+    /// Whether this replica leads; the loops of others do not run.
+    pub leads: bool,
+    /// Number of its term.
+    pub term: Option<i64>,
+    /// Whether plans are only made, not acted on.
+    pub paused: bool,
+    /// Seconds since the server started.
+    pub uptime_s: f64,
+    /// The loops.
+    pub loops: Vec<LoopView>,
+}
+
+fn view(app: &App) -> LoopsView {
+    let one = |(name, s): (&str, crate::loops::Status)| LoopView {
+        name: name.into(),
+        about: s.about.into(),
+        period_s: s.period_s,
+        runs: s.runs,
+        failures: s.failures,
+        ran_at_ms: s.ran_at_ms,
+        took_ms: s.took_ms,
+        result: s.result,
+        error: s.error,
+    };
+    LoopsView {
+        leads: app.loops.term().is_some(),
+        term: app.loops.term(),
+        paused: app.loops.is_paused(),
+        uptime_s: app.metrics.uptime_s(),
+        loops: app.loops.all().into_iter().map(one).collect(),
+    }
+}
+
+/// How the loops fare.
+#[utoipa::path(get, path = "/v1/loops", tag = "loops", responses((status = 200, description = "All of them", body = LoopsView)))]
+pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<LoopsView>, ApiError> {
+    caller.may(Role::Viewer)?;
+    Ok(Json(view(&app)))
+}
+
+async fn set(app: &App, caller: &Caller, paused: bool) -> Result<Json<LoopsView>, ApiError> {
+    caller.may(Role::Operator)?;
+    let body = if paused { "true" } else { "false" };
+    let document = Document { kind: "switch".into(), name: "paused".into(), version: 0, body: body.into() };
+    crate::store::write_document(&app.ledger, document, None).await?;
+    app.loops.set_paused(paused);
+    app.audit(caller, if paused { "pause" } else { "resume" }, "").await?;
+    app.wake_planner();
+    Ok(Json(view(app)))
+}
+
+/// Stops acting on plans: nothing is launched and nothing given back. Claims go on.
+#[utoipa::path(
+    post, path = "/v1/pause", tag = "loops",
+    responses((status = 200, description = "Paused", body = LoopsView), (status = 403, description = "Operators only", body = Problem))
+)]
+pub async fn pause(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<LoopsView>, ApiError> {
+    set(&app, &caller, true).await
+}
+
+/// Acts on plans again.
+#[utoipa::path(
+    post, path = "/v1/resume", tag = "loops",
+    responses((status = 200, description = "Resumed", body = LoopsView), (status = 403, description = "Operators only", body = Problem))
+)]
+pub async fn resume(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<LoopsView>, ApiError> {
+    set(&app, &caller, false).await
+}

@@ -1,0 +1,231 @@
+//! The REST API.
+
+mod agents;
+mod auth;
+mod claims;
+mod classes;
+mod events;
+mod fleet;
+mod health;
+mod listener;
+mod loops;
+mod metrics;
+mod openapi;
+mod plans;
+mod problem;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, FromRequest, Request};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tower::ServiceBuilder;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::timeout::TimeoutLayer;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::store::{Ledger, Page, Store};
+
+pub use agents::join_secret;
+pub use auth::{Role, Tokens, hash_of, new_secret};
+pub use listener::{Listener, Tls, serve};
+pub use metrics::Metrics;
+pub use openapi::document;
+pub use problem::{ApiError, Code};
+
+/// What every handler has.
+#[derive(Debug)]
+pub struct App {
+    /// The database, for reads.
+    pub store: Store,
+    /// The writer.
+    pub ledger: Ledger,
+    /// Counts and times.
+    pub metrics: Metrics,
+    /// Who may do what.
+    pub tokens: Tokens,
+    /// Secret that the join secrets of launches are made of.
+    pub join_key: Arc<str>,
+    /// State of the leader's loops.
+    pub loops: crate::loops::Board,
+    /// Makes the planner run soon.
+    pub planner: Notify,
+    /// Whether the leader has read everything it needs.
+    pub ready: AtomicBool,
+}
+
+impl App {
+    /// The planner looks at the fleet soon, not only when its time comes.
+    pub fn wake_planner(&self) {
+        self.planner.notify_one();
+    }
+
+    /// Notes what an operator did.
+    ///
+    /// # Errors
+    /// It was not written.
+    pub async fn audit(&self, caller: &auth::Caller, action: &'static str, detail: &str) -> Result<(), ApiError> {
+        let (who, detail) = (caller.name.to_string(), detail.to_owned());
+        let note: crate::store::OnConnection = Box::new(move |connection, _| {
+            Box::pin(async move { crate::store::audit(connection, &who, action, &detail).await })
+        });
+        Ok(self.ledger.statements(None, note).await?)
+    }
+
+    /// Whether requests can be answered.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+}
+
+/// Largest request body, bytes.
+const BODY_BYTES_MAX: usize = 256 * 1024;
+/// Longest time that a handler may take; long polls end before.
+const HANDLER_TIMEOUT: Duration = Duration::from_secs(90);
+/// Requests that are worked on at the same time.
+const CONCURRENT_MAX: usize = 4096;
+
+fn api() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(openapi::head())
+        .routes(routes!(claims::create, claims::list))
+        .routes(routes!(claims::get))
+        .routes(routes!(claims::heartbeat))
+        .routes(routes!(claims::release))
+        .routes(routes!(claims::report_unhealthy))
+        .routes(routes!(classes::list))
+        .routes(routes!(classes::get, classes::put, classes::delete))
+        .routes(routes!(fleet::nodes))
+        .routes(routes!(fleet::node))
+        .routes(routes!(fleet::drain))
+        .routes(routes!(fleet::offers))
+        .routes(routes!(fleet::pools))
+        .routes(routes!(plans::current))
+        .routes(routes!(plans::list))
+        .routes(routes!(plans::get))
+        .routes(routes!(plans::input))
+        .routes(routes!(plans::what_if))
+        .routes(routes!(events::list))
+        .routes(routes!(events::stream))
+        .routes(routes!(loops::list))
+        .routes(routes!(loops::pause))
+        .routes(routes!(loops::resume))
+        .routes(routes!(agents::register))
+        .routes(routes!(agents::report))
+        .routes(routes!(health::live))
+        .routes(routes!(health::ready))
+        .routes(routes!(health::metrics))
+}
+
+/// The service.
+pub fn router(app: Arc<App>) -> Router {
+    let (routes, document) = api().split_for_parts();
+    let text: Arc<str> = openapi::text(document).into();
+    routes
+        .merge(openapi::pages(&text))
+        .fallback(|| async { ApiError::new(Code::NotFound, "there is no such path; /docs lists them") })
+        .layer(
+            ServiceBuilder::new()
+                .layer(axum::error_handling::HandleErrorLayer::new(|_| async {
+                    ApiError::new(Code::Busy, format!("more than {CONCURRENT_MAX} requests at the same time"))
+                }))
+                .load_shed()
+                .concurrency_limit(CONCURRENT_MAX)
+                .layer(CatchPanicLayer::custom(|_| {
+                    ApiError::new(Code::Internal, "the server's log has more").into_response()
+                }))
+                .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, HANDLER_TIMEOUT)),
+        )
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(app)
+}
+
+/// A JSON body whose errors are problems. An empty one is `{}`.
+#[derive(Debug)]
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+            if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                ApiError::new(Code::TooLarge, format!("at most {BODY_BYTES_MAX} bytes"))
+            } else {
+                ApiError::new(Code::InvalidRequest, rejection.body_text())
+            }
+        })?;
+        let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        let read = serde_json::from_slice(text);
+        read.map(Self).map_err(|error| ApiError::new(Code::InvalidRequest, format!("the body does not read: {error}")))
+    }
+}
+
+/// The number in `n-17`.
+fn number(text: &str, letter: char) -> Result<u64, ApiError> {
+    let digits = text.strip_prefix(letter).and_then(|t| t.strip_prefix('-'));
+    let read = digits.and_then(|d| d.parse().ok()).filter(|id| *id < i64::MAX as u64);
+    read.ok_or_else(|| ApiError::new(Code::NotFound, format!("'{text}' is no identity; one looks like {letter}-42")))
+}
+
+/// Which part of a list.
+#[derive(Debug, Deserialize, IntoParams)]
+pub struct PageQuery {
+    /// Only of this state.
+    #[serde(default)]
+    pub state: Option<String>,
+    /// `next` of the page before.
+    #[serde(default)]
+    pub after: Option<u64>,
+    /// Items, 1 to 1000; 100 without it.
+    #[serde(default)]
+    pub limit: Option<u32>,
+}
+
+impl PageQuery {
+    fn limit(&self) -> Result<u32, ApiError> {
+        let limit = self.limit.unwrap_or(100);
+        if (1..=1000).contains(&limit) {
+            Ok(limit)
+        } else {
+            Err(ApiError::new(Code::OutOfRange, format!("limit: {limit} is not in 1..=1000")))
+        }
+    }
+
+    fn page(&self) -> Result<Page, ApiError> {
+        let after = i64::try_from(self.after.unwrap_or(0)).unwrap_or(i64::MAX);
+        Ok(Page { after, limit: i64::from(self.limit()?) })
+    }
+
+    fn state<'a>(&'a self, known: &[&str]) -> Result<Option<&'a str>, ApiError> {
+        match self.state.as_deref() {
+            Some(state) if !known.contains(&state) => {
+                let detail = format!("state: '{state}' is none of {}", known.join(", "));
+                Err(ApiError::new(Code::InvalidRequest, detail))
+            }
+            state => Ok(state),
+        }
+    }
+
+    fn listed<T>(&self, items: Vec<T>, last: Option<u64>) -> Listed<T> {
+        let full = items.len() >= self.limit.unwrap_or(100) as usize;
+        Listed { items, next: last.filter(|_| full) }
+    }
+}
+
+/// A page of a list.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Listed<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// `after` of the next page; absent on the last one.
+    pub next: Option<u64>,
+}

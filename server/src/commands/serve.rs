@@ -1,0 +1,276 @@
+//! `pilotlight serve`: the control plane.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context as _, bail};
+use fleet::Offer;
+use planner::instance::{self, Size};
+use providers::sim::Dist;
+use providers::{GateRules, Provider, SimProvider, StaticProvider, catalogue};
+use tokio::sync::{Notify, watch};
+
+use crate::api::{self, App, Listener, Metrics, Tls, Tokens};
+use crate::config::{ClassSpec, Config, DemoPart, ProviderPart, sim_offer};
+use crate::loops::{self, Board, Context};
+use crate::store::{Document, Ledger, Store, write_document};
+use crate::{clock, demo, output};
+
+/// Arguments of `serve`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Configuration; without it simulated clouds, demo classes and a SQLite file.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Where to listen, in place of the configuration's.
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    /// Listens beyond this machine although there are no tokens or no TLS.
+    #[arg(long)]
+    insecure: bool,
+    /// `sqlite:FILE` or `postgres://…`, in place of the configuration's.
+    #[arg(long, env = "DATABASE_URL")]
+    database: Option<String>,
+}
+
+/// Runs it until it is told to stop.
+///
+/// # Errors
+/// It cannot start.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,sqlx=warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let mut config = match &args.config {
+        Some(path) => Config::read(path)?,
+        None => demo_config()?,
+    };
+    if let Some(listen) = args.listen {
+        config.listen = listen;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (stop_in, stop) = watch::channel(false);
+        let server = start(config, args.database.clone(), args.insecure, stop).await?;
+        eprintln!("pilotlight listens on {} (API reference at /docs); end it with Ctrl-C", server.url);
+        ended().await;
+        eprintln!("ending: open requests finish, nothing is released");
+        let _ = stop_in.send(true);
+        let _ = server.serving.await;
+        Ok(())
+    })
+}
+
+/// Ctrl-C or SIGTERM.
+async fn ended() {
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
+    let terminated = async {
+        match &mut term {
+            Some(signal) => drop(signal.recv().await),
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminated => {}
+    }
+}
+
+/// A server that runs.
+#[derive(Debug)]
+pub struct Server {
+    /// Where it listens.
+    pub url: String,
+    /// Its state.
+    pub app: Arc<App>,
+    /// Ends when the server has.
+    pub serving: tokio::task::JoinHandle<()>,
+}
+
+/// Starts everything.
+///
+/// # Errors
+/// The database, the certificate or the port cannot be used, or the configuration makes no sense.
+pub async fn start(
+    config: Config,
+    database: Option<String>,
+    insecure: bool,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<Server> {
+    let url = config.database_url(database);
+    let store = Store::open(&url).await?;
+    let ledger = Ledger::start(&store, config.limits).await?;
+    for spec in &config.class {
+        seed_class(&store, &ledger, spec).await?;
+    }
+    let tokens = Tokens::default();
+    let rows = store.tokens().await?;
+    let tls = match &config.tls {
+        Some(part) => Some(Tls::read(&config.folder.join(&part.certificate), &config.folder.join(&part.key))?),
+        None => None,
+    };
+    if !config.listen.ip().is_loopback() && !insecure && (rows.is_empty() || tls.is_none()) {
+        bail!(
+            "{} is open to other machines: make a token ('pilotlight token new NAME operator') and set [tls], or say --insecure",
+            config.listen
+        );
+    }
+    tokens.set(&rows, config.listen.ip().is_loopback() || insecure);
+    let paused = store.document("switch", "paused").await?.is_some_and(|d| d.body == "true");
+    let board = Board::default();
+    board.set_paused(paused);
+    let app = Arc::new(App {
+        join_key: join_key(&store, &ledger).await?,
+        store,
+        ledger,
+        metrics: Metrics::default(),
+        tokens,
+        loops: board,
+        planner: Notify::new(),
+        ready: AtomicBool::new(false),
+    });
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let listener = Listener::bind(config.listen, tls).await?;
+    let address = listener.address()?;
+    let (clouds, sims) = providers(&config, &app)?;
+    let router = api::router(Arc::clone(&app));
+    let context = Context {
+        app: Arc::clone(&app),
+        providers: Arc::new(clouds),
+        planning: Arc::new(config.planning.clone()),
+        holder: format!("{}-{address}-{}", std::process::id(), clock::now_ms()).into(),
+    };
+    app.ready.store(true, Ordering::Release);
+    let serving = tokio::spawn(api::serve(listener, router.clone(), stop.clone()));
+    loops::start(&context, &stop);
+    tokio::spawn(refresh_tokens(Arc::clone(&app), config.listen.ip().is_loopback() || insecure, stop.clone()));
+    if !sims.is_empty() {
+        demo::play_hosts(router.clone(), sims, stop.clone());
+    }
+    if let Some(part) = config.demo {
+        let classes = config.class.iter().map(|c| c.name.clone()).collect();
+        demo::play_clients(router, part, classes, stop);
+    }
+    Ok(Server { url: format!("{scheme}://{address}"), app, serving })
+}
+
+/// Tokens are made and revoked by the command line, on any replica: they are read again every few seconds.
+async fn refresh_tokens(app: Arc<App>, open: bool, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(std::time::Duration::from_secs(5)) => {}
+            _ = stop.wait_for(|s| *s) => return,
+        }
+        match app.store.tokens().await {
+            Ok(rows) => app.tokens.set(&rows, open),
+            Err(error) => tracing::warn!(error = %output::chain_of(&error), "cannot read the tokens"),
+        }
+    }
+}
+
+async fn seed_class(store: &Store, ledger: &Ledger, spec: &ClassSpec) -> anyhow::Result<()> {
+    if store.document("class", &spec.name).await?.is_some() {
+        // What operators edited stays.
+        return Ok(());
+    }
+    let body = serde_json::to_string(&spec.rule()?)?;
+    let document = Document { kind: "class".into(), name: spec.name.clone(), version: 0, body };
+    write_document(ledger, document, None).await?;
+    Ok(())
+}
+
+async fn join_key(store: &Store, ledger: &Ledger) -> anyhow::Result<Arc<str>> {
+    if let Some(document) = store.document("secret", "join").await? {
+        return Ok(document.body.into());
+    }
+    let body = api::new_secret().context("the system has no randomness")?;
+    let document = Document { kind: "secret".into(), name: "join".into(), version: 0, body: body.clone() };
+    write_document(ledger, document, None).await?;
+    Ok(body.into())
+}
+
+type Clouds = (Vec<Arc<dyn Provider>>, Vec<Arc<SimProvider>>);
+
+fn providers(config: &Config, app: &App) -> anyhow::Result<Clouds> {
+    let (mut clouds, mut sims): Clouds = (Vec::new(), Vec::new());
+    if config.provider.is_empty() && config.demo.is_some() {
+        for (name, offers) in by_provider(demo_offers()) {
+            sims.push(simulated(&name, offers, 20.0, 8.0, &demo_lead(), 0.05, 1));
+        }
+    }
+    for part in &config.provider {
+        match part {
+            ProviderPart::Sim { offers, speed, capacity, lead, boot_failure, seed } => {
+                lead.check().map_err(|what| anyhow::anyhow!("provider.lead: {what}"))?;
+                for (name, offers) in by_provider(table(&config.folder.join(offers))?) {
+                    sims.push(simulated(&name, offers, *speed, *capacity, lead, *boot_failure, *seed));
+                }
+            }
+            ProviderPart::Static { name, offers, hosts } => {
+                let kind = |offer: Offer| {
+                    let hosts = hosts.get(&offer.key.instance_type).cloned().unwrap_or_default();
+                    providers::static_provider::Owned { offer, hosts }
+                };
+                let owned =
+                    table(&config.folder.join(offers))?.into_iter().filter(|o| o.key.provider == *name).map(kind);
+                let made = StaticProvider::new(name, owned.collect(), clock::now_ms);
+                let book = app.ledger.book();
+                let used = book.nodes().values().filter(|n| n.offer.provider == *name).filter_map(|n| {
+                    Some((n.instance.clone()?, n.intent.map_or_else(String::new, |i| format!("pl-{i}")), n.asked_at_ms))
+                });
+                made.remember(used);
+                clouds.push(Arc::new(made));
+            }
+        }
+    }
+    clouds.extend(sims.iter().map(|s| Arc::clone(s) as Arc<dyn Provider>));
+    Ok((clouds, sims))
+}
+
+fn table(path: &std::path::Path) -> anyhow::Result<Vec<Offer>> {
+    let raw = catalogue::own::read(path)?;
+    let judged = catalogue::gate(raw, GateRules::default());
+    if judged.offers.is_empty() {
+        bail!("{}: every offer was set aside, see 'pilotlight offers show'", path.display());
+    }
+    Ok(judged.offers)
+}
+
+fn by_provider(offers: Vec<Offer>) -> std::collections::BTreeMap<String, Vec<Offer>> {
+    let mut all = std::collections::BTreeMap::new();
+    for offer in offers {
+        all.entry(offer.key.provider.clone()).or_insert_with(Vec::new).push(offer);
+    }
+    all
+}
+
+fn simulated(
+    name: &str,
+    offers: Vec<Offer>,
+    speed: f64,
+    capacity: f64,
+    lead: &Dist,
+    boot_failure: f64,
+    seed: u64,
+) -> Arc<SimProvider> {
+    let supply = offers.iter().map(|o| sim_offer(o, capacity, lead, boot_failure)).collect();
+    Arc::new(SimProvider::new(name, offers, supply, speed, seed, clock::now_ms))
+}
+
+fn demo_lead() -> Dist {
+    Dist::LogNormal { median_s: 240.0, p99_s: 500.0 }
+}
+
+fn demo_offers() -> Vec<Offer> {
+    let size = Size { offers: 60, classes: 1, scenarios: 1, periods: 1 };
+    instance::catalogue(size, 1).offers.into_iter().map(|o| o.offer).collect()
+}
+
+/// What runs without a configuration: simulated clouds, twenty times as fast as real ones.
+fn demo_config() -> anyhow::Result<Config> {
+    let mut config: Config = toml::from_str(include_str!("serve_demo.toml")).context("the built-in demo")?;
+    config.demo = Some(DemoPart { claims_per_min: 30.0, claim_mean_s: 60.0 });
+    config.check()?;
+    Ok(config)
+}

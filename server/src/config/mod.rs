@@ -1,0 +1,278 @@
+//! The configuration of `pilotlight serve`: one TOML file. Unknown keys are errors, with their file and line.
+
+mod class;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use fleet::book::Limits;
+use fleet::{Offer, UsdMicros};
+use planner::input::Policy;
+use planner::rolling::Rules;
+use providers::sim::{Dist, SimOffer, Steps};
+use serde::Deserialize;
+use simulations::parts::QuotaPart;
+
+pub use class::{ClassError, ClassSpec};
+
+/// The file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the API listens.
+    pub listen: SocketAddr,
+    /// `sqlite:FILE` or `postgres://…`; the variable `DATABASE_URL` comes first.
+    pub database: String,
+    /// A certificate and its key.
+    pub tls: Option<TlsPart>,
+    /// Limits on claims and nodes.
+    pub limits: Limits,
+    /// How plans are made.
+    pub planning: Planning,
+    /// Cloud accounts.
+    pub provider: Vec<ProviderPart>,
+    /// Classes that are written down when there is none of that name.
+    pub class: Vec<ClassSpec>,
+    /// Clients that claim and release, to see something move.
+    pub demo: Option<DemoPart>,
+    /// Folder that paths are relative to.
+    #[serde(skip)]
+    pub folder: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            database: "sqlite:pilotlight.db".into(),
+            tls: None,
+            limits: Limits::default(),
+            planning: Planning::default(),
+            provider: Vec::new(),
+            class: Vec::new(),
+            demo: None,
+            folder: PathBuf::new(),
+        }
+    }
+}
+
+/// Certificate and key, PEM.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsPart {
+    /// Certificate chain.
+    pub certificate: PathBuf,
+    /// Private key.
+    pub key: PathBuf,
+}
+
+/// How plans are made.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Planning {
+    /// Seconds between plans; a claim that empties a class wakes the planner before.
+    pub every_s: f64,
+    /// Seconds between looks at what the providers run.
+    pub observe_every_s: f64,
+    /// Plans are made and shown, and nothing is launched or released.
+    pub dry_run: bool,
+    /// Lengths of the periods, seconds.
+    pub periods_s: Vec<u32>,
+    /// Season of the demand, seconds.
+    pub season_s: u32,
+    /// Demand paths.
+    pub paths: usize,
+    /// Spend that plans aim to stay under, dollars an hour.
+    pub budget_usd_per_h: Option<f64>,
+    /// Spend above which nothing is launched, whatever a plan says, dollars an hour.
+    pub spend_guard_usd_per_h: Option<f64>,
+    /// Nodes that are launched in a minute at most, whatever a plan says.
+    pub launch_guard_nodes_per_min: u32,
+    /// A launch that has no answer after this time is given up, seconds.
+    pub launch_expires_s: f64,
+    /// What is assumed of an offer until launches tell more.
+    pub prior: Prior,
+    /// Quotas.
+    pub quota: Vec<QuotaPart>,
+}
+
+/// What is assumed of an offer until launches tell more.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Prior {
+    /// `[[seconds, share], …]` from launch to healthy.
+    pub lead_time: Vec<(f64, f64)>,
+    /// Shortest time that is billed, seconds.
+    pub min_hold_s: u32,
+}
+
+impl Default for Prior {
+    fn default() -> Self {
+        Self { lead_time: vec![(120.0, 0.0), (300.0, 0.7), (600.0, 1.0)], min_hold_s: 60 }
+    }
+}
+
+impl Default for Planning {
+    fn default() -> Self {
+        Self {
+            every_s: 30.0,
+            observe_every_s: 15.0,
+            dry_run: false,
+            periods_s: [vec![60; 6], vec![300; 6], vec![900; 4]].concat(),
+            season_s: 86_400,
+            paths: 12,
+            budget_usd_per_h: None,
+            spend_guard_usd_per_h: None,
+            launch_guard_nodes_per_min: 60,
+            launch_expires_s: 600.0,
+            prior: Prior::default(),
+            quota: Vec::new(),
+        }
+    }
+}
+
+impl Planning {
+    /// The rolling planner's rules.
+    ///
+    /// # Errors
+    /// A budget that is no money.
+    pub fn rules(&self) -> anyhow::Result<Rules> {
+        let budget = self.budget_usd_per_h.map(UsdMicros::from_usd).transpose().context("planning.budget_usd_per_h")?;
+        Ok(Rules {
+            period_s: self.periods_s.clone(),
+            season_s: self.season_s,
+            paths: self.paths,
+            weights: Policy { budget_usd_micros_per_h: budget, ..Policy::default() },
+            mean_only: false,
+        })
+    }
+}
+
+/// A cloud account.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, tag = "kind", rename_all = "kebab-case")]
+pub enum ProviderPart {
+    /// Simulated.
+    Sim {
+        /// Offers to sell: a table as `pilotlight offers import` writes it; those of all its providers are sold.
+        offers: PathBuf,
+        /// Simulated seconds in a second.
+        #[serde(default = "one")]
+        speed: f64,
+        /// Nodes of each offer.
+        #[serde(default = "sixteen")]
+        capacity: f64,
+        /// Launch to healthy.
+        #[serde(default = "usual_lead")]
+        lead: Dist,
+        /// Share of boots that fail the gate.
+        #[serde(default)]
+        boot_failure: f64,
+        /// Seed.
+        #[serde(default)]
+        seed: u64,
+    },
+    /// Machines that you own.
+    Static {
+        /// Its name in offers.
+        name: String,
+        /// Offers, a table as above; each is one kind of machine.
+        offers: PathBuf,
+        /// Host names by instance type.
+        hosts: std::collections::BTreeMap<String, Vec<String>>,
+    },
+}
+
+fn one() -> f64 {
+    1.0
+}
+fn sixteen() -> f64 {
+    16.0
+}
+fn usual_lead() -> Dist {
+    Dist::LogNormal { median_s: 240.0, p99_s: 600.0 }
+}
+
+/// Clients for a demo.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DemoPart {
+    /// New claims a minute, all classes together.
+    pub claims_per_min: f64,
+    /// Mean life of a claim, seconds.
+    pub claim_mean_s: f64,
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It does not read, or makes no sense; the message has file, line and key.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut config: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
+        config.folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        config.check().with_context(|| path.display().to_string())?;
+        Ok(config)
+    }
+
+    /// What the types do not say.
+    ///
+    /// # Errors
+    /// The first thing that makes no sense, by its key.
+    pub fn check(&self) -> anyhow::Result<()> {
+        for spec in &self.class {
+            spec.rule()?;
+        }
+        let p = &self.planning;
+        let most = planner::validate::MAX_SCENARIOS;
+        if !(1..=most).contains(&p.paths) {
+            bail!("planning.paths: {} is not in 1..={most}", p.paths);
+        }
+        let times =
+            [("every_s", p.every_s), ("observe_every_s", p.observe_every_s), ("launch_expires_s", p.launch_expires_s)];
+        if let Some((key, value)) = times.into_iter().find(|(_, v)| !(v.is_finite() && *v >= 1.0 && *v <= 86_400.0)) {
+            bail!("planning.{key}: {value} is not in 1..=86400 seconds");
+        }
+        let horizon_s: u64 = p.periods_s.iter().map(|s| u64::from(*s)).sum();
+        if p.periods_s.is_empty() || p.periods_s.contains(&0) || horizon_s > 30 * 86_400 {
+            bail!("planning.periods_s: give lengths of at least a second, 30 days in all at most");
+        }
+        if p.season_s == 0 {
+            bail!("planning.season_s: 0 seconds are no season; 86400 is a day");
+        }
+        let l = &self.limits;
+        let durations = [
+            ("confirm_ms", l.confirm_ms),
+            ("lease_max_ms", l.lease_max_ms),
+            ("proof_max_age_ms", l.proof_max_age_ms),
+            ("silent_ms", l.silent_ms),
+            ("boot_max_ms", l.boot_max_ms),
+        ];
+        if let Some((key, value)) = durations.into_iter().find(|(_, v)| *v < 1000) {
+            bail!("limits.{key}: {value} is under a second");
+        }
+        p.rules()?;
+        Ok(())
+    }
+
+    /// The database: the environment comes first.
+    #[must_use]
+    pub fn database_url(&self, from_environment: Option<String>) -> String {
+        from_environment.filter(|u| !u.is_empty()).unwrap_or_else(|| self.database.clone())
+    }
+}
+
+/// How a simulated offer behaves.
+#[must_use]
+pub fn sim_offer(offer: &Offer, capacity: f64, lead: &Dist, boot_failure: f64) -> SimOffer {
+    SimOffer {
+        provider: 0,
+        capacity: Steps::constant(capacity),
+        lead: lead.clone(),
+        boot_failure,
+        refusal: 0.0,
+        hazard_per_h: offer.interruption_per_h,
+    }
+}

@@ -1,0 +1,148 @@
+//! Everything that a plan is made from, read from the book and the database.
+
+use std::collections::BTreeMap;
+
+use fleet::Class;
+use fleet::book::Book;
+use planner::error_budget::Judged;
+use planner::gather::{Estimate, ObservedNode};
+use planner::input::{LeadTime, Quota};
+use planner::scenarios::History;
+use planner::supply::{Rules, Supply};
+
+use super::learn::Learnt;
+use super::sample::{STEP_S, demand};
+use super::{Context, LoopError};
+use crate::config::Prior;
+
+/// What was gathered; `planner::rolling::Moment` borrows from it.
+#[derive(Debug)]
+pub struct Inputs {
+    /// Now, seconds since 1970.
+    pub now_s: f64,
+    /// Offers that are sold or have nodes.
+    pub offers: Vec<fleet::Offer>,
+    /// Their supply.
+    pub estimates: Vec<Estimate>,
+    /// Classes.
+    pub classes: Vec<Class>,
+    /// Mean life of a claim, seconds.
+    pub claim_mean_s: Vec<f64>,
+    /// Nodes that take or will take claims.
+    pub nodes: Vec<ObservedNode>,
+    /// Their numbers.
+    pub ids: Vec<u64>,
+    /// Hits and misses.
+    pub judged: Vec<Judged>,
+    /// Demand.
+    pub history: History,
+    /// Quotas.
+    pub quotas: Vec<Quota>,
+}
+
+/// Days of demand that are read.
+const HISTORY_DAYS: i64 = 8;
+
+/// Gathers it.
+///
+/// # Errors
+/// The database cannot be used, or a quota means nothing.
+pub async fn gather(context: &Context, now_ms: i64) -> Result<Inputs, LoopError> {
+    let store = &context.app.store;
+    let learnt: Learnt = match store.document("learnt", "supply").await? {
+        Some(document) => document.record()?,
+        None => Learnt::default(),
+    };
+    let past = store.demand(now_ms - HISTORY_DAYS * 86_400_000).await?;
+    let book = context.app.ledger.book();
+    let mut inputs = of_book(&book, &learnt.supply, &context.planning.prior, now_ms);
+    let names: Vec<&String> = book.classes().keys().collect();
+    inputs.history = history(&names, past, &demand(&book), now_ms);
+    for quota in &context.planning.quota {
+        // A quota over offers that are not sold now limits nothing.
+        inputs.quotas.extend(quota.quota(&inputs.offers).ok());
+    }
+    Ok(inputs)
+}
+
+/// What the book says. Shapes: `P` offers, `K` classes.
+pub fn of_book(book: &Book, learnt: &BTreeMap<fleet::OfferKey, Supply>, prior: &Prior, now_ms: i64) -> Inputs {
+    let now_s = now_ms as f64 / 1000.0;
+    let classes: BTreeMap<&str, usize> =
+        book.classes().keys().enumerate().map(|(k, name)| (name.as_str(), k)).collect();
+    let mut claims: BTreeMap<u64, BTreeMap<usize, u32>> = BTreeMap::new();
+    for claim in book.claims().values().filter(|c| c.state.is_live()) {
+        let Some(&k) = classes.get(claim.class.as_str()) else { continue };
+        let each = book.classes()[&claim.class].class.gpus_per_claim.max(1);
+        for part in &claim.parts {
+            *claims.entry(part.node).or_default().entry(k).or_default() += (part.gpus.count() / each).max(1);
+        }
+    }
+    let (mut nodes, mut ids) = (Vec::new(), Vec::new());
+    for node in book.nodes().values() {
+        let serves = node.state.takes_claims() || node.state.is_arriving();
+        let Some(offer) = book.offer(&node.offer).filter(|_| serves) else { continue };
+        ids.push(node.id);
+        nodes.push(ObservedNode {
+            offer,
+            age_s: (now_ms - node.asked_at_ms).max(0) as f64 / 1000.0,
+            healthy: node.state.takes_claims(),
+            claims: claims.get(&node.id).map(|c| c.iter().map(|(k, n)| (*k, *n)).collect()).unwrap_or_default(),
+        });
+    }
+    let lead = LeadTime { cdf: prior.lead_time.clone() };
+    let estimate = |offer: &fleet::Offer| {
+        let fresh = Supply::new(Rules::default(), now_s, 0.9, offer.interruption_per_h);
+        let supply = learnt.get(&offer.key).unwrap_or(&fresh);
+        Estimate {
+            launch_limit_nodes: supply.launch_limit_nodes(now_s),
+            fill: supply.fill(),
+            lead_time: supply.lead_time(&lead),
+            hazard_per_h: supply.hazard_per_h(),
+            min_hold_s: prior.min_hold_s,
+        }
+    };
+    let judged = |name: &String| {
+        let tally = book.tallies().get(name).copied().unwrap_or_default();
+        Judged { hits: tally.hits, misses: tally.misses }
+    };
+    Inputs {
+        now_s,
+        offers: book.offers().to_vec(),
+        estimates: book.offers().iter().map(estimate).collect(),
+        classes: book.classes().values().map(|r| r.class.clone()).collect(),
+        claim_mean_s: book.classes().values().map(|r| r.claim_mean_s).collect(),
+        nodes,
+        ids,
+        judged: book.classes().keys().map(judged).collect(),
+        history: History { step_s: STEP_S, claims: Vec::new() },
+        quotas: Vec::new(),
+    }
+}
+
+/// Demand in equal steps up to now. A step that nobody wrote down (the server was off) repeats the one before.
+fn history(classes: &[&String], past: Vec<(String, i64, f64)>, now: &BTreeMap<String, usize>, now_ms: i64) -> History {
+    let step_ms = i64::from(STEP_S) * 1000;
+    let first_ms = past.first().map_or(now_ms, |row| row.1) / step_ms;
+    let steps = usize::try_from(now_ms / step_ms - first_ms).unwrap_or(0);
+    let mut claims = Vec::new();
+    for name in classes {
+        let mut row = vec![f64::NAN; steps];
+        for (class, at_ms, value) in &past {
+            let at = usize::try_from(at_ms / step_ms - first_ms).unwrap_or(0);
+            if class == *name && at < steps {
+                row[at] = *value;
+            }
+        }
+        let mut last = 0.0;
+        for value in &mut row {
+            if value.is_nan() {
+                *value = last;
+            }
+            last = *value;
+        }
+        row.push(now.get(*name).copied().unwrap_or(0) as f64);
+        claims.push(row);
+    }
+    History { step_s: STEP_S, claims }
+}

@@ -1,0 +1,164 @@
+//! Learns supply from the event log: how launches ended, how long they took, how long nodes lived. Where it is in the log
+//! is written with what it learnt, so that a restart learns nothing twice.
+
+use std::collections::BTreeMap;
+
+use fleet::OfferKey;
+use fleet::book::{Intent, Node};
+use planner::supply::{Outcome, Rules, Supply};
+use serde::{Deserialize, Serialize};
+
+use super::{Context, LoopError};
+use crate::store::{Document, Page};
+
+/// All that was learnt.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Learnt {
+    /// The last event that was learnt from.
+    seq: i64,
+    /// By offer.
+    #[serde(with = "as_list")]
+    pub supply: BTreeMap<OfferKey, Supply>,
+    /// Launches that are not all answered, by intent.
+    open: BTreeMap<u64, Batch>,
+}
+
+/// Nodes of one launch and how they ended so far.
+#[derive(Debug, Serialize, Deserialize)]
+struct Batch {
+    offer: OfferKey,
+    asked: u32,
+    waiting: u32,
+    outcomes: Vec<Outcome>,
+}
+
+/// JSON has only text as keys.
+mod as_list {
+    use super::*;
+    use serde::{Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(map: &BTreeMap<OfferKey, Supply>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(map)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<OfferKey, Supply>, D::Error> {
+        Ok(Vec::<(OfferKey, Supply)>::deserialize(from)?.into_iter().collect())
+    }
+}
+
+/// Events of one run; the rest is for the next.
+const AT_ONCE: i64 = 2_000;
+
+pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
+    let store = &context.app.store;
+    let mut learnt: Learnt = match store.document("learnt", "supply").await? {
+        Some(document) => document.record()?,
+        None => Learnt::default(),
+    };
+    let events = store.events(Page { after: learnt.seq, limit: AT_ONCE }).await?;
+    let Some(last) = events.last() else { return Ok("nothing new".into()) };
+    let mut count = 0;
+    learnt.seq = last.seq;
+    for event in &events {
+        let at_s = event.at_ms as f64 / 1000.0;
+        let id = event.subject_id.unsigned_abs();
+        match (event.subject.as_str(), event.from_state.as_str(), event.to_state.as_str()) {
+            ("intent", "", "pending") => {
+                if let Some(intent) = store.intent(id).await? {
+                    learnt.asked(&intent, at_s);
+                }
+            }
+            ("intent", _, "refused" | "partial") => {
+                count += 1;
+                learnt.refused(id, &event.reason, at_s);
+            }
+            ("node", "requested", "terminated") => {
+                if let Some(batch) = store.node(id).await?.and_then(|n| learnt.open.get_mut(&n.intent?)) {
+                    batch.waiting = batch.waiting.saturating_sub(1);
+                }
+            }
+            ("node", "checking", "idle") => {
+                let node = store.node(id).await?;
+                if let Some(node) = node.filter(|n| learnt.waits(n)) {
+                    count += 1;
+                    let lead_s = (event.at_ms - node.asked_at_ms) as f64 / 1000.0;
+                    context.app.metrics.node_ready(lead_s);
+                    learnt.answered(&node, Outcome::Healthy { lead_s }, at_s);
+                }
+            }
+            ("node", "booting" | "checking", "quarantined" | "terminated" | "lost" | "terminating") => {
+                if let Some(node) = store.node(id).await?.filter(|n| learnt.waits(n)) {
+                    count += 1;
+                    learnt.answered(&node, Outcome::Unhealthy, at_s);
+                }
+            }
+            ("node", "terminating", "terminated") => learnt.lived(store.node(id).await?, event.at_ms, 0),
+            ("node", "idle" | "claimed" | "draining" | "diagnosing", "terminated") => {
+                learnt.lived(store.node(id).await?, event.at_ms, 1);
+            }
+            _ => {}
+        }
+    }
+    let read = events.len();
+    let document =
+        Document { kind: "learnt".into(), name: "supply".into(), version: 0, body: serde_json::to_string(&learnt)? };
+    crate::store::write_document(&context.app.ledger, document, Some(term)).await?;
+    Ok(format!("{read} events, {count} answers"))
+}
+
+impl Learnt {
+    fn of(&mut self, offer: &OfferKey, at_s: f64) -> &mut Supply {
+        self.supply.entry(offer.clone()).or_insert_with(|| Supply::new(Rules::default(), at_s, 0.9, 0.0))
+    }
+
+    fn asked(&mut self, intent: &Intent, at_s: f64) {
+        let fleet::book::IntentAction::Launch { offer, nodes } = &intent.action else { return };
+        let asked = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
+        self.of(offer, at_s).asked(at_s, asked);
+        let batch = Batch { offer: offer.clone(), asked, waiting: asked, outcomes: Vec::new() };
+        self.open.insert(intent.id, batch);
+    }
+
+    /// A launch that gave fewer nodes than asked. The first word of the reason is the kind of the error.
+    fn refused(&mut self, intent: u64, reason: &str, at_s: f64) {
+        let Some(batch) = self.open.get_mut(&intent) else { return };
+        let outcome = match reason.split(':').next() {
+            Some("capacity") => Outcome::NoCapacity,
+            Some("quota" | "price" | "configuration" | "authorisation" | "expired") => Outcome::Limited,
+            // Fewer than asked.
+            _ => Outcome::NoCapacity,
+        };
+        let (offer, asked) = (batch.offer.clone(), batch.asked);
+        self.of(&offer, at_s).observe(at_s, asked, &[outcome]);
+        if let Some(batch) = self.open.get_mut(&intent) {
+            // Those that were launched still answer for themselves; the budget has had its answer.
+            batch.asked = 0;
+            if batch.waiting == 0 {
+                self.open.remove(&intent);
+            }
+        }
+    }
+
+    fn waits(&self, node: &Node) -> bool {
+        node.intent.is_some_and(|i| self.open.contains_key(&i))
+    }
+
+    fn answered(&mut self, node: &Node, outcome: Outcome, at_s: f64) {
+        let Some(intent) = node.intent else { return };
+        let Some(batch) = self.open.get_mut(&intent) else { return };
+        batch.outcomes.push(outcome);
+        batch.waiting = batch.waiting.saturating_sub(1);
+        if batch.waiting > 0 {
+            return;
+        }
+        if let Some(batch) = self.open.remove(&intent) {
+            self.of(&batch.offer, at_s).observe(at_s, batch.asked, &batch.outcomes);
+        }
+    }
+
+    fn lived(&mut self, node: Option<Node>, at_ms: i64, lost: u32) {
+        let Some(node) = node else { return };
+        let hours = (at_ms - node.asked_at_ms) as f64 / 3.6e6;
+        self.of(&node.offer, at_ms as f64 / 1000.0).observe_life(at_ms as f64 / 1000.0, hours.max(0.0), lost);
+    }
+}

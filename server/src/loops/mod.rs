@@ -1,0 +1,209 @@
+//! What the leader does over and over. Each loop takes no input: it looks at the state, does what is to be done, and can
+//! be run again at any time with the same result. It wakes by its timer or by a signal, and shows its last run.
+
+mod act;
+mod gather;
+mod lead;
+mod learn;
+mod observe;
+mod offers;
+mod plan;
+mod sample;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use providers::Provider;
+use tokio::sync::{Notify, watch};
+
+use crate::api::App;
+use crate::clock;
+use crate::config::Planning;
+
+pub use gather::of_book;
+pub use plan::PlanRecord;
+
+/// How a loop fares.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// What it is for.
+    pub about: &'static str,
+    /// Seconds between runs, unless it is woken.
+    pub period_s: f64,
+    /// Runs since the start.
+    pub runs: u64,
+    /// Runs that failed since the last that did not.
+    pub failures: u64,
+    /// When it last ran, milliseconds since 1970.
+    pub ran_at_ms: Option<i64>,
+    /// How long that took, milliseconds.
+    pub took_ms: i64,
+    /// What came of it.
+    pub result: String,
+    /// What went wrong last.
+    pub error: Option<String>,
+}
+
+/// The state of all loops, for the API.
+#[derive(Debug, Default)]
+pub struct Board {
+    loops: Mutex<BTreeMap<&'static str, Status>>,
+    /// Nothing is launched or released while it is set.
+    paused: AtomicBool,
+    /// Term of this replica's lead; 0 while another leads.
+    term: AtomicI64,
+    /// Plans that were made wake the actor.
+    pub(crate) actor: Notify,
+}
+
+impl Board {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Status>> {
+        self.loops.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All loops by name.
+    #[must_use]
+    pub fn all(&self) -> Vec<(&'static str, Status)> {
+        self.lock().iter().map(|(name, status)| (*name, status.clone())).collect()
+    }
+
+    /// Whether plans are acted on.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
+    /// Stops or resumes acting on plans.
+    pub fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Release);
+    }
+
+    /// The term in which this replica leads, if it does.
+    #[must_use]
+    pub fn term(&self) -> Option<i64> {
+        Some(self.term.load(Ordering::Acquire)).filter(|t| *t > 0)
+    }
+}
+
+/// What the loops work with.
+#[derive(Clone)]
+pub struct Context {
+    /// State and signals.
+    pub app: Arc<App>,
+    /// Cloud accounts.
+    pub providers: Arc<Vec<Arc<dyn Provider>>>,
+    /// How plans are made.
+    pub planning: Arc<Planning>,
+    /// Name of this replica.
+    pub holder: Arc<str>,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("holder", &self.holder).finish_non_exhaustive()
+    }
+}
+
+/// A loop failed; the next run tries again.
+pub type LoopError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Starts all loops. They end when `stop` says so.
+pub fn start(context: &Context, stop: &watch::Receiver<bool>) {
+    let every = |seconds: f64| Duration::from_secs_f64(seconds);
+    let planning = Arc::clone(&context.planning);
+    let c = context;
+    tokio::spawn(lead::keep(c.clone(), stop.clone()));
+    spawn(c, stop, "offers", "read what the providers sell, at what price", every(60.0), |_| None, offers::run);
+    spawn(
+        c,
+        stop,
+        "observe",
+        "compare what the providers run with what is known",
+        every(planning.observe_every_s),
+        |_| None,
+        observe::run,
+    );
+    spawn(
+        c,
+        stop,
+        "plan",
+        "decide what to launch and what to give back",
+        every(planning.every_s),
+        |app| Some(&app.planner),
+        plan::run,
+    );
+    spawn(c, stop, "act", "carry out what was decided", every(1.0), |app| Some(&app.loops.actor), act::run);
+    spawn(c, stop, "learn", "learn supply from how launches ended", every(5.0), |_| None, learn::run);
+    spawn(c, stop, "sample", "write demand down for the forecast", every(5.0), |_| None, sample::run);
+}
+
+/// A signal that comes often wakes a loop at most this often.
+const DEBOUNCE: Duration = Duration::from_secs(1);
+
+fn spawn<F, R>(
+    context: &Context,
+    stop: &watch::Receiver<bool>,
+    name: &'static str,
+    about: &'static str,
+    period: Duration,
+    signal: fn(&App) -> Option<&Notify>,
+    run: F,
+) where
+    F: Fn(Context, i64) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<String, LoopError>> + Send + 'static,
+{
+    let (context, mut stop) = (context.clone(), stop.clone());
+    let period_s = period.as_secs_f64();
+    context.app.loops.lock().insert(name, Status { about, period_s, ..Status::default() });
+    tokio::spawn(async move {
+        loop {
+            let woken = async {
+                match signal(&context.app) {
+                    Some(signal) => signal.notified().await,
+                    None => std::future::pending().await,
+                }
+            };
+            if let Some(term) = context.app.loops.term() {
+                once(&context, name, run(context.clone(), term)).await;
+                // The period counts from the end of a run; signals are gathered for a moment.
+                tokio::select! {
+                    () = async { tokio::time::sleep(DEBOUNCE.min(period)).await; woken.await } => {}
+                    () = tokio::time::sleep(period) => {}
+                    _ = stop.wait_for(|s| *s) => return,
+                }
+            } else {
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                    _ = stop.wait_for(|s| *s) => return,
+                }
+            }
+        }
+    });
+}
+
+async fn once(context: &Context, name: &'static str, run: impl Future<Output = Result<String, LoopError>>) {
+    let began_ms = clock::now_ms();
+    let result = run.await;
+    let mut board = context.app.loops.lock();
+    let status = board.entry(name).or_default();
+    status.runs += 1;
+    status.ran_at_ms = Some(began_ms);
+    status.took_ms = clock::now_ms() - began_ms;
+    match result {
+        Ok(text) => {
+            status.result = text;
+            status.failures = 0;
+            status.error = None;
+        }
+        Err(error) => {
+            let text = crate::output::chain_of(&*error);
+            tracing::warn!(name, error = %text, "a loop failed; it runs again");
+            status.failures += 1;
+            status.error = Some(text);
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What the providers run, against what is known: nodes that are gone, launches whose answer was lost, strays, and notices.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fleet::NodeState;
+use fleet::book::{Book, IntentAction};
+use providers::{Instance, InstanceState};
+
+use super::{Context, LoopError};
+
+/// A launch may be missing from lists for so long, milliseconds.
+const VISIBLE_AFTER_MS: i64 = 60_000;
+
+pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
+    let mut found = Counts::default();
+    let mut failed = Vec::new();
+    for provider in context.providers.iter() {
+        let name = provider.name().to_owned();
+        let listed = match provider.list().await {
+            Ok(listed) => listed,
+            Err(error) => {
+                // Silence is no proof that anything is gone.
+                failed.push(format!("{name}: {error}"));
+                continue;
+            }
+        };
+        let notices = provider.notices().await.unwrap_or_else(|error| {
+            failed.push(format!("{name}: notices: {error}"));
+            Vec::new()
+        });
+        let seen = context
+            .app
+            .ledger
+            .write_as_leader(term, move |book, now_ms| {
+                let mut counts = reconcile(book, &name, &listed, now_ms);
+                for notice in &notices {
+                    let node = node_of(book, &notice.instance);
+                    let reason = "the provider takes it back";
+                    counts.noticed += u32::from(node.is_some_and(|id| book.drain_once(id, reason, now_ms)));
+                }
+                counts
+            })
+            .await?;
+        found.add(seen);
+    }
+    let cleaned =
+        context.app.ledger.write_as_leader(term, |book, now_ms| book.clean_up(most_ended(book), now_ms)).await?;
+    if found.any() || cleaned > 0 {
+        context.app.wake_planner();
+        context.app.loops.actor.notify_one();
+    }
+    let text = format!(
+        "{} instances, {} gone, {} bound, {} adopted, {} to be taken back, {cleaned} to be ended",
+        found.instances, found.gone, found.bound, found.adopted, found.noticed
+    );
+    if failed.is_empty() { Ok(text) } else { Err(format!("{text}; failed: {}", failed.join("; ")).into()) }
+}
+
+/// A tenth of the fleet at a time, and at least a few.
+fn most_ended(book: &Book) -> usize {
+    (book.nodes().len() / 10).max(5)
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Counts {
+    instances: usize,
+    gone: u32,
+    bound: u32,
+    adopted: u32,
+    noticed: u32,
+}
+
+impl Counts {
+    fn add(&mut self, other: Self) {
+        self.instances += other.instances;
+        self.gone += other.gone;
+        self.bound += other.bound;
+        self.adopted += other.adopted;
+        self.noticed += other.noticed;
+    }
+
+    fn any(self) -> bool {
+        self.gone + self.bound + self.adopted + self.noticed > 0
+    }
+}
+
+fn node_of(book: &Book, instance: &str) -> Option<u64> {
+    book.nodes().values().find(|n| n.instance.as_deref() == Some(instance)).map(|n| n.id)
+}
+
+/// CAP-3: every instance that is billed is known, or adopted and ended.
+fn reconcile(book: &mut Book, provider: &str, listed: &[Instance], now_ms: i64) -> Counts {
+    let mut counts = Counts { instances: listed.len(), ..Counts::default() };
+    let running: BTreeMap<&str, &Instance> =
+        listed.iter().filter(|i| i.state != InstanceState::Ended).map(|i| (i.id.as_str(), i)).collect();
+    let mut known = BTreeSet::new();
+    let nodes: Vec<(u64, Option<String>, i64)> = book
+        .nodes()
+        .values()
+        .filter(|n| n.offer.provider == provider && n.state != NodeState::Requested)
+        .map(|n| (n.id, n.instance.clone(), n.asked_at_ms))
+        .collect();
+    for (id, instance, asked_at_ms) in nodes {
+        let Some(instance) = instance else { continue };
+        let ended = listed.iter().any(|i| i.id == instance && i.state == InstanceState::Ended);
+        let missing = !running.contains_key(instance.as_str()) && now_ms - asked_at_ms > VISIBLE_AFTER_MS;
+        if ended || missing {
+            let reason = if ended { "the provider says that it has ended" } else { "the provider no longer lists it" };
+            counts.gone += u32::from(book.gone(id, reason, now_ms).is_ok());
+        }
+        known.insert(instance);
+    }
+    let open: BTreeMap<String, u64> = book
+        .intents()
+        .values()
+        .filter(|i| matches!(i.action, IntentAction::Launch { .. }))
+        .map(|i| (i.token.clone(), i.id))
+        .collect();
+    for instance in running.values().filter(|i| !known.contains(&i.id) && i.state != InstanceState::Ending) {
+        if open.contains_key(&instance.token) {
+            // Its launch is still being answered: the actor binds it.
+            continue;
+        }
+        if now_ms - instance.launched_at_ms < VISIBLE_AFTER_MS {
+            continue;
+        }
+        if let Ok(node) = book.adopt(&instance.offer, &instance.id, now_ms) {
+            counts.adopted += 1;
+            let ended = book.intend_end(node, "nobody asked for it", now_ms);
+            debug_assert!(ended.is_ok(), "{ended:?}");
+        }
+    }
+    counts
+}

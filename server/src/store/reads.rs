@@ -1,0 +1,200 @@
+//! Lists that are read page by page, and small tables.
+
+use fleet::book::{Claim, Intent, Node};
+use sqlx::{AssertSqlSafe, Row};
+
+use super::{Store, StoreError, rows};
+
+/// One line of the event log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventRow {
+    /// Its number; numbers rise in the order of commits.
+    pub seq: i64,
+    /// When, milliseconds since 1970.
+    pub at_ms: i64,
+    /// `node`, `claim` or `intent`.
+    pub subject: String,
+    /// Which.
+    pub subject_id: i64,
+    /// State before; empty for a new one.
+    pub from_state: String,
+    /// State after.
+    pub to_state: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A part of a list.
+#[derive(Debug, Clone, Copy)]
+pub struct Page {
+    /// Items after this number.
+    pub after: i64,
+    /// At most so many.
+    pub limit: i64,
+}
+
+/// A plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanRow {
+    /// Its number.
+    pub epoch: i64,
+    /// When it was made, milliseconds since 1970.
+    pub made_at_ms: i64,
+    /// JSON.
+    pub body: String,
+}
+
+/// A token that may be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenRow {
+    /// Its name.
+    pub name: String,
+    /// Its role.
+    pub role: String,
+    /// SHA-256 of its secret, hexadecimal.
+    pub hash: String,
+}
+
+impl Store {
+    /// Events after a number.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn events(&self, page: Page) -> Result<Vec<EventRow>, StoreError> {
+        let failed = StoreError::database("read events");
+        let rows = sqlx::query(
+            "SELECT seq, at_ms, subject, subject_id, from_state, to_state, reason FROM events WHERE seq > $1 ORDER BY seq LIMIT $2",
+        )
+        .bind(page.after)
+        .bind(page.limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(&failed)?;
+        let read = |row: &sqlx::any::AnyRow| {
+            Ok(EventRow {
+                seq: row.try_get("seq")?,
+                at_ms: row.try_get("at_ms")?,
+                subject: row.try_get("subject")?,
+                subject_id: row.try_get("subject_id")?,
+                from_state: row.try_get("from_state")?,
+                to_state: row.try_get("to_state")?,
+                reason: row.try_get("reason")?,
+            })
+        };
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    /// The number of the last event that may be read.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn last_seq(&self) -> Result<i64, StoreError> {
+        let failed = StoreError::database("read the log's head");
+        let row = sqlx::query("SELECT seq FROM log_head WHERE id = 1").fetch_one(&self.pool).await.map_err(&failed)?;
+        row.try_get("seq").map_err(failed)
+    }
+
+    /// Nodes by number, also those that have ended; of one state where given.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn nodes(&self, state: Option<&str>, page: Page) -> Result<Vec<Node>, StoreError> {
+        self.list("nodes", state, page).await
+    }
+
+    /// Claims by number, also those that have ended; of one state where given.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn claims(&self, state: Option<&str>, page: Page) -> Result<Vec<Claim>, StoreError> {
+        self.list("claims", state, page).await
+    }
+
+    async fn list<T: serde::de::DeserializeOwned>(
+        &self,
+        table: &'static str,
+        state: Option<&str>,
+        page: Page,
+    ) -> Result<Vec<T>, StoreError> {
+        let of_state = if state.is_some() { "state = $3" } else { "$3 = ''" };
+        let text = format!("SELECT id, body FROM {table} WHERE id > $1 AND {of_state} ORDER BY id LIMIT $2");
+        let query = sqlx::query(AssertSqlSafe(text)).bind(page.after).bind(page.limit).bind(state.unwrap_or(""));
+        let rows = query.fetch_all(&self.pool).await.map_err(StoreError::database("read a list"))?;
+        rows.iter().map(|row| rows::record(row, table, "body")).collect()
+    }
+
+    /// One claim, also one that has ended.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn claim(&self, id: u64) -> Result<Option<Claim>, StoreError> {
+        let after = i64::try_from(id).unwrap_or(i64::MAX) - 1;
+        let found: Vec<Claim> = self.claims(None, Page { after, limit: 1 }).await?;
+        Ok(found.into_iter().find(|c| c.id == id))
+    }
+
+    /// One node, also one that has ended.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn node(&self, id: u64) -> Result<Option<Node>, StoreError> {
+        let after = i64::try_from(id).unwrap_or(i64::MAX) - 1;
+        let found: Vec<Node> = self.nodes(None, Page { after, limit: 1 }).await?;
+        Ok(found.into_iter().find(|n| n.id == id))
+    }
+
+    /// One intent, also one that is closed.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn intent(&self, id: u64) -> Result<Option<Intent>, StoreError> {
+        let after = i64::try_from(id).unwrap_or(i64::MAX) - 1;
+        let found: Vec<Intent> = self.list("intents", None, Page { after, limit: 1 }).await?;
+        Ok(found.into_iter().find(|i| i.id == id))
+    }
+
+    /// The newest plans up to `epoch`, the newest first.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn plans(&self, up_to_epoch: i64, limit: i64) -> Result<Vec<PlanRow>, StoreError> {
+        let failed = StoreError::database("read plans");
+        let query =
+            sqlx::query("SELECT epoch, made_at_ms, body FROM plans WHERE epoch <= $1 ORDER BY epoch DESC LIMIT $2");
+        let rows = query.bind(up_to_epoch).bind(limit).fetch_all(&self.pool).await.map_err(&failed)?;
+        let read = |row: &sqlx::any::AnyRow| {
+            Ok(PlanRow {
+                epoch: row.try_get("epoch")?,
+                made_at_ms: row.try_get("made_at_ms")?,
+                body: row.try_get("body")?,
+            })
+        };
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    /// Demand since a moment: `(class, milliseconds since 1970, claims)`, by time.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn demand(&self, since_ms: i64) -> Result<Vec<(String, i64, f64)>, StoreError> {
+        let failed = StoreError::database("read demand");
+        let query = sqlx::query("SELECT class, at_ms, claims FROM demand WHERE at_ms >= $1 ORDER BY at_ms");
+        let rows = query.bind(since_ms).fetch_all(&self.pool).await.map_err(&failed)?;
+        let read = |row: &sqlx::any::AnyRow| Ok((row.try_get("class")?, row.try_get("at_ms")?, row.try_get("claims")?));
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    /// Tokens that are not revoked.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn tokens(&self) -> Result<Vec<TokenRow>, StoreError> {
+        let failed = StoreError::database("read tokens");
+        let query = sqlx::query("SELECT name, role, hash FROM tokens WHERE revoked_at_ms IS NULL ORDER BY name");
+        let rows = query.fetch_all(&self.pool).await.map_err(&failed)?;
+        let read = |row: &sqlx::any::AnyRow| {
+            Ok(TokenRow { name: row.try_get("name")?, role: row.try_get("role")?, hash: row.try_get("hash")? })
+        };
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(failed)
+    }
+}

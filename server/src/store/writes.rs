@@ -1,0 +1,129 @@
+//! Writes that are not of the book: documents, plans, demand, tokens, what people did.
+
+use sqlx::AnyConnection;
+use tokio::sync::oneshot;
+
+use super::documents::{self, Document, EditError};
+use super::{Ledger, Store, StoreError, TokenRow, WriteError};
+use crate::clock;
+
+/// Writes a document over whatever is there. Returns its version.
+///
+/// # Errors
+/// It was not written.
+pub async fn write_document(ledger: &Ledger, document: Document, term: Option<i64>) -> Result<i64, WriteError> {
+    let (send, answer) = oneshot::channel();
+    let written = ledger.statements(
+        term,
+        Box::new(move |connection, seq| {
+            Box::pin(async move {
+                match documents::put(connection, &document, None, seq).await {
+                    Ok(version) => drop(send.send(version)),
+                    Err(EditError::Store(error)) => return Err(error),
+                    // Without an expected version nothing crosses.
+                    Err(EditError::Crossed { .. }) => {}
+                }
+                Ok(())
+            })
+        }),
+    );
+    written.await?;
+    answer.await.map_err(|_| WriteError::Closed)
+}
+
+/// Writes a plan, if it is the next: plans are numbered without gaps, each the child of the one before.
+///
+/// # Errors
+/// It was not written.
+pub async fn write_plan(ledger: &Ledger, epoch: i64, body: String, term: i64) -> Result<(), WriteError> {
+    let write: super::ledger::OnConnection = Box::new(move |connection, _| {
+        Box::pin(async move {
+            sqlx::query("INSERT INTO plans (epoch, made_at_ms, body) VALUES ($1, $2, $3)")
+                .bind(epoch)
+                .bind(clock::now_ms())
+                .bind(body)
+                .execute(connection)
+                .await
+                .map_err(StoreError::database("write a plan"))?;
+            Ok(())
+        })
+    });
+    ledger.statements(Some(term), write).await
+}
+
+/// Writes demand: `(class, milliseconds since 1970, claims)`.
+///
+/// # Errors
+/// It was not written.
+pub async fn write_demand(ledger: &Ledger, rows: Vec<(String, i64, f64)>, term: Option<i64>) -> Result<(), WriteError> {
+    let write: super::ledger::OnConnection = Box::new(move |connection, _| {
+        Box::pin(async move {
+            for (class, at_ms, claims) in rows {
+                sqlx::query(
+                    "INSERT INTO demand (class, at_ms, claims) VALUES ($1, $2, $3) ON CONFLICT (class, at_ms) \
+                     DO UPDATE SET claims = excluded.claims",
+                )
+                .bind(class)
+                .bind(at_ms)
+                .bind(claims)
+                .execute(&mut *connection)
+                .await
+                .map_err(StoreError::database("write demand"))?;
+            }
+            Ok(())
+        })
+    });
+    ledger.statements(term, write).await
+}
+
+/// Notes what somebody did, in the transaction that does it.
+///
+/// # Errors
+/// The database refuses.
+pub async fn audit(
+    connection: &mut AnyConnection,
+    token: &str,
+    action: &'static str,
+    detail: &str,
+) -> Result<(), StoreError> {
+    sqlx::query("INSERT INTO audit (id, at_ms, token, action, detail) SELECT COALESCE(MAX(id), 0) + 1, $1, $2, $3, $4 FROM audit")
+        .bind(clock::now_ms())
+        .bind(token.to_owned())
+        .bind(action)
+        .bind(detail.to_owned())
+        .execute(connection)
+        .await
+        .map_err(StoreError::database("write the audit log"))?;
+    Ok(())
+}
+
+impl Store {
+    /// Writes a token down, in place of one of the same name.
+    ///
+    /// # Errors
+    /// It was not written.
+    pub async fn put_token(&self, ledger: &Ledger, token: TokenRow) -> Result<(), WriteError> {
+        ledger
+            .statements(
+                None,
+                Box::new(move |connection, _| {
+                    Box::pin(async move {
+                        sqlx::query(
+                            "INSERT INTO tokens (name, role, hash, made_at_ms, revoked_at_ms) VALUES ($1, $2, $3, $4, NULL) \
+                             ON CONFLICT (name) DO UPDATE SET role = excluded.role, hash = excluded.hash, \
+                             made_at_ms = excluded.made_at_ms, revoked_at_ms = NULL",
+                        )
+                        .bind(token.name)
+                        .bind(token.role)
+                        .bind(token.hash)
+                        .bind(clock::now_ms())
+                        .execute(connection)
+                        .await
+                        .map_err(StoreError::database("write a token"))?;
+                        Ok(())
+                    })
+                }),
+            )
+            .await
+    }
+}

@@ -1,0 +1,86 @@
+//! Databases for tests: a SQLite file, and a PostgreSQL server of its own on a socket.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// A database that goes away with its test.
+pub struct Database {
+    /// What to open.
+    pub url: String,
+    _folder: tempfile::TempDir,
+    server: Option<Child>,
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        if let Some(server) = &mut self.server {
+            // Postgres ends at once on SIGQUIT, with its children.
+            let _ = Command::new("kill").args(["-QUIT", &server.id().to_string()]).status();
+            let _ = server.wait();
+        }
+    }
+}
+
+/// A SQLite file.
+pub fn sqlite() -> Option<Database> {
+    let folder = tempfile::tempdir().expect("temp");
+    Some(Database { url: format!("sqlite:{}", folder.path().join("test.db").display()), _folder: folder, server: None })
+}
+
+fn binaries() -> Option<PathBuf> {
+    let newest = std::fs::read_dir("/usr/lib/postgresql").ok()?.flatten().map(|e| e.path().join("bin")).max()?;
+    newest.join("initdb").exists().then_some(newest)
+}
+
+/// A command that does not run as root, which Postgres refuses.
+fn unprivileged(program: &Path, folder: &Path) -> Command {
+    let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout.starts_with(b"0"));
+    let mut command = if root {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(program);
+        command
+    } else {
+        Command::new(program)
+    };
+    command.current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// A PostgreSQL server; none where it is not installed.
+pub fn postgres() -> Option<Database> {
+    let Some(bin) = binaries() else {
+        println!("skipped: PostgreSQL is not installed (scripts/setup installs it)");
+        return None;
+    };
+    // Socket paths are short.
+    let folder = tempfile::Builder::new().prefix("pl").tempdir_in("/tmp").expect("temp");
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).expect("made");
+    let all = ["a+rwx"];
+    let _ = Command::new("chmod").args(all).arg(folder.path()).status();
+    let _ = Command::new("chown").arg("nobody:nogroup").arg(&data).status();
+    let made = unprivileged(&bin.join("initdb"), folder.path())
+        .args(["-D", &data.display().to_string(), "-U", "pilotlight", "-A", "trust", "-N", "--no-instructions"])
+        .status()
+        .expect("initdb starts");
+    assert!(made.success(), "initdb failed");
+    let server = unprivileged(&bin.join("postgres"), folder.path())
+        .args(["-D", &data.display().to_string(), "-k", &folder.path().display().to_string(), "-h", ""])
+        .args(["-c", "fsync=off", "-c", "max_connections=60"])
+        .spawn()
+        .expect("postgres starts");
+    let url = format!("postgres://pilotlight@localhost/postgres?host={}", folder.path().display());
+    let began = (0..400).find(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        ready(&bin, folder.path())
+    });
+    assert!(began.is_some(), "PostgreSQL did not start within 20 s");
+    Some(Database { url, _folder: folder, server: Some(server) })
+}
+
+fn ready(bin: &Path, folder: &Path) -> bool {
+    let mut ask = Command::new(bin.join("pg_isready"));
+    ask.arg("-h").arg(folder).args(["-U", "pilotlight"]).stdout(Stdio::null());
+    ask.status().is_ok_and(|s| s.success())
+}
