@@ -14,7 +14,7 @@ pub mod store;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 /// Size GPU buffers from prices, supply and demand.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
@@ -25,6 +25,29 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the control plane: keep the buffer filled, hand out GPUs.
+    Serve(commands::serve::Args),
+    /// Look at a running server: GPUs, classes, loops.
+    Status(commands::client::Remote),
+    /// Nodes of a running server.
+    Nodes(commands::client::fleet::Nodes),
+    /// Take a node out: no new claims, ended when its last claim has.
+    Drain(commands::client::fleet::Drain),
+    /// Claims that wait or have GPUs.
+    Claims(commands::client::claims::Claims),
+    /// Claim GPUs, and wait for them.
+    Claim(commands::client::claims::Claim),
+    /// Give claims back.
+    Release(commands::client::claims::Release),
+    /// What happened, and why.
+    Events(commands::client::events::Args),
+    /// Read and edit classes.
+    #[command(subcommand)]
+    Class(commands::client::classes::Command),
+    /// Stop acting on plans; claims go on.
+    Pause(commands::client::Remote),
+    /// Act on plans again.
+    Resume(commands::client::Remote),
     /// Plan: what to launch and release now, what it costs and why.
     Plan(commands::plan::Args),
     /// Say why a class gets these offers and not others.
@@ -37,23 +60,60 @@ enum Command {
     Demand(commands::demand::Command),
     /// Replay demand offline and compare policies.
     Simulate(commands::simulate::Args),
-    /// Run the control plane: keep the buffer filled, hand out GPUs.
-    Serve(commands::serve::Args),
     /// Write a demo: offers, demand and a plan file, all generated.
     Demo(commands::demo::Args),
+    /// Tokens of the API.
+    #[command(subcommand)]
+    Token(commands::token::Command),
+    /// Look at a server's configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Write completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Read a configuration and say what is wrong with it.
+    Check {
+        /// The file.
+        file: std::path::PathBuf,
+    },
 }
 
 /// Runs the command line.
 #[must_use]
 pub fn main() -> ExitCode {
     let run = match Cli::parse().command {
+        Command::Serve(args) => commands::serve::run(&args),
+        Command::Status(remote) => commands::client::status::run(&remote),
+        Command::Nodes(args) => commands::client::fleet::nodes(&args),
+        Command::Drain(args) => commands::client::fleet::drain(&args),
+        Command::Claims(args) => commands::client::claims::list(&args),
+        Command::Claim(args) => commands::client::claims::take(&args),
+        Command::Release(args) => commands::client::claims::release(&args),
+        Command::Events(args) => commands::client::events::run(&args),
+        Command::Class(command) => commands::client::classes::run(&command),
+        Command::Pause(remote) => commands::client::status::switch(&remote, "/v1/pause"),
+        Command::Resume(remote) => commands::client::status::switch(&remote, "/v1/resume"),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Explain(args) => commands::explain::run(&args),
         Command::Offers(command) => commands::offers::run(&command),
         Command::Demand(command) => commands::demand::run(&command),
         Command::Simulate(args) => commands::simulate::run(&args),
-        Command::Serve(args) => commands::serve::run(&args),
         Command::Demo(args) => commands::demo::run(&args),
+        Command::Token(command) => commands::token::run(&command),
+        Command::Config(ConfigCommand::Check { file }) => config::Config::read(&file).map(|config| {
+            let (classes, providers) = (config.class.len(), config.provider.len());
+            eprintln!("{}: {classes} classes, {providers} providers, all well", file.display());
+        }),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "pilotlight", &mut std::io::stdout());
+            Ok(())
+        }
     };
     match run {
         Ok(()) => ExitCode::SUCCESS,

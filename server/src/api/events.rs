@@ -67,6 +67,20 @@ pub async fn list(
     Ok(Json(page.listed(items, last)))
 }
 
+/// Where the log is.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct LastEvent {
+    /// The number of the last event.
+    pub seq: i64,
+}
+
+/// The number of the last event.
+#[utoipa::path(get, path = "/v1/events/last", tag = "events", responses((status = 200, description = "The number", body = LastEvent)))]
+pub async fn last(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<LastEvent>, ApiError> {
+    caller.may(Role::Viewer)?;
+    Ok(Json(LastEvent { seq: app.store.last_seq().await? }))
+}
+
 /// Events as they happen (server-sent events). Begins after `Last-Event-ID` or `after`, without them with what comes now.
 #[utoipa::path(
     get, path = "/v1/events/stream", tag = "events", params(PageQuery),

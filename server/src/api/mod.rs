@@ -114,6 +114,7 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(plans::input))
         .routes(routes!(plans::what_if))
         .routes(routes!(events::list))
+        .routes(routes!(events::last))
         .routes(routes!(events::stream))
         .routes(routes!(loops::list))
         .routes(routes!(loops::pause))

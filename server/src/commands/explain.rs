@@ -1,26 +1,25 @@
 //! `pilotlight explain`.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::Context;
 use planner::plan::{Options, plan};
 
 use super::Format;
+use super::client::Remote;
 use crate::{output, plan_file, render};
 
 /// Arguments of `explain`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The plan file.
-    file: PathBuf,
-    /// The class to explain.
-    class: String,
+    /// [FILE] CLASS: the class to explain, of a plan file, or without one of the running server.
+    #[arg(num_args = 1..=2, required = true, value_name = "FILE] [CLASS")]
+    what: Vec<String>,
     /// Offers to show.
     #[arg(long, default_value_t = 15)]
     most: usize,
-    /// How to print.
-    #[arg(long, value_enum, default_value = "table")]
-    output: Format,
+    #[command(flatten)]
+    remote: Remote,
 }
 
 /// Runs it.
@@ -28,17 +27,29 @@ pub struct Args {
 /// # Errors
 /// As `plan`; and a class that does not exist.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let loaded = plan_file::load(&args.file, None)?;
-    let class = loaded.input.classes.iter().position(|k| k.name == args.class).with_context(|| {
-        let names: Vec<&str> = loaded.input.classes.iter().map(|k| k.name.as_str()).collect();
-        format!("there is no class '{}'; there are: {}", args.class, names.join(", "))
-    })?;
-    let busy = output::spinner("planning");
     let options = Options::default();
-    let made = plan(&loaded.input, options)?;
-    let explanation = planner::explain::explain(&loaded.input, &made, class, options.effort)?;
+    let (input, made, name) = match args.what.as_slice() {
+        [file, class] => {
+            let input = plan_file::load(Path::new(file), None)?.input;
+            let busy = output::spinner("planning");
+            let made = plan(&input, options)?;
+            busy.finish_and_clear();
+            (input, made, class)
+        }
+        [class] => {
+            let (input, made) = super::client::plans::newest(&args.remote)?;
+            (input, made, class)
+        }
+        _ => anyhow::bail!("give a class, or a plan file and a class"),
+    };
+    let class = input.classes.iter().position(|k| k.name == *name).with_context(|| {
+        let names: Vec<&str> = input.classes.iter().map(|k| k.name.as_str()).collect();
+        format!("there is no class '{name}'; there are: {}", names.join(", "))
+    })?;
+    let busy = output::spinner("asking the solver");
+    let explanation = planner::explain::explain(&input, &made, class, options.effort)?;
     busy.finish_and_clear();
-    match args.output {
+    match args.remote.output {
         Format::Json => println!("{}", serde_json::to_string_pretty(&explanation)?),
         Format::Table => print!("{}", render::explanation(&explanation, args.most)),
     }

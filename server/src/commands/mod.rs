@@ -1,5 +1,6 @@
 //! One module for each command.
 
+pub mod client;
 pub mod demand;
 pub mod demo;
 pub mod explain;
@@ -7,6 +8,7 @@ pub mod offers;
 pub mod plan;
 pub mod serve;
 pub mod simulate;
+pub mod token;
 
 use clap::ValueEnum;
 

@@ -16,8 +16,28 @@ use crate::{output, plan_file, render};
 
 /// Arguments of `plan`.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
+    #[command(subcommand)]
+    server: Option<OfServer>,
+    #[command(flatten)]
+    file: Option<OfFile>,
+}
+
+/// Plans of a running server.
+#[derive(Debug, clap::Subcommand)]
+enum OfServer {
+    /// A plan of the running server, the newest if none is named.
+    Show(super::client::plans::Show),
+    /// What changed between two plans of the running server.
+    Diff(super::client::plans::Diff),
+}
+
+/// A plan from a file.
+#[derive(Debug, clap::Args)]
+struct OfFile {
     /// The plan file; 'pilotlight demo DIR' writes one to start from.
+    #[arg(required = true)]
     file: PathBuf,
     /// The plan before (JSON): changes are shown against it and damped.
     #[arg(long, value_name = "FILE")]
@@ -45,6 +65,15 @@ pub struct Args {
 /// # Errors
 /// Anything in the input that cannot be planned.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    match (&args.server, &args.file) {
+        (Some(OfServer::Show(args)), _) => super::client::plans::show(args),
+        (Some(OfServer::Diff(args)), _) => super::client::plans::diff(args),
+        (None, Some(args)) => of_file(args),
+        (None, None) => bail!("name a plan file, or say 'show' or 'diff' for the running server"),
+    }
+}
+
+fn of_file(args: &OfFile) -> anyhow::Result<()> {
     let questions = args.what_if.iter().map(|q| parse_question(q)).collect::<anyhow::Result<Vec<WhatIf>>>()?;
     let parent = match &args.parent {
         Some(path) => Some(read_plan(path)?),

@@ -10,10 +10,11 @@ use planner::input::{LeadTime, Quota};
 use planner::scenarios::History;
 use planner::supply::{Rules, Supply};
 
+use super::LoopError;
 use super::learn::Learnt;
 use super::sample::{STEP_S, demand};
-use super::{Context, LoopError};
-use crate::config::Prior;
+use crate::api::App;
+use crate::config::{Planning, Prior};
 
 /// What was gathered; `planner::rolling::Moment` borrows from it.
 #[derive(Debug)]
@@ -47,18 +48,18 @@ const HISTORY_DAYS: i64 = 8;
 ///
 /// # Errors
 /// The database cannot be used, or a quota means nothing.
-pub async fn gather(context: &Context, now_ms: i64) -> Result<Inputs, LoopError> {
-    let store = &context.app.store;
+pub async fn gather(app: &App, planning: &Planning, now_ms: i64) -> Result<Inputs, LoopError> {
+    let store = &app.store;
     let learnt: Learnt = match store.document("learnt", "supply").await? {
         Some(document) => document.record()?,
         None => Learnt::default(),
     };
     let past = store.demand(now_ms - HISTORY_DAYS * 86_400_000).await?;
-    let book = context.app.ledger.book();
-    let mut inputs = of_book(&book, &learnt.supply, &context.planning.prior, now_ms);
+    let book = app.ledger.book();
+    let mut inputs = of_book(&book, &learnt.supply, &planning.prior, now_ms);
     let names: Vec<&String> = book.classes().keys().collect();
     inputs.history = history(&names, past, &demand(&book), now_ms);
-    for quota in &context.planning.quota {
+    for quota in &planning.quota {
         // A quota over offers that are not sold now limits nothing.
         inputs.quotas.extend(quota.quota(&inputs.offers).ok());
     }
@@ -66,7 +67,7 @@ pub async fn gather(context: &Context, now_ms: i64) -> Result<Inputs, LoopError>
 }
 
 /// What the book says. Shapes: `P` offers, `K` classes.
-pub fn of_book(book: &Book, learnt: &BTreeMap<fleet::OfferKey, Supply>, prior: &Prior, now_ms: i64) -> Inputs {
+fn of_book(book: &Book, learnt: &BTreeMap<fleet::OfferKey, Supply>, prior: &Prior, now_ms: i64) -> Inputs {
     let now_s = now_ms as f64 / 1000.0;
     let classes: BTreeMap<&str, usize> =
         book.classes().keys().enumerate().map(|(k, name)| (name.as_str(), k)).collect();

@@ -24,7 +24,6 @@ use crate::api::App;
 use crate::clock;
 use crate::config::Planning;
 
-pub use gather::of_book;
 pub use plan::PlanRecord;
 
 /// How a loop fares.
@@ -183,6 +182,14 @@ fn spawn<F, R>(
             }
         }
     });
+}
+
+/// Gathers a plan's inputs as the planner does, for benchmarks. Returns the number of nodes.
+///
+/// # Errors
+/// The database cannot be used.
+pub async fn measure_gather(app: &App, now_ms: i64) -> Result<usize, LoopError> {
+    Ok(gather::gather(app, &Planning::default(), now_ms).await?.nodes.len())
 }
 
 async fn once(context: &Context, name: &'static str, run: impl Future<Output = Result<String, LoopError>>) {

@@ -39,7 +39,7 @@ pub enum Acted {
 
 pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let app = &context.app;
-    let inputs = gather(&context, clock::now_ms()).await?;
+    let inputs = gather(app, &context.planning, clock::now_ms()).await?;
     if inputs.classes.is_empty() || inputs.offers.is_empty() {
         return Ok(format!("{} classes, {} offers: nothing to plan", inputs.classes.len(), inputs.offers.len()));
     }

@@ -16,7 +16,7 @@ pub use plan::{answers, explanation, plan};
 pub use report::report;
 
 /// A borderless table; the columns in `numbers` are aligned to the right.
-fn table(header: &[&str], numbers: std::ops::Range<usize>) -> Table {
+pub fn table(header: &[&str], numbers: std::ops::Range<usize>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(header.to_vec());
@@ -30,7 +30,7 @@ fn table(header: &[&str], numbers: std::ops::Range<usize>) -> Table {
 }
 
 /// A titled table; nothing when it has no rows.
-fn section(title: &str, table: &Table) -> String {
+pub fn section(title: &str, table: &Table) -> String {
     if table.is_empty() {
         return String::new();
     }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use fleet::book::{Book, Limits};
 use sqlx::AnyConnection;
-use sqlx::{Acquire, Row};
+use sqlx::pool::PoolConnection;
+use sqlx::{Any, Connection, Row};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::rows::{self, Statements};
@@ -96,6 +97,7 @@ impl Ledger {
             seen: 0,
             nodes_at_ms: 0,
             seq: seq_out,
+            connection: None,
         };
         writer.refresh().await?;
         tokio::spawn(writer.run(queue));
@@ -196,6 +198,14 @@ struct Writer {
     seen: i64,
     nodes_at_ms: i64,
     seq: watch::Sender<i64>,
+    /// The writer's own connection, whose cache stays warm; opened anew after an error.
+    connection: Option<PoolConnection<Any>>,
+}
+
+/// Closes a connection whose transaction cannot be finished: the database ends it.
+async fn give_up(connection: PoolConnection<Any>, error: StoreError) -> StoreError {
+    let _ = connection.detach().close_hard().await;
+    error
 }
 
 /// What a batch leaves to be told.
@@ -221,26 +231,34 @@ impl Writer {
 
     /// Reads what other replicas wrote.
     async fn refresh(&mut self) -> Result<(), StoreError> {
-        let mut connection = self.store.pool.acquire().await.map_err(StoreError::database("reach the database"))?;
-        let mut transaction = connection.begin().await.map_err(StoreError::database("begin"))?;
-        self.lock_and_catch_up(&mut transaction).await?;
-        transaction.rollback().await.map_err(StoreError::database("end a reading"))
+        let mut connection = self.connect().await?;
+        let read = async {
+            self.begin(&mut connection).await?;
+            self.statements.rollback(&mut connection).await
+        };
+        match read.await {
+            Ok(()) => self.connection = Some(connection),
+            Err(error) => return Err(give_up(connection, error).await),
+        }
+        Ok(())
     }
 
-    async fn lock_and_catch_up(&mut self, connection: &mut AnyConnection) -> Result<(), StoreError> {
-        let failed = StoreError::database("lock the log");
-        let row = sqlx::query("UPDATE log_head SET seq = seq WHERE id = 1 RETURNING seq, next_id")
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(&failed)?;
-        let seq: i64 = row.try_get("seq").map_err(&failed)?;
-        let next_id: i64 = row.try_get("next_id").map_err(&failed)?;
+    async fn connect(&mut self) -> Result<PoolConnection<Any>, StoreError> {
+        match self.connection.take() {
+            Some(connection) => Ok(connection),
+            None => self.store.pool.acquire().await.map_err(StoreError::database("reach the database")),
+        }
+    }
+
+    /// Begins a transaction with a book that is up to date.
+    async fn begin(&mut self, connection: &mut AnyConnection) -> Result<(), StoreError> {
+        let (seq, next_id) = self.statements.begin(connection).await?;
         if seq != self.seen {
             let news = rows::news(connection, self.seen).await?;
             news.tell(&mut self.lock());
             self.seen = seq;
         }
-        self.lock().skip_ids(next_id.unsigned_abs());
+        self.lock().skip_ids(next_id);
         Ok(())
     }
 
@@ -276,14 +294,25 @@ impl Writer {
     }
 
     async fn try_commit(&mut self, batch: Vec<Job>, done: &mut Done) -> Result<(), StoreError> {
-        let idle = batch.is_empty();
-        let mut connection = self.store.pool.acquire().await.map_err(StoreError::database("reach the database"))?;
-        let mut transaction = connection.begin().await.map_err(StoreError::database("begin"))?;
-        self.lock_and_catch_up(&mut transaction).await?;
+        let mut connection = self.connect().await?;
+        match self.transact(&mut connection, batch, done).await {
+            Ok(()) => self.connection = Some(connection),
+            Err(error) => return Err(give_up(connection, error).await),
+        }
+        Ok(())
+    }
+
+    async fn transact(
+        &mut self,
+        connection: &mut AnyConnection,
+        batch: Vec<Job>,
+        done: &mut Done,
+    ) -> Result<(), StoreError> {
+        self.begin(connection).await?;
         let keys: Vec<String> = batch.iter().filter_map(|j| j.key.clone()).collect();
-        self.know_keys(&mut transaction, &keys).await?;
+        self.know_keys(connection, &keys).await?;
         let fenced = batch.iter().any(|j| j.fence.is_some());
-        let leader = if fenced { Some(self.leader(&mut transaction).await?) } else { None };
+        let leader = if fenced { Some(self.leader(connection).await?) } else { None };
         let next_seq = self.seen + 1;
         let mut wrote = false;
         let now_ms = clock::now_ms();
@@ -296,7 +325,7 @@ impl Writer {
                 Work::Book(run) => done.replies.push(run(Some((&mut self.lock(), now_ms)))),
                 Work::Connection(run, answer) => {
                     done.answers.push(answer);
-                    run(&mut transaction, next_seq).await?;
+                    run(connection, next_seq).await?;
                     wrote = true;
                 }
             }
@@ -315,37 +344,25 @@ impl Writer {
             self.nodes_at_ms = now_ms;
         }
         if changes.is_empty() && !wrote {
-            let ended = if idle { "end a reading" } else { "end a batch without changes" };
-            return transaction.rollback().await.map_err(StoreError::database(ended));
+            return self.statements.rollback(connection).await;
         }
-        // Only this task writes the book, so a copy of the changed records is not needed: nobody else can change them.
-        let book = Arc::clone(&self.book);
-        let (statements, seen) = (&self.statements, self.seen);
-        let batch = {
-            let book = book.read().unwrap_or_else(PoisonError::into_inner);
-            statements.batch(&book, &changes, seen)
-        };
-        let last = batch.last;
-        batch.write(statements, &mut transaction).await?;
-        let next_id = i64::try_from(self.lock().next_id()).unwrap_or(i64::MAX);
-        sqlx::query("UPDATE log_head SET seq = $1, next_id = $2 WHERE id = 1")
-            .bind(last)
-            .bind(next_id)
-            .execute(&mut *transaction)
-            .await
-            .map_err(StoreError::database("write the log's head"))?;
         if wrote {
-            let news = super::documents::news(&mut transaction, self.seen).await?;
+            let news = super::documents::news(connection, self.seen).await?;
             news.tell(&mut self.lock());
         }
-        transaction.commit().await.map_err(StoreError::database("commit"))?;
+        let (rows, next_id) = {
+            let book = self.lock();
+            (self.statements.batch(&book, &changes, self.seen), book.next_id())
+        };
+        let last = rows.last;
+        self.statements.commit(connection, rows, next_id).await?;
         self.lock().forget_ended(&changes);
         self.seen = last;
         Ok(())
     }
 
     /// Claims that have ended and whose keys are asked for again.
-    async fn know_keys(&self, connection: &mut AnyConnection, keys: &[String]) -> Result<(), StoreError> {
+    async fn know_keys(&mut self, connection: &mut AnyConnection, keys: &[String]) -> Result<(), StoreError> {
         if keys.is_empty() {
             return Ok(());
         }
@@ -356,7 +373,7 @@ impl Writer {
     }
 
     /// The epoch of whoever leads.
-    async fn leader(&self, connection: &mut AnyConnection) -> Result<i64, StoreError> {
+    async fn leader(&mut self, connection: &mut AnyConnection) -> Result<i64, StoreError> {
         let failed = StoreError::database("read who leads");
         let query = sqlx::query("SELECT epoch FROM leases WHERE name = 'leader'");
         let row = query.fetch_one(connection).await.map_err(&failed)?;

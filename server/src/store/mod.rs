@@ -81,11 +81,11 @@ pub enum Dialect {
 }
 
 impl Dialect {
-    /// The elements of the JSON array `$1`, as rows with a column `value`.
-    fn elements(self) -> &'static str {
+    /// The elements of the JSON array in a parameter, as rows with a column `value`.
+    fn elements(self, parameter: u32) -> String {
         match self {
-            Self::Sqlite => "json_each($1)",
-            Self::Postgres => "json_array_elements(CAST($1 AS JSON))",
+            Self::Sqlite => format!("json_each(${parameter})"),
+            Self::Postgres => format!("json_array_elements(CAST(${parameter} AS JSON))"),
         }
     }
 }

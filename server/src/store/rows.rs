@@ -11,65 +11,113 @@ use sqlx::{AnyConnection, AssertSqlSafe, Row};
 
 use super::{Dialect, StoreError};
 
-/// Statements that write the rows of a JSON array, for one database.
+/// Statements of a transaction, for one database. Each is one round trip: the way to the database costs more than what
+/// it does there.
 #[derive(Debug)]
 pub struct Statements {
-    nodes: String,
-    claims: String,
-    intents: String,
-    tallies: String,
-    events: String,
+    /// Begins, locks the log's head and reads it.
+    begin: &'static str,
+    /// Writes nodes, claims, intents, tallies and events (`$1` to `$5`, JSON arrays of rows), and the head (`$6`, `$7`).
+    write: String,
     ended_keys: String,
+    commits_itself: bool,
 }
 
 impl Statements {
     /// For one database.
     #[must_use]
     pub fn new(dialect: Dialect) -> Self {
-        let rows = dialect.elements();
+        let rows = |parameter: u32| dialect.elements(parameter);
         let number = |i: u32| format!("CAST(value ->> {i} AS BIGINT)");
         let text = |i: u32| format!("value ->> {i}");
-        let put = |table: &str, columns: &str, values: &[String], key: &str, set: &[&str]| {
+        let put = |parameter: u32, table: &str, columns: &str, values: &[String], key: &str, set: &[&str]| {
             let set: Vec<String> = set.iter().map(|c| format!("{c} = excluded.{c}")).collect();
-            let (values, set) = (values.join(", "), set.join(", "));
+            let (values, set, rows) = (values.join(", "), set.join(", "), rows(parameter));
             // SQLite needs the WHERE to tell the conflict clause from a join.
             format!(
                 "INSERT INTO {table} ({columns}) SELECT {values} FROM {rows} WHERE 1 = 1 ON CONFLICT ({key}) DO UPDATE SET {set}"
             )
         };
-        let record = |table: &str| {
+        let record = |parameter: u32, table: &str| {
             let values = [number(0), number(1), text(2), text(3)];
-            put(table, "id, seq, state, body", &values, "id", &["seq", "state", "body"])
+            put(parameter, table, "id, seq, state, body", &values, "id", &["seq", "state", "body"])
         };
-        Self {
-            nodes: record("nodes"),
-            intents: record("intents"),
-            claims: put(
-                "claims",
-                "id, seq, state, class, idempotency_key, body",
-                &[number(0), number(1), text(2), text(3), text(4), text(5)],
-                "id",
-                &["seq", "state", "body"],
+        let claims = [number(0), number(1), text(2), text(3), text(4), text(5)];
+        let tallies = [text(0), number(1), number(2), number(3)];
+        let columns = "id, seq, state, class, idempotency_key, body";
+        let events: Vec<String> = (0..7).map(|i| if [0, 1, 3].contains(&i) { number(i) } else { text(i) }).collect();
+        let parts = [
+            record(1, "nodes"),
+            put(2, "claims", columns, &claims, "id", &["seq", "state", "body"]),
+            record(3, "intents"),
+            put(4, "tallies", "class, seq, hits, misses", &tallies, "class", &["seq", "hits", "misses"]),
+            format!(
+                "INSERT INTO events (seq, at_ms, subject, subject_id, from_state, to_state, reason) SELECT {} FROM {}",
+                events.join(", "),
+                rows(5)
             ),
-            tallies: put(
-                "tallies",
-                "class, seq, hits, misses",
-                &[text(0), number(1), number(2), number(3)],
-                "class",
-                &["seq", "hits", "misses"],
-            ),
-            events: format!(
-                "INSERT INTO events (seq, at_ms, subject, subject_id, from_state, to_state, reason) SELECT {}, {}, {}, {}, {}, {}, {} FROM {rows}",
-                number(0),
-                number(1),
-                text(2),
-                number(3),
-                text(4),
-                text(5),
-                text(6)
-            ),
-            ended_keys: format!("SELECT body FROM claims WHERE idempotency_key IN (SELECT value ->> 0 FROM {rows})"),
+        ];
+        let head = "UPDATE log_head SET seq = $6, next_id = $7 WHERE id = 1";
+        let ended_keys =
+            format!("SELECT body FROM claims WHERE idempotency_key IN (SELECT value ->> 0 FROM {})", rows(1));
+        match dialect {
+            Dialect::Sqlite => Self {
+                begin: "BEGIN IMMEDIATE; SELECT seq, next_id FROM log_head WHERE id = 1",
+                write: format!("{}; {head}; COMMIT", parts.join("; ")),
+                ended_keys,
+                commits_itself: true,
+            },
+            Dialect::Postgres => {
+                // A prepared statement is one command; commands that write can stand in its WITH.
+                let with: Vec<String> = parts.iter().enumerate().map(|(i, p)| format!("p{i} AS ({p})")).collect();
+                Self {
+                    begin: "BEGIN; SELECT seq, next_id FROM log_head WHERE id = 1 FOR UPDATE",
+                    write: format!("WITH {} {head}", with.join(", ")),
+                    ended_keys,
+                    commits_itself: false,
+                }
+            }
         }
+    }
+
+    /// Begins a transaction that is alone with the log. Returns the last number written and the next identity.
+    ///
+    /// # Errors
+    /// The database refuses.
+    pub async fn begin(&self, connection: &mut AnyConnection) -> Result<(i64, u64), StoreError> {
+        let failed = StoreError::database("begin, and lock the log");
+        // Of two statements only the last has a row.
+        let rows = sqlx::raw_sql(self.begin).fetch_all(connection).await.map_err(&failed)?;
+        let row = rows.last().ok_or(sqlx::Error::RowNotFound).map_err(&failed)?;
+        let read = || Ok((row.try_get("seq")?, row.try_get::<i64, _>("next_id")?.unsigned_abs()));
+        read().map_err(failed)
+    }
+
+    /// Ends a transaction that wrote nothing.
+    ///
+    /// # Errors
+    /// The database refuses.
+    pub async fn rollback(&self, connection: &mut AnyConnection) -> Result<(), StoreError> {
+        sqlx::raw_sql("ROLLBACK").execute(connection).await.map_err(StoreError::database("end a reading"))?;
+        Ok(())
+    }
+
+    /// Writes a batch and commits.
+    ///
+    /// # Errors
+    /// The database refuses; nothing was written.
+    pub async fn commit(&self, connection: &mut AnyConnection, batch: Batch, next_id: u64) -> Result<(), StoreError> {
+        let failed = StoreError::database("write and commit");
+        let mut query = sqlx::query(AssertSqlSafe(self.write.clone()));
+        for rows in [batch.nodes, batch.claims, batch.intents, batch.tallies, batch.events] {
+            query = query.bind(Value::Array(rows).to_string());
+        }
+        let query = query.bind(batch.last).bind(i64::try_from(next_id).unwrap_or(i64::MAX));
+        query.execute(&mut *connection).await.map_err(&failed)?;
+        if !self.commits_itself {
+            sqlx::raw_sql("COMMIT").execute(connection).await.map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// The rows of what changed, under numbers after `seq`.
@@ -124,40 +172,9 @@ pub struct Batch {
     events: Vec<Value>,
 }
 
-impl Batch {
-    /// Writes them.
-    ///
-    /// # Errors
-    /// The database refuses.
-    pub async fn write(self, statements: &Statements, connection: &mut AnyConnection) -> Result<(), StoreError> {
-        run(connection, &statements.nodes, "write nodes", self.nodes).await?;
-        run(connection, &statements.claims, "write claims", self.claims).await?;
-        run(connection, &statements.intents, "write intents", self.intents).await?;
-        run(connection, &statements.tallies, "write tallies", self.tallies).await?;
-        run(connection, &statements.events, "write events", self.events).await
-    }
-}
-
 fn text_of<T: Serialize>(record: &T) -> String {
     // Records are made of numbers, text and lists; they always have a JSON text.
     serde_json::to_string(record).unwrap_or_default()
-}
-
-async fn run(
-    connection: &mut AnyConnection,
-    statement: &str,
-    doing: &'static str,
-    rows: Vec<Value>,
-) -> Result<(), StoreError> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    sqlx::query(AssertSqlSafe(statement.to_owned()))
-        .bind(Value::Array(rows).to_string())
-        .execute(connection)
-        .await
-        .map_err(StoreError::database(doing))?;
-    Ok(())
 }
 
 /// A record from its JSON column.

@@ -126,4 +126,23 @@ impl Store {
             )
             .await
     }
+
+    /// Ends a token.
+    ///
+    /// # Errors
+    /// It was not written.
+    pub async fn revoke_token(&self, ledger: &Ledger, name: String) -> Result<(), WriteError> {
+        let write: super::ledger::OnConnection = Box::new(move |connection, _| {
+            Box::pin(async move {
+                sqlx::query("UPDATE tokens SET revoked_at_ms = $1 WHERE name = $2")
+                    .bind(clock::now_ms())
+                    .bind(name)
+                    .execute(connection)
+                    .await
+                    .map_err(StoreError::database("end a token"))?;
+                Ok(())
+            })
+        });
+        ledger.statements(None, write).await
+    }
 }
