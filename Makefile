@@ -1,7 +1,7 @@
 # make run    set up, then the main job on demo data
 # make test   set up, then every test
 # make bench  set up, then every benchmark (release build)
-.PHONY: setup run reports test lint release bench bench-scale bench-solvers bench-forecast bench-simulation clean
+.PHONY: setup run reports test lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
 
 DEMO := target/demo
 # Folder with public traces; what needs them is skipped, and says so, without it.
@@ -13,10 +13,11 @@ setup:
 
 run: setup
 	@echo "Building (the solver takes about 4 minutes the first time)"
-	cargo build -p server
+	cargo build --workspace
 	target/debug/pilotlight demo $(DEMO)
 	target/debug/pilotlight plan $(DEMO)/plan.toml --what-if 'quota:alpha H100=+16' --what-if 'hit-rate:chat-70b=0.999'
 	target/debug/pilotlight simulate $(DEMO)/demo.toml --out $(DEMO)/simulated
+	scripts/run-server target/debug/pilotlight $(DEMO)/server
 
 # What the planner spends when nothing happens, when demand doubles in five minutes, and when a cloud goes away.
 reports: release
@@ -33,7 +34,7 @@ lint: setup
 release: setup
 	cargo build --release --workspace --bins --examples
 
-bench: bench-scale bench-solvers bench-forecast bench-simulation
+bench: bench-scale bench-solvers bench-forecast bench-claims bench-simulation
 
 # Catalogue scale: 5,000 offers, 40 classes, 20 and 50 demand paths, 16 periods.
 bench-scale: release
@@ -53,6 +54,10 @@ bench-simulation: release
 	target/release/examples/speed simulations/scenarios/servegen-pool.toml
 	target/release/examples/events
 	for s in simulations/scenarios/*.toml; do target/release/pilotlight simulate $$s --out target/simulated/$$(basename $$s .toml) || exit 1; done
+
+# Claims a second and their latency on SQLite and PostgreSQL, a plan's inputs, start-up, memory.
+bench-claims: release
+	benchmarks/claims
 
 clean:
 	cargo clean

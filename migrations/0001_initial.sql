@@ -20,24 +20,34 @@ CREATE TABLE events (
     reason TEXT NOT NULL
 );
 
--- `seq` is the write that changed the row last; `body` is the whole record.
+-- What each write changed, for replicas that catch up: JSON lists of identities. `prev` is the write before; a replica
+-- that does not find the write after its last one reads everything. Old ones are deleted.
+CREATE TABLE changes (
+    seq BIGINT PRIMARY KEY,
+    prev BIGINT NOT NULL,
+    at_ms BIGINT NOT NULL,
+    nodes TEXT NOT NULL,
+    claims TEXT NOT NULL,
+    intents TEXT NOT NULL
+);
+
+-- `body` is the whole record. `seq`, the write that changed it last, has no index: that would cost each write twice.
 CREATE TABLE nodes (
     id BIGINT PRIMARY KEY,
     seq BIGINT NOT NULL,
     state TEXT NOT NULL,
     body TEXT NOT NULL
 );
-CREATE INDEX nodes_seq ON nodes (seq);
 
 CREATE TABLE claims (
     id BIGINT PRIMARY KEY,
     seq BIGINT NOT NULL,
     state TEXT NOT NULL,
     class TEXT NOT NULL,
-    idempotency_key TEXT UNIQUE,
+    idempotency_key TEXT,
     body TEXT NOT NULL
 );
-CREATE INDEX claims_seq ON claims (seq);
+CREATE UNIQUE INDEX claims_key ON claims (idempotency_key) WHERE idempotency_key IS NOT NULL;
 
 CREATE TABLE intents (
     id BIGINT PRIMARY KEY,
@@ -45,7 +55,6 @@ CREATE TABLE intents (
     state TEXT NOT NULL,
     body TEXT NOT NULL
 );
-CREATE INDEX intents_seq ON intents (seq);
 
 -- Claims of each class that hit or missed, since the beginning.
 CREATE TABLE tallies (
@@ -64,7 +73,6 @@ CREATE TABLE documents (
     body TEXT NOT NULL,
     PRIMARY KEY (kind, name)
 );
-CREATE INDEX documents_seq ON documents (seq);
 
 -- Immutable plans.
 CREATE TABLE plans (

@@ -87,6 +87,7 @@ enum ConfigCommand {
 /// Runs the command line.
 #[must_use]
 pub fn main() -> ExitCode {
+    quiet_on_a_closed_pipe();
     let run = match Cli::parse().command {
         Command::Serve(args) => commands::serve::run(&args),
         Command::Status(remote) => commands::client::status::run(&remote),
@@ -122,4 +123,16 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// `pilotlight nodes | head` ends when `head` has seen enough, as other commands do.
+fn quiet_on_a_closed_pipe() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if text.starts_with("failed printing to stdout") {
+            std::process::exit(0);
+        }
+        usual(panic);
+    }));
 }

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 use crate::api::{self, App, Listener, Metrics, Tls, Tokens};
 use crate::config::{ClassSpec, Config, DemoPart, ProviderPart, sim_offer};
 use crate::loops::{self, Board, Context};
-use crate::store::{Document, Ledger, Store, write_document};
+use crate::store::{Document, Ledger, Store, write_demand, write_document};
 use crate::{clock, demo, output};
 
 /// Arguments of `serve`.
@@ -103,6 +103,13 @@ pub async fn start(
     let ledger = Ledger::start(&store, config.limits).await?;
     for spec in &config.class {
         seed_class(&store, &ledger, spec).await?;
+    }
+    if let Some(part) = &config.demo
+        && store.demand(0).await?.is_empty()
+    {
+        let names = config.class.iter().map(|c| c.name.as_str()).collect::<Vec<_>>();
+        write_demand(&ledger, demo::past(part, &names, clock::now_ms()), None).await?;
+        tracing::info!("demo: two hours of past demand were made up, so that the planner has something to go by");
     }
     let tokens = Tokens::default();
     let rows = store.tokens().await?;

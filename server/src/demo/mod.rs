@@ -9,6 +9,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Method, Request, StatusCode, header};
+use fleet::rng::Rng;
 use providers::SimProvider;
 use serde::Serialize;
 use serde_json::Value;
@@ -25,6 +26,27 @@ pub fn play_hosts(router: Router, clouds: Vec<Arc<SimProvider>>, stop: watch::Re
 /// Plays clients until `stop` says so.
 pub fn play_clients(router: Router, demo: DemoPart, classes: Vec<String>, stop: watch::Receiver<bool>) {
     tokio::spawn(clients::play(Caller { router, secret: None }, demo, classes, stop));
+}
+
+/// Two hours of demand as the clients of a demo make it: `(class, milliseconds since 1970, claims)` by the minute.
+/// Claims that come at random and live for a while are Poisson in number.
+#[must_use]
+pub fn past(demo: &DemoPart, classes: &[&str], now_ms: i64) -> Vec<(String, i64, f64)> {
+    let mut rng = Rng::new(3);
+    let mean = demo.claims_per_min * demo.claim_mean_s / 60.0 / classes.len().max(1) as f64;
+    let mut rows = Vec::new();
+    for minute in (1..=120).rev() {
+        for class in classes {
+            // As many as uniform draws multiply to under e^-mean (Knuth).
+            let (mut count, mut product) = (-1.0, 1.0);
+            while product > (-mean.min(500.0)).exp() {
+                product *= rng.unit();
+                count += 1.0;
+            }
+            rows.push(((*class).to_owned(), now_ms / 60_000 * 60_000 - minute * 60_000, count));
+        }
+    }
+    rows
 }
 
 /// Calls the API without a socket between.

@@ -43,5 +43,6 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let rows: Vec<(String, i64, f64)> = classes.into_iter().map(|(class, most)| (class, at_ms, most as f64)).collect();
     let text = format!("{} classes written", rows.len());
     store::write_demand(&context.app.ledger, rows, Some(term)).await?;
+    store::forget_old(&context.app.ledger, start_ms, Some(term)).await?;
     Ok(text)
 }

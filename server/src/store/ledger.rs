@@ -254,8 +254,13 @@ impl Writer {
     async fn begin(&mut self, connection: &mut AnyConnection) -> Result<(), StoreError> {
         let (seq, next_id) = self.statements.begin(connection).await?;
         if seq != self.seen {
-            let news = rows::news(connection, self.seen).await?;
-            news.tell(&mut self.lock());
+            let news = rows::news(connection, self.store.dialect(), self.seen).await?;
+            let mut book = self.lock();
+            if news.all {
+                *book = Book::new(self.limits);
+            }
+            news.tell(&mut book);
+            drop(book);
             self.seen = seq;
         }
         self.lock().skip_ids(next_id);
@@ -355,7 +360,7 @@ impl Writer {
             (self.statements.batch(&book, &changes, self.seen), book.next_id())
         };
         let last = rows.last;
-        self.statements.commit(connection, rows, next_id).await?;
+        self.statements.commit(connection, rows, next_id, now_ms).await?;
         self.lock().forget_ended(&changes);
         self.seen = last;
         Ok(())

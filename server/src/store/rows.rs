@@ -17,7 +17,8 @@ use super::{Dialect, StoreError};
 pub struct Statements {
     /// Begins, locks the log's head and reads it.
     begin: &'static str,
-    /// Writes nodes, claims, intents, tallies and events (`$1` to `$5`, JSON arrays of rows), and the head (`$6`, `$7`).
+    /// Writes nodes, claims, intents, tallies and events (`$1` to `$5`, JSON arrays of rows), the head (`$6`, `$7`) and what
+    /// changed (`$8` to `$12`).
     write: String,
     ended_keys: String,
     commits_itself: bool,
@@ -56,6 +57,7 @@ impl Statements {
                 events.join(", "),
                 rows(5)
             ),
+            "INSERT INTO changes (seq, prev, at_ms, nodes, claims, intents) VALUES ($6, $8, $9, $10, $11, $12)".into(),
         ];
         let head = "UPDATE log_head SET seq = $6, next_id = $7 WHERE id = 1";
         let ended_keys =
@@ -106,13 +108,21 @@ impl Statements {
     ///
     /// # Errors
     /// The database refuses; nothing was written.
-    pub async fn commit(&self, connection: &mut AnyConnection, batch: Batch, next_id: u64) -> Result<(), StoreError> {
+    pub async fn commit(
+        &self,
+        connection: &mut AnyConnection,
+        batch: Batch,
+        next_id: u64,
+        now_ms: i64,
+    ) -> Result<(), StoreError> {
         let failed = StoreError::database("write and commit");
         let mut query = sqlx::query(AssertSqlSafe(self.write.clone()));
         for rows in [batch.nodes, batch.claims, batch.intents, batch.tallies, batch.events] {
             query = query.bind(Value::Array(rows).to_string());
         }
         let query = query.bind(batch.last).bind(i64::try_from(next_id).unwrap_or(i64::MAX));
+        let [nodes, claims, intents] = batch.ids;
+        let query = query.bind(batch.prev).bind(now_ms).bind(nodes).bind(claims).bind(intents);
         query.execute(&mut *connection).await.map_err(&failed)?;
         if !self.commits_itself {
             sqlx::raw_sql("COMMIT").execute(connection).await.map_err(failed)?;
@@ -129,8 +139,11 @@ impl Statements {
         let intents = changes.intents.iter().filter_map(|id| book.intents().get(id));
         let tallies = changes.tallies.iter().filter_map(|class| Some((class, book.tallies().get(class)?)));
         let events = changes.events.iter().zip(seq + 1..);
+        let ids = |ids: &std::collections::BTreeSet<u64>| json!(ids).to_string();
         Batch {
             last,
+            prev: seq,
+            ids: [ids(&changes.nodes), ids(&changes.claims), ids(&changes.intents)],
             nodes: nodes.map(|n| json!([n.id, last, n.state.name(), text_of(n)])).collect(),
             claims: claims.map(|c| json!([c.id, last, c.state.name(), c.class, c.key, text_of(c)])).collect(),
             intents: intents.map(|i| json!([i.id, last, i.state.name(), text_of(i)])).collect(),
@@ -165,6 +178,10 @@ impl Statements {
 pub struct Batch {
     /// The last number used.
     pub last: i64,
+    /// The last number used before.
+    prev: i64,
+    /// JSON lists of the nodes, claims and intents that changed.
+    ids: [String; 3],
     nodes: Vec<Value>,
     claims: Vec<Value>,
     intents: Vec<Value>,
@@ -192,6 +209,8 @@ pub fn record<T: DeserializeOwned>(row: &AnyRow, table: &'static str, column: &s
 /// What was committed since a book was last read.
 #[derive(Debug)]
 pub struct News {
+    /// It is everything that is open: the book begins anew.
+    pub all: bool,
     nodes: Vec<Node>,
     claims: Vec<Claim>,
     intents: Vec<Intent>,
@@ -210,39 +229,65 @@ impl News {
     }
 }
 
-/// What was committed under numbers after `seen`; with `seen` 0 only what is open.
+/// What was committed after `seen`, or all that is open where that is not known any more.
 ///
 /// # Errors
 /// The database refuses, or a record does not read.
-pub async fn news(connection: &mut AnyConnection, seen: i64) -> Result<News, StoreError> {
-    let ended = |open: &'static str| if seen == 0 { open } else { "1 = 1" };
-    let mut tallies = Vec::new();
-    let failed = StoreError::database("read tallies");
-    let changed = sqlx::query("SELECT class, hits, misses FROM tallies WHERE seq > $1").bind(seen);
-    for row in changed.fetch_all(&mut *connection).await.map_err(&failed)? {
-        let read = || -> Result<(String, Tally), sqlx::Error> {
-            let (hits, misses): (i64, i64) = (row.try_get("hits")?, row.try_get("misses")?);
-            Ok((row.try_get("class")?, Tally { hits: hits.unsigned_abs(), misses: misses.unsigned_abs() }))
-        };
-        tallies.push(read().map_err(&failed)?);
-    }
+pub async fn news(connection: &mut AnyConnection, dialect: Dialect, seen: i64) -> Result<News, StoreError> {
+    let failed = StoreError::database("read what changed");
+    let changes =
+        sqlx::query("SELECT prev, nodes, claims, intents FROM changes WHERE seq > $1 ORDER BY seq").bind(seen);
+    let changes = changes.fetch_all(&mut *connection).await.map_err(&failed)?;
+    let first: Option<i64> = changes.first().map(|row| row.try_get("prev")).transpose().map_err(&failed)?;
+    // A gap: what is missing was deleted as too old, or nothing was ever read.
+    let all = seen == 0 || first.is_none_or(|prev| prev > seen);
+    let seen = if all { 0 } else { seen };
+    let ids = |column: &str| -> Result<String, StoreError> {
+        let mut ids = std::collections::BTreeSet::new();
+        for row in &changes {
+            let list: &str = row.try_get(column).map_err(&failed)?;
+            ids.extend(serde_json::from_str::<Vec<u64>>(list).unwrap_or_default());
+        }
+        Ok(Value::from_iter(ids.into_iter().map(|id| json!([id]))).to_string())
+    };
+    let which = |open: &str| if all { open.to_owned() } else { among(dialect) };
+    let (nodes, claims, intents) = (ids("nodes")?, ids("claims")?, ids("intents")?);
+    let (alive, live, pending) =
+        ("state <> 'terminated'", "state IN ('queued', 'granted', 'active')", "state IN ('pending', 'sent')");
     Ok(News {
-        nodes: changed_since(connection, "nodes", ended("state <> 'terminated'"), seen).await?,
-        claims: changed_since(connection, "claims", ended("state IN ('queued', 'granted', 'active')"), seen).await?,
-        intents: changed_since(connection, "intents", ended("state IN ('pending', 'sent')"), seen).await?,
-        tallies,
+        all,
+        nodes: records(connection, "nodes", &which(alive), &nodes).await?,
+        claims: records(connection, "claims", &which(live), &claims).await?,
+        intents: records(connection, "intents", &which(pending), &intents).await?,
+        tallies: tallies(connection, seen).await?,
         documents: super::documents::news(connection, seen).await?,
     })
 }
 
-async fn changed_since<T: DeserializeOwned>(
+fn among(dialect: Dialect) -> String {
+    format!("id IN (SELECT CAST(value ->> 0 AS BIGINT) FROM {})", dialect.elements(1))
+}
+
+async fn records<T: DeserializeOwned>(
     connection: &mut AnyConnection,
     table: &'static str,
     which: &str,
-    seen: i64,
+    ids: &str,
 ) -> Result<Vec<T>, StoreError> {
-    let text = format!("SELECT id, body FROM {table} WHERE seq > $1 AND {which} ORDER BY id");
-    let rows = sqlx::query(AssertSqlSafe(text)).bind(seen).fetch_all(connection).await;
-    let rows = rows.map_err(StoreError::database("read what changed"))?;
+    let text = format!("SELECT id, body FROM {table} WHERE {which} ORDER BY id");
+    let query = sqlx::query(AssertSqlSafe(text));
+    let query = if which.contains("$1") { query.bind(ids) } else { query };
+    let rows = query.fetch_all(connection).await.map_err(StoreError::database("read what changed"))?;
     rows.iter().map(|row| record(row, table, "body")).collect()
+}
+
+async fn tallies(connection: &mut AnyConnection, seen: i64) -> Result<Vec<(String, Tally)>, StoreError> {
+    let failed = StoreError::database("read tallies");
+    let changed = sqlx::query("SELECT class, hits, misses FROM tallies WHERE seq > $1").bind(seen);
+    let read = |row: &AnyRow| -> Result<(String, Tally), sqlx::Error> {
+        let (hits, misses): (i64, i64) = (row.try_get("hits")?, row.try_get("misses")?);
+        Ok((row.try_get("class")?, Tally { hits: hits.unsigned_abs(), misses: misses.unsigned_abs() }))
+    };
+    let rows = changed.fetch_all(connection).await.map_err(&failed)?;
+    rows.iter().map(read).collect::<Result<_, _>>().map_err(failed)
 }

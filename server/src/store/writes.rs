@@ -76,6 +76,41 @@ pub async fn write_demand(ledger: &Ledger, rows: Vec<(String, i64, f64)>, term: 
     ledger.statements(term, write).await
 }
 
+/// Time after which a replica that fell behind reads everything, milliseconds.
+const CATCH_UP_MS: i64 = 10 * 60_000;
+/// Plans, demand and ended records are kept for so long, milliseconds.
+const KEPT_MS: i64 = 30 * 86_400_000;
+/// The event log is kept for so many numbers.
+const EVENTS_KEPT: i64 = 20_000_000;
+
+/// Deletes what is older than anybody asks for: nothing grows without end.
+///
+/// # Errors
+/// It was not written.
+pub async fn forget_old(ledger: &Ledger, now_ms: i64, term: Option<i64>) -> Result<(), WriteError> {
+    let write: super::ledger::OnConnection = Box::new(move |connection, seq| {
+        Box::pin(async move {
+            for (text, bound) in [
+                ("DELETE FROM changes WHERE at_ms < $1", now_ms - CATCH_UP_MS),
+                ("DELETE FROM plans WHERE made_at_ms < $1", now_ms - KEPT_MS),
+                ("DELETE FROM demand WHERE at_ms < $1", now_ms - KEPT_MS),
+                ("DELETE FROM events WHERE seq < $1", seq - EVENTS_KEPT),
+                ("DELETE FROM claims WHERE seq < $1 AND state IN ('released', 'expired', 'failed')", seq - EVENTS_KEPT),
+                ("DELETE FROM nodes WHERE seq < $1 AND state = 'terminated'", seq - EVENTS_KEPT),
+                ("DELETE FROM intents WHERE seq < $1 AND state NOT IN ('pending', 'sent')", seq - EVENTS_KEPT),
+            ] {
+                // Tables without an index on what is asked are read whole only once there is something old enough.
+                if bound > 0 {
+                    let done = sqlx::query(text).bind(bound).execute(&mut *connection).await;
+                    done.map_err(StoreError::database("delete what is old"))?;
+                }
+            }
+            Ok(())
+        })
+    });
+    ledger.statements(term, write).await
+}
+
 /// Notes what somebody did, in the transaction that does it.
 ///
 /// # Errors

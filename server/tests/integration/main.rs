@@ -1,6 +1,7 @@
 //! The `pilotlight` command line as a user meets it: its output, its errors, its files.
 #![allow(clippy::print_stdout, reason = "tests say what they skip")]
 
+mod api;
 mod bad_input;
 mod databases;
 mod imports;

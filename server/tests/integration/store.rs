@@ -107,6 +107,7 @@ conformance!(
     the_log_has_every_change_in_order,
     a_batch_that_fails_changes_nothing,
     a_newer_database_is_refused,
+    a_replica_that_fell_far_behind_reads_everything,
 );
 
 mod check {
@@ -258,6 +259,23 @@ mod check {
 
     fn sqlx_error() -> sqlx::Error {
         sqlx::Error::RowNotFound
+    }
+
+    pub async fn a_replica_that_fell_far_behind_reads_everything(database: &Database) {
+        let (_, first) = filled(database, 2).await;
+        let (_, second) = opened(database).await;
+        let kept = claim(&second, None).await.expect("free");
+        for _ in 0..14 {
+            claim(&first, None).await.expect("free");
+        }
+        first.write(move |book, now_ms| book.release(kept, "done", now_ms)).await.expect("durable").expect("open");
+        // Years pass: what changed is not listed any more.
+        server::store::forget_old(&first, i64::MAX / 2, None).await.expect("durable");
+        claim(&second, None).await.expect("two are free");
+        claim(&second, None).await.expect("one is free");
+        assert!(matches!(claim(&second, None).await, Err(ClaimError::Empty { .. })));
+        assert_eq!(second.book().claims().len(), 16);
+        second.book().check().expect("sound");
     }
 
     pub async fn a_newer_database_is_refused(database: &Database) {

@@ -1,0 +1,266 @@
+//! The API as its users meet it: schedulers, operators, agents, and those who mean harm.
+
+use std::time::Duration;
+
+use reqwest::{Client, StatusCode};
+use serde_json::{Value, json};
+use server::api::{Code, document, hash_of};
+use server::commands::serve::{Server, start};
+use server::config::Config;
+use server::store::TokenRow;
+use tokio::sync::watch;
+
+const CONFIG: &str = r#"
+listen = "127.0.0.1:0"
+[planning]
+every_s = 1
+observe_every_s = 1
+periods_s = [5, 5, 10, 20]
+prior = { lead_time = [[1, 0.0], [2, 1.0]], min_hold_s = 1 }
+[[provider]]
+kind = "sim"
+offers = "offers.csv"
+speed = 200.0
+[[class]]
+name = "chat"
+gpus = [{ model = "H100-SXM" }]
+gpus_per_claim = 2
+hit_rate = 0.99
+miss_cost_usd = 100.0
+wait_s = 20
+"#;
+
+const OFFERS: &str =
+    "provider,region,zone,instance_type,market,gpu,gpus_per_node,price_usd_per_h,price_date,interruption_per_h
+sim,r,a,h8,on-demand,H100-SXM,8,20,,0
+sim,r,b,h8,on-demand,H100-SXM,8,22,,0
+";
+
+struct Running {
+    server: Server,
+    http: Client,
+    _stop: watch::Sender<bool>,
+    _folder: tempfile::TempDir,
+}
+
+async fn running() -> Running {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let folder = tempfile::tempdir().expect("temp");
+    std::fs::write(folder.path().join("offers.csv"), OFFERS).expect("written");
+    std::fs::write(folder.path().join("pilotlight.toml"), CONFIG).expect("written");
+    let config = Config::read(&folder.path().join("pilotlight.toml")).expect("sensible");
+    let (stop, stopped) = watch::channel(false);
+    let database = format!("sqlite:{}", folder.path().join("x.db").display());
+    let server = start(config, Some(database), false, stopped).await.expect("starts");
+    Running { server, http: Client::new(), _stop: stop, _folder: folder }
+}
+
+impl Running {
+    async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
+        self.raw(path, body.to_string()).await
+    }
+
+    async fn raw(&self, path: &str, body: String) -> (StatusCode, Value) {
+        let sent = self.http.post(format!("{}{path}", self.server.url)).body(body).send().await.expect("answers");
+        (sent.status(), sent.json().await.unwrap_or_default())
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let got = self.http.get(format!("{}{path}", self.server.url)).send().await.expect("answers");
+        assert!(got.status().is_success(), "{path}: {}", got.status());
+        got.json().await.expect("JSON")
+    }
+}
+
+/// A claim finds nothing, the planner hears of it, a node is launched, boots, passes the gate, and the claim gets it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_makes_the_fleet_grow_and_is_given_back() {
+    let run = running().await;
+    let ask = json!({ "class": "chat", "holder": "test", "idempotency_key": "k1", "on_empty": "queue" });
+    let (status, claim) = run.post("/v1/claims", &ask).await;
+    assert_eq!((status, &claim["state"]), (StatusCode::ACCEPTED, &json!("queued")), "{claim}");
+    let id = claim["id"].as_str().expect("text").to_owned();
+    let granted = run.get(&format!("/v1/claims/{id}?wait_s=20")).await;
+    assert_eq!(granted["state"], "granted", "{granted}");
+    assert_eq!(granted["gpus"][0]["indices"], json!([0, 1]));
+    let (status, again) = run.post("/v1/claims", &ask).await;
+    assert_eq!((status, &again["id"]), (StatusCode::OK, &json!(id)), "a retry gets the same claim");
+    let (status, _) = run.post("/v1/claims", &json!({ "class": "chat", "idempotency_key": "k1" })).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    let (status, active) = run.post(&format!("/v1/claims/{id}/heartbeat"), &json!({ "lease_s": 60 })).await;
+    assert_eq!((status, &active["state"]), (StatusCode::OK, &json!("active")));
+    for _ in 0..2 {
+        let (status, released) = run.post(&format!("/v1/claims/{id}/release"), &json!({})).await;
+        assert_eq!((status, &released["state"]), (StatusCode::OK, &json!("released")), "twice is once");
+    }
+    let (status, ended) = run.post(&format!("/v1/claims/{id}/heartbeat"), &json!({})).await;
+    assert_eq!((status, &ended["code"]), (StatusCode::CONFLICT, &json!("claim-ended")));
+    let events = run.get("/v1/events?limit=1000").await;
+    let mine = events["items"].as_array().expect("list").iter().filter(|e| e["subject"] == json!(id));
+    let life: Vec<&str> = mine.filter_map(|e| e["to"].as_str()).collect();
+    assert_eq!(life, ["queued", "granted", "active", "released"]);
+    let plan = run.get("/v1/plan").await;
+    assert!(plan["epoch"].as_u64() >= Some(1) && plan["acted"] == "yes", "{plan}");
+    let text = run.http.get(format!("{}/metrics", run.server.url)).send().await.expect("answers").text().await;
+    let text = text.expect("text");
+    for name in ["pilotlight_claims_total", "pilotlight_nodes", "pilotlight_claim_duration_seconds_bucket"] {
+        assert!(text.contains(name), "{name} is missing");
+    }
+    run.server.app.ledger.book().check().expect("sound");
+}
+
+/// Paused, nothing is launched; and the fleet grows again after that.
+#[tokio::test(flavor = "multi_thread")]
+async fn paused_means_that_nothing_is_bought() {
+    let run = running().await;
+    let (status, loops) = run.post("/v1/pause", &json!({})).await;
+    assert_eq!((status, &loops["paused"]), (StatusCode::OK, &json!(true)));
+    let ask = json!({ "class": "chat", "on_empty": "queue", "wait_s": 60 });
+    let (_, claim) = run.post("/v1/claims", &ask).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(run.get("/v1/nodes").await["items"], json!([]));
+    assert_eq!(run.get("/v1/plan").await["acted"], "paused", "plans are made and shown");
+    run.post("/v1/resume", &json!({})).await;
+    let id = claim["id"].as_str().expect("text");
+    let granted = run.get(&format!("/v1/claims/{id}?wait_s=20")).await;
+    assert_eq!(granted["state"], "granted", "{granted}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_requests_get_an_answer_and_change_nothing() {
+    let run = running().await;
+    let seq = run.get("/v1/events/last").await["seq"].as_i64();
+    for (body, code) in [
+        ("{", "invalid-request"),
+        (r#"{"class":"chat","colour":"red"}"#, "invalid-request"),
+        (r#"{"class":"nobody"}"#, "unknown-class"),
+        (r#"{"class":"chat","count":0}"#, "out-of-range"),
+        (r#"{"class":"chat","count":1000000}"#, "out-of-range"),
+        (r#"{"class":"chat","wait_s":-1}"#, "out-of-range"),
+        (r#"{"class":"chat","wait_s":1e300}"#, "out-of-range"),
+        (r#"{"class":"chat","lease_s":1e8}"#, "out-of-range"),
+        (r#"{"class":"chat","on_empty":"hope"}"#, "invalid-request"),
+        (r#"{"class":"chat","answer_within_ms":0}"#, "deadline-passed"),
+        (r#"{"class":"chat","on_empty":"fail"}"#, "no-free-gpus"),
+    ] {
+        let (status, problem) = run.raw("/v1/claims", body.to_owned()).await;
+        assert_eq!(problem["code"], code, "{body}: {status} {problem}");
+        assert_eq!(problem["status"].as_u64(), Some(u64::from(status.as_u16())));
+    }
+    let (_, problem) = run.raw("/v1/claims", "x".repeat(300_000)).await;
+    assert_eq!(problem["code"], "too-large");
+    let long = json!({ "class": "chat", "idempotency_key": "k".repeat(1000) });
+    assert_eq!(run.post("/v1/claims", &long).await.1["code"], "out-of-range");
+    for id in ["c-1e9", "n-3", "c--1", "c-99999999999999999999"] {
+        let (_, problem) = run.post(&format!("/v1/claims/{id}/release"), &json!({})).await;
+        assert_eq!(problem["code"], "not-found", "{id}");
+    }
+    let after = run.get("/v1/events/last").await["seq"].as_i64();
+    assert!(after <= seq.map(|s| s + 4), "one failed claim is all that is written: {seq:?} {after:?}");
+    assert!(run.server.app.ledger.book().claims().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_operators_who_edit_one_class_do_not_undo_each_other() {
+    let run = running().await;
+    let url = format!("{}/v1/classes/chat", run.server.url);
+    let read = run.http.get(&url).send().await.expect("answers");
+    let version = read.headers()["etag"].to_str().expect("text").to_owned();
+    let mut spec = read.json::<Value>().await.expect("JSON")["spec"].clone();
+    let put = async |spec: &Value, version: Option<&str>| {
+        let request = run.http.put(&url).body(spec.to_string());
+        let request = version.map_or(request.try_clone().expect("text"), |v| request.header("if-match", v));
+        let answer = request.send().await.expect("answers");
+        (answer.status(), answer.json::<Value>().await.unwrap_or_default())
+    };
+    assert_eq!(put(&spec, None).await.1["code"], "version-needed");
+    spec["hit_rate"] = json!(0.9);
+    assert_eq!(put(&spec, Some(&version)).await.0, StatusCode::OK);
+    spec["hit_rate"] = json!(0.5);
+    assert_eq!(put(&spec, Some(&version)).await.1["code"], "edit-crossed");
+    assert_eq!(run.get("/v1/classes/chat").await["spec"]["hit_rate"], 0.9);
+    spec["hit_rate"] = json!(1.5);
+    assert_eq!(put(&spec, Some(&version)).await.1["code"], "out-of-range");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_open_what_their_role_may_do() {
+    let run = running().await;
+    let store = &run.server.app.store;
+    for (name, role) in [("v", "viewer"), ("s", "scheduler"), ("o", "operator")] {
+        let row = TokenRow { name: name.into(), role: role.into(), hash: hash_of(name) };
+        store.put_token(&run.server.app.ledger, row).await.expect("written");
+    }
+    run.server.app.tokens.set(&store.tokens().await.expect("read"), true);
+    let call = async |secret: &str, path: &str| {
+        let request = run.http.post(format!("{}{path}", run.server.url)).bearer_auth(secret);
+        request.body(r#"{"class":"chat","on_empty":"fail"}"#).send().await.expect("answers").status()
+    };
+    assert_eq!(run.post("/v1/pause", &json!({})).await.0, StatusCode::UNAUTHORIZED, "no longer open to all");
+    assert_eq!(call("guess", "/v1/claims").await, StatusCode::UNAUTHORIZED);
+    assert_eq!(call("v", "/v1/claims").await, StatusCode::FORBIDDEN);
+    assert_eq!(call("s", "/v1/claims").await, StatusCode::SERVICE_UNAVAILABLE, "allowed, and nothing is free");
+    assert_eq!(call("s", "/v1/pause").await, StatusCode::FORBIDDEN);
+    assert_eq!(call("o", "/v1/pause").await, StatusCode::OK);
+    store.revoke_token(&run.server.app.ledger, "o".into()).await.expect("written");
+    run.server.app.tokens.set(&store.tokens().await.expect("read"), true);
+    assert_eq!(call("o", "/v1/resume").await, StatusCode::UNAUTHORIZED);
+}
+
+/// An agent without the secret of a launch, or of another one, changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_speaks_for_its_own_launch_only() {
+    let run = running().await;
+    let (_, claim) = run.post("/v1/claims", &json!({ "class": "chat", "on_empty": "queue", "wait_s": 60 })).await;
+    let id = claim["id"].as_str().expect("text");
+    run.get(&format!("/v1/claims/{id}?wait_s=20")).await;
+    let node = run.get("/v1/nodes").await["items"][0].clone();
+    let instance = node["instance"].as_str().expect("launched").to_owned();
+    let body = json!({ "boot": "b", "checks": "passive", "verdict": "fail", "reason": "it lies" });
+    for secret in ["guess", "plj_0000"] {
+        let request = run.http.post(format!("{}/v1/agents/{instance}/report", run.server.url)).bearer_auth(secret);
+        let status = request.body(body.to_string()).send().await.expect("answers").status();
+        assert_eq!(status, StatusCode::FORBIDDEN);
+    }
+    let intent = run.server.app.ledger.book().nodes().values().next().and_then(|n| n.intent).expect("launched");
+    let secret = server::api::join_secret(&run.server.app.join_key, &format!("pl-{intent}"));
+    let request = run.http.post(format!("{}/v1/agents/{instance}/report", run.server.url)).bearer_auth(secret);
+    let answer = request.body(body.to_string()).send().await.expect("answers");
+    assert_eq!(answer.status(), StatusCode::CONFLICT, "a report of another boot changes nothing");
+    assert_ne!(run.get(&format!("/v1/nodes/{}", node["id"].as_str().expect("text"))).await["state"], "quarantined");
+}
+
+/// `docs/openapi.json` is what the server says of itself. `UPDATE_EXPECT=1` writes it anew.
+#[test]
+fn the_committed_description_is_the_servers() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/openapi.json");
+    let now = document();
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        std::fs::write(&path, &now).expect("written");
+    }
+    let committed = std::fs::read_to_string(&path).expect("docs/openapi.json is there");
+    assert!(committed == now, "docs/openapi.json is out of date: UPDATE_EXPECT=1 writes it anew");
+    let api: Value = serde_json::from_str(&now).expect("JSON");
+    assert!(api["openapi"].as_str().is_some_and(|v| v.starts_with("3.1")));
+    for (path, verbs) in api["paths"].as_object().expect("paths") {
+        for (verb, operation) in verbs.as_object().expect("verbs") {
+            let place = format!("{verb} {path}");
+            assert!(operation["summary"].is_string() || operation["description"].is_string(), "{place} has no summary");
+            for (status, answer) in operation["responses"].as_object().expect("responses") {
+                assert!(answer["description"].as_str().is_some_and(|d| !d.is_empty()), "{place} {status}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_error_code_has_a_page() {
+    for code in Code::ALL {
+        let page = code.page();
+        assert!(page.starts_with(&format!("# {}\n", code.title())), "{}", code.name());
+        assert!(page.contains(&format!("Code: `{}`", code.name())) && page.contains("## What to do"));
+    }
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/errors");
+    let pages = std::fs::read_dir(folder).expect("there").count();
+    assert_eq!(pages, Code::ALL.len(), "a page without a code");
+}
