@@ -165,6 +165,9 @@ pub trait Provider: Send + Sync + fmt::Debug {
     /// The word that its offers carry as `provider`.
     fn name(&self) -> &str;
 
+    /// Tells a provider that has no memory of its own which instances run, before it is asked anything else.
+    fn recall(&self, _known: &[Instance]) {}
+
     /// What it sells, at present prices, as it says them: they go through the gate before any plan sees them. An empty
     /// list is an answer: it sells nothing now.
     async fn offers(&self) -> Result<Vec<RawOffer>, ProviderError>;

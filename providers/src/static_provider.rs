@@ -38,12 +38,6 @@ impl StaticProvider {
         Self { name: name.into(), owned, clock, in_use: Mutex::new(BTreeMap::new()) }
     }
 
-    /// Machines that are in use already, as the control plane remembers them: `(host, token, since, ms)`.
-    pub fn remember(&self, hosts: impl IntoIterator<Item = (String, String, i64)>) {
-        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
-        in_use.extend(hosts.into_iter().map(|(host, token, at_ms)| (host, (token, at_ms))));
-    }
-
     fn instances(&self, in_use: &BTreeMap<String, Use>) -> Vec<Instance> {
         let of = |owned: &Owned| -> Vec<Instance> {
             let used = owned.hosts.iter().filter_map(|h| Some((h, in_use.get(h)?)));
@@ -64,6 +58,11 @@ impl StaticProvider {
 impl Provider for StaticProvider {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn recall(&self, known: &[Instance]) {
+        let used = known.iter().map(|i| (i.id.clone(), (i.token.clone(), i.launched_at_ms)));
+        *self.in_use.lock().unwrap_or_else(PoisonError::into_inner) = used.collect();
     }
 
     async fn offers(&self) -> Result<Vec<RawOffer>, ProviderError> {

@@ -3,6 +3,7 @@
 //!     claims pairs DATABASE [--gpus N] [--clients N] [--seconds N] [--rate PAIRS_PER_S]
 //!     claims exact DATABASE [--gpus N] [--clients N]
 //!     claims gather DATABASE [--nodes N]
+//!     claims disk FOLDER          what a durable write costs there, without any of this
 //!
 //! Without a rate every client goes on as soon as it is answered, and times are those of a queue that is always full. With
 //! one, pairs begin at fixed moments, and times count from there, also where the client is behind.
@@ -58,6 +59,7 @@ fn main() -> anyhow::Result<()> {
                 let _ = server.serving.await;
                 if ran.success() { Ok(()) } else { bail!("the clients failed") }
             }
+            "disk" => disk(&target),
             "gather" => gather(&target, number("--nodes", 10_000)).await,
             other => bail!("'{other}' is none of pairs, exact, gather"),
         }
@@ -252,6 +254,26 @@ async fn rush(url: &str, clients: u64) -> anyhow::Result<()> {
     all.sort();
     all.dedup();
     println!("{granted} granted, {} given twice", granted - all.len());
+    Ok(())
+}
+
+/// Time to make 64 KiB durable: no commit is faster, and on a shared disk it changes from minute to minute.
+fn disk(folder: &str) -> anyhow::Result<()> {
+    let path = std::path::Path::new(folder).join("disk.tmp");
+    let mut file = std::fs::File::create(&path)?;
+    let mut times = Vec::new();
+    for _ in 0..400 {
+        std::io::Write::write_all(&mut file, &[7; 65_536])?;
+        let began = Instant::now();
+        file.sync_data()?;
+        times.push(began.elapsed().as_secs_f64() * 1e3);
+    }
+    std::fs::remove_file(path)?;
+    println!(
+        "disk: 64 KiB durable in p50 {:.2} ms, p99 {:.2} ms",
+        quantile(&mut times, 0.5),
+        quantile(&mut times, 0.99)
+    );
     Ok(())
 }
 

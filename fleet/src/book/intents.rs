@@ -99,9 +99,14 @@ impl Book {
     /// It is unknown.
     pub fn intend_end(&mut self, node: u64, reason: &str, now_ms: i64) -> Result<u64, IntentError> {
         self.nodes.get(&node).ok_or(NodeError::Unknown(node))?;
-        let open = self.intents.values().find(|i| i.action == IntentAction::Terminate { node });
+        let open = self.intents.values().find(|i| i.action == IntentAction::Terminate { node } && i.state.is_open());
         if let Some(open) = open {
             return Ok(open.id);
+        }
+        self.drain_once(node, reason, now_ms);
+        if let Some(found) = self.nodes.get_mut(&node) {
+            found.out = true;
+            self.changes.nodes.insert(node);
         }
         Ok(self.intend(0, IntentAction::Terminate { node }, i64::MAX / 2, reason, now_ms))
     }

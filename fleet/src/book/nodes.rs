@@ -72,6 +72,7 @@ impl Book {
             since_ms: now_ms,
             proof_at_ms: None,
             heard_at_ms: None,
+            out: false,
             reason: String::new(),
         };
         self.nodes.insert(id, node);
@@ -88,6 +89,7 @@ impl Book {
         self.off_shelf(id);
         let Some(node) = self.nodes.get_mut(&id) else { return Err(NodeError::Unknown(id)) };
         node.state = after;
+        node.out = node.out || event == NodeEvent::DrainStarted;
         node.reason = reason.to_owned();
         if matches!(after, NodeState::Checking | NodeState::Quarantined | NodeState::Lost | NodeState::Repairing) {
             node.proof_at_ms = None;
@@ -124,13 +126,12 @@ impl Book {
         if node.gpus != gpus {
             return Err(NodeError::OtherHardware { node: id, bought: node.gpus, reported: gpus });
         }
-        if node.boot.as_deref() == Some(boot) && node.state != NodeState::Lost {
+        if node.boot.as_deref() == Some(boot) {
+            // The agent restarted, not the host: what runs there runs on.
             return self.heard(id, boot, None, now_ms);
         }
-        // Another boot under live claims: the host restarted, and what ran on it is gone.
-        if node.state == NodeState::Lost || node.free.count() < node.gpus {
-            self.fail_claims(id, "its node restarted", now_ms);
-        }
+        // What ran on the host before is gone.
+        self.fail_claims(id, "its node restarted", now_ms);
         let event = match self.node(id)?.state {
             NodeState::Lost => NodeEvent::CameBack,
             NodeState::Booting | NodeState::Repairing => NodeEvent::Registered,
@@ -166,7 +167,7 @@ impl Book {
         self.off_shelf(id);
         if let Some(node) = self.nodes.get_mut(&id) {
             // Most heartbeats say nothing new; the log need not carry each.
-            if node.heard_at_ms.is_none_or(|at| now_ms - at >= HEARD_EVERY_MS) {
+            if node.heard_at_ms.is_none_or(|at| at.div_euclid(HEARD_EVERY_MS) != now_ms.div_euclid(HEARD_EVERY_MS)) {
                 self.changes.nodes.insert(id);
             }
             node.heard_at_ms = Some(now_ms);
@@ -201,6 +202,10 @@ impl Book {
                 node.heard_at_ms = Some(now_ms);
             }
             self.on_shelf(id);
+            if self.nodes.get(&id).is_some_and(|n| n.out) {
+                // It was taken out before: being healthy again does not bring it back.
+                return self.drain(id, "it was taken out of service before", now_ms);
+            }
             self.serve_waiting(id, now_ms);
         }
         Ok(())
@@ -250,6 +255,7 @@ impl Book {
             return;
         }
         // It must not be granted to the next in line while its claims end.
+        self.off_shelf(id);
         if let Some(node) = self.nodes.get_mut(&id) {
             node.proof_at_ms = None;
         }
@@ -298,6 +304,7 @@ impl Book {
             match n.state {
                 NodeState::Draining if n.free.count() == n.gpus => Some("its last claim has ended"),
                 NodeState::Quarantined => Some("it failed a check"),
+                NodeState::Terminating if waited_ms > ENDED_WITHIN_MS => Some("the provider still runs it"),
                 NodeState::Lost if n.free.count() == n.gpus && waited_ms > limits.boot_max_ms => {
                     Some("its agent stays silent")
                 }
@@ -307,18 +314,33 @@ impl Book {
                 _ => None,
             }
         };
+        let under_way = self.nodes.values().filter(|n| n.state == NodeState::Terminating).count() + ending.len();
         let free: Vec<(u64, &str)> = self
             .nodes
             .values()
             .filter(|n| !ending.contains(&n.id))
             .filter_map(|n| Some((n.id, why(n)?)))
-            .take(most)
+            .take(most.saturating_sub(under_way))
             .collect();
         for (id, reason) in &free {
             let asked = self.intend_end(*id, reason, now_ms);
             debug_assert!(asked.is_ok(), "{asked:?}");
         }
         free.len()
+    }
+
+    /// Nobody could be heard for so long, because the server or its database was away: leases, proofs and silences do not
+    /// count that time. Waiting clients have deadlines of their own, which stay.
+    pub fn forgive(&mut self, gap_ms: i64) {
+        for node in self.nodes.values_mut() {
+            node.heard_at_ms = node.heard_at_ms.map(|at| at.saturating_add(gap_ms));
+            node.proof_at_ms = node.proof_at_ms.map(|at| at.saturating_add(gap_ms));
+        }
+        for claim in self.claims.values_mut().filter(|c| c.state.is_live()) {
+            self.due.remove(&(claim.lease_until_ms, claim.id));
+            claim.lease_until_ms = claim.lease_until_ms.saturating_add(gap_ms);
+            self.due.insert((claim.lease_until_ms, claim.id));
+        }
     }
 
     /// Puts a stored node back, as it was.
@@ -334,5 +356,7 @@ impl Book {
     }
 }
 
+/// A node whose end was asked for so long ago is asked to end again, milliseconds.
+const ENDED_WITHIN_MS: i64 = 15 * 60_000;
 /// Heartbeats are written down this often, milliseconds.
 const HEARD_EVERY_MS: i64 = 20_000;

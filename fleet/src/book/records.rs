@@ -87,6 +87,9 @@ pub struct Node {
     pub proof_at_ms: Option<i64>,
     /// When its agent was last heard, milliseconds since 1970.
     pub heard_at_ms: Option<i64>,
+    /// It is to leave, and does not come back into the buffer, whatever its agent says.
+    #[serde(default)]
+    pub out: bool,
     /// Why it is in its state.
     pub reason: String,
 }

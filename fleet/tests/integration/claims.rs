@@ -123,3 +123,57 @@ fn an_agent_that_lies_about_its_hardware_is_refused() {
     assert!(book.gate(id, "b", true, "trust me", 0).is_err(), "it has not registered");
     assert_eq!(book.nodes()[&id].state, NodeState::Booting);
 }
+
+#[test]
+fn heartbeats_are_written_down_now_and_then() {
+    let mut book = book();
+    let node = idle_nodes(&mut book, 0, 1, 0)[0];
+    book.take_changes();
+    let mut written = 0;
+    for beat in 1..=12 {
+        book.heard(node, "boot-1", Some(true), beat * 10_000).expect("same boot");
+        written += usize::from(book.take_changes().nodes.contains(&node));
+    }
+    assert!((5..=7).contains(&written), "about every 20 s of two minutes, not each and not never: {written}");
+}
+
+#[test]
+fn time_in_which_nobody_could_be_heard_does_not_count() {
+    let mut book = book();
+    let node = idle_nodes(&mut book, 0, 1, 0)[0];
+    let (id, _) = book.claim(ask("small", OnEmpty::Fail), 0).expect("free");
+    book.heartbeat(id, Some(60_000), 0).expect("open");
+    // An hour without the database.
+    book.forgive(3_600_000);
+    book.tick(3_610_000);
+    book.tick_nodes(3_610_000);
+    assert_eq!((book.claims()[&id].state, book.nodes()[&node].state), (ClaimState::Active, NodeState::Claimed));
+    book.tick(3_661_000);
+    assert_eq!(book.claims()[&id].state, ClaimState::Expired, "and then it does");
+}
+
+#[test]
+fn a_node_that_was_taken_out_does_not_come_back() {
+    let mut book = book();
+    let node = idle_nodes(&mut book, 0, 1, 0)[0];
+    book.drain(node, "an operator says so", 0).expect("idle");
+    book.tick_nodes(61_000);
+    assert_eq!(book.nodes()[&node].state, NodeState::Lost);
+    book.heard(node, "boot-1", Some(true), 62_000).expect("same boot");
+    book.gate(node, "boot-1", true, "passed", 63_000).expect("checking");
+    assert_eq!(book.nodes()[&node].state, NodeState::Draining);
+    assert!(matches!(book.claim(ask("small", OnEmpty::Fail), 64_000), Err(ClaimError::Empty { .. })));
+}
+
+#[test]
+fn an_agent_that_restarts_costs_no_claim() {
+    let mut book = book();
+    let node = idle_nodes(&mut book, 0, 1, 0)[0];
+    let (id, _) = book.claim(ask("small", OnEmpty::Fail), 0).expect("free");
+    book.heartbeat(id, Some(3_600_000), 0).expect("open");
+    book.tick_nodes(61_000);
+    book.register(node, "boot-1", 8, 62_000).expect("the same boot");
+    assert_eq!(book.claims()[&id].state, ClaimState::Active);
+    book.register(node, "boot-2", 8, 63_000).expect("another boot");
+    assert_eq!((book.claims()[&id].state, book.nodes()[&node].state), (ClaimState::Failed, NodeState::Checking));
+}

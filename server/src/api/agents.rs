@@ -100,12 +100,13 @@ const HEARTBEAT_S: u32 = 10;
 /// Finds the node of an instance whose launch has this secret.
 fn node_of(app: &App, secret: &Secret, instance: &str) -> Result<u64, ApiError> {
     let book = app.ledger.book();
-    let node = book.nodes().values().find(|n| n.instance.as_deref() == Some(instance));
+    // A machine of one's own may be one node after another.
+    let nodes = book.nodes().values().filter(|n| n.instance.as_deref() == Some(instance));
     // The same answer for a wrong secret and an unknown host: nobody learns which hosts there are.
     let refused = || ApiError::new(Code::Forbidden, format!("no launch of {instance} has this secret"));
-    let node = node.ok_or_else(refused)?;
-    let token = node.intent.map_or_else(|| instance.to_owned(), |i| format!("pl-{i}"));
-    if join_secret(&app.join_key, &token) == secret.0 { Ok(node.id) } else { Err(refused()) }
+    let token = |n: &fleet::book::Node| n.intent.map_or_else(|| instance.to_owned(), |i| format!("pl-{i}"));
+    let mut mine = nodes.filter(|n| join_secret(&app.join_key, &token(n)) == secret.0);
+    mine.next().map(|n| n.id).ok_or_else(refused)
 }
 
 /// An agent starts.

@@ -195,7 +195,9 @@ pub async fn create(
     Body(ask): Body<NewClaim>,
 ) -> Result<(StatusCode, Json<ClaimView>), ApiError> {
     caller.may(Role::Scheduler)?;
-    let ask = request(ask, &headers)?;
+    let mut ask = request(ask, &headers)?;
+    // Keys are each caller's own.
+    ask.key = ask.key.map(|key| format!("{}/{key}", caller.name));
     let class = ask.class.clone();
     let timer = app.metrics.claim_timer();
     let done = app.ledger.write_keyed(ask.key.clone(), move |book, now_ms| {

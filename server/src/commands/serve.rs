@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 use crate::api::{self, App, Listener, Metrics, Tls, Tokens};
 use crate::config::{ClassSpec, Config, DemoPart, ProviderPart, sim_offer};
 use crate::loops::{self, Board, Context};
-use crate::store::{Document, Ledger, Store, write_demand, write_document};
+use crate::store::{Document, Ledger, Store, write_demand, write_document, write_new_document};
 use crate::{clock, demo, output};
 
 /// Arguments of `serve`.
@@ -123,7 +123,8 @@ pub async fn start(
             config.listen
         );
     }
-    tokens.set(&rows, config.listen.ip().is_loopback() || insecure);
+    let open = config.listen.ip().is_loopback() || insecure;
+    tokens.set(&rows, open && !store.any_token_was_made().await?);
     let paused = store.document("switch", "paused").await?.is_some_and(|d| d.body == "true");
     let board = Board::default();
     board.set_paused(paused);
@@ -140,7 +141,7 @@ pub async fn start(
     let scheme = if tls.is_some() { "https" } else { "http" };
     let listener = Listener::bind(config.listen, tls).await?;
     let address = listener.address()?;
-    let (clouds, sims) = providers(&config, &app)?;
+    let (clouds, sims) = providers(&config)?;
     let router = api::router(Arc::clone(&app));
     let context = Context {
         app: Arc::clone(&app),
@@ -151,7 +152,7 @@ pub async fn start(
     app.ready.store(true, Ordering::Release);
     let serving = tokio::spawn(api::serve(listener, router.clone(), stop.clone()));
     loops::start(&context, &stop);
-    tokio::spawn(refresh_tokens(Arc::clone(&app), config.listen.ip().is_loopback() || insecure, stop.clone()));
+    tokio::spawn(refresh_tokens(Arc::clone(&app), open, stop.clone()));
     if !sims.is_empty() {
         demo::play_hosts(router.clone(), sims, stop.clone());
     }
@@ -169,8 +170,12 @@ async fn refresh_tokens(app: Arc<App>, open: bool, mut stop: watch::Receiver<boo
             () = tokio::time::sleep(std::time::Duration::from_secs(5)) => {}
             _ = stop.wait_for(|s| *s) => return,
         }
-        match app.store.tokens().await {
-            Ok(rows) => app.tokens.set(&rows, open),
+        let read = async {
+            Ok::<_, crate::store::StoreError>((app.store.tokens().await?, app.store.any_token_was_made().await?))
+        };
+        match read.await {
+            // Open to all only until the first token is made, and never again.
+            Ok((rows, made)) => app.tokens.set(&rows, open && !made),
             Err(error) => tracing::warn!(error = %output::chain_of(&error), "cannot read the tokens"),
         }
     }
@@ -192,14 +197,16 @@ async fn join_key(store: &Store, ledger: &Ledger) -> anyhow::Result<Arc<str>> {
         return Ok(document.body.into());
     }
     let body = api::new_secret().context("the system has no randomness")?;
-    let document = Document { kind: "secret".into(), name: "join".into(), version: 0, body: body.clone() };
-    write_document(ledger, document, None).await?;
-    Ok(body.into())
+    let document = Document { kind: "secret".into(), name: "join".into(), version: 0, body };
+    // Another replica may be faster: whatever is there then is the key.
+    write_new_document(ledger, document).await?;
+    let document = store.document("secret", "join").await?;
+    Ok(document.context("the join key was not written")?.body.into())
 }
 
 type Clouds = (Vec<Arc<dyn Provider>>, Vec<Arc<SimProvider>>);
 
-fn providers(config: &Config, app: &App) -> anyhow::Result<Clouds> {
+fn providers(config: &Config) -> anyhow::Result<Clouds> {
     let (mut clouds, mut sims): Clouds = (Vec::new(), Vec::new());
     if config.provider.is_empty() && config.demo.is_some() {
         for (name, offers) in by_provider(demo_offers()) {
@@ -221,13 +228,7 @@ fn providers(config: &Config, app: &App) -> anyhow::Result<Clouds> {
                 };
                 let owned =
                     table(&config.folder.join(offers))?.into_iter().filter(|o| o.key.provider == *name).map(kind);
-                let made = StaticProvider::new(name, owned.collect(), clock::now_ms);
-                let book = app.ledger.book();
-                let used = book.nodes().values().filter(|n| n.offer.provider == *name).filter_map(|n| {
-                    Some((n.instance.clone()?, n.intent.map_or_else(String::new, |i| format!("pl-{i}")), n.asked_at_ms))
-                });
-                made.remember(used);
-                clouds.push(Arc::new(made));
+                clouds.push(Arc::new(StaticProvider::new(name, owned.collect(), clock::now_ms)));
             }
         }
     }

@@ -1,7 +1,6 @@
 //! `pilotlight token new | list | revoke`: straight in the database, so that the first one can be made.
 
 use anyhow::bail;
-use fleet::book::Limits;
 
 use crate::api::{Role, hash_of, new_secret};
 use crate::config::Config;
@@ -64,7 +63,7 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
                     bail!("'{role}' is no role: use viewer, scheduler or operator (agents join with the secret of their launch)");
                 };
                 let store = Store::open(&database.url()).await?;
-                let ledger = Ledger::start(&store, Limits::default()).await?;
+                let ledger = Ledger::for_a_command(&store).await?;
                 let secret = new_secret()?;
                 let row = TokenRow { name: name.clone(), role: role.name().into(), hash: hash_of(&secret) };
                 store.put_token(&ledger, row).await?;
@@ -81,7 +80,7 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
             }
             Command::Revoke { name, database } => {
                 let store = Store::open(&database.url()).await?;
-                let ledger = Ledger::start(&store, Limits::default()).await?;
+                let ledger = Ledger::for_a_command(&store).await?;
                 if store.tokens().await?.iter().all(|t| t.name != *name) {
                     bail!("there is no token '{name}'; 'pilotlight token list' shows them");
                 }

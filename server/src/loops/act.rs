@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fleet::book::{Book, Intent, IntentAction, IntentState};
-use providers::{ErrorKind, Instance, LaunchRequest, Provider, ProviderError};
+use providers::{ErrorKind, Instance, InstanceState, LaunchRequest, Provider, ProviderError};
 
 use super::{Context, LoopError};
 use crate::api::join_secret;
@@ -20,7 +20,10 @@ const AMBIGUOUS_MS: i64 = 60_000;
 const LOOK_MS: i64 = 5_000;
 
 pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
-    if context.app.loops.is_paused() {
+    if context.planning.dry_run {
+        return Ok("dry run".into());
+    }
+    if context.paused().await? {
         return Ok("paused".into());
     }
     let now_ms = clock::now_ms();
@@ -48,6 +51,13 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
             context.app.ledger.write_as_leader(term, move |b, now_ms| b.termination_taken(id, true, now_ms)).await??;
         }
     }
+    // Launches of a provider that is no longer configured lead nowhere.
+    for intent in due.iter().filter(|i| i.state == IntentState::Pending && i.expires_at_ms <= now_ms) {
+        let IntentAction::Launch { offer, .. } = &intent.action else { continue };
+        if context.providers.iter().all(|p| p.name() != offer.provider) {
+            bind(&context, term, intent.id, &[], "expired: its provider is not configured any more").await?;
+        }
+    }
     let (mut done, mut errors) = (0, Vec::new());
     while let Some(result) = tasks.join_next().await {
         let (count, failed) = result??;
@@ -65,6 +75,7 @@ async fn one_provider(
     provider: Arc<dyn Provider>,
     intents: Vec<Intent>,
 ) -> Result<(usize, Vec<String>), WriteError> {
+    context.recall(&*provider);
     let (mut done, mut errors) = (0, Vec::new());
     for intent in intents {
         if context.app.loops.is_paused() {
@@ -103,8 +114,11 @@ async fn launch(
         // The answer of an earlier call was lost: what it launched carries the token, and may show late.
         match provider.list().await {
             Ok(listed) => {
-                let mine: Vec<Instance> = listed.into_iter().filter(|i| i.token == request.token).collect();
-                if !mine.is_empty() {
+                let alive = |i: &Instance| i.token == request.token && i.state != InstanceState::Ended;
+                let mine: Vec<Instance> = listed.into_iter().filter(alive).collect();
+                let late = intent.sent_at_ms.is_none_or(|at| now_ms - at >= AMBIGUOUS_MS);
+                // Some may show before others.
+                if mine.len() >= request.count as usize || (late && !mine.is_empty()) {
                     return bind(context, term, id, &mine, "found by its token").await.map(|()| None);
                 }
             }
@@ -122,7 +136,10 @@ async fn launch(
         bind(context, term, id, &[], "expired: it was not launched in time").await?;
         return Ok(Some(format!("i-{id}: not launched in time")));
     }
-    ledger.write_as_leader(term, move |book, now_ms| book.intent_sent(id, now_ms)).await?.ok();
+    if ledger.write_as_leader(term, move |book, now_ms| book.intent_sent(id, now_ms)).await?.is_err() {
+        // Closed meanwhile.
+        return Ok(None);
+    }
     match provider.launch(request).await {
         Ok(instances) => {
             context.app.metrics.launched(provider.name(), "ok");
@@ -181,7 +198,9 @@ async fn terminate(
 async fn again(context: &Context, term: i64, intent: &Intent, error: &ProviderError) -> Result<String, WriteError> {
     let doubled = AGAIN_MS.saturating_mul(1_i64 << intent.tries.min(10));
     let wait_ms = if error.kind.may_pass() { doubled.min(AGAIN_MAX_MS) } else { AGAIN_MAX_MS };
-    let (no_effect, reason) = (!error.kind.is_ambiguous(), error.to_string());
+    // Once an answer was lost, no later error says what that call did.
+    let no_effect = intent.state == IntentState::Pending && !error.kind.is_ambiguous();
+    let reason = error.to_string();
     let (id, said) = (intent.id, format!("i-{}: {error}", intent.id));
     let ledger = &context.app.ledger;
     ledger

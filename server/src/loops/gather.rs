@@ -57,6 +57,12 @@ pub async fn gather(app: &App, planning: &Planning, now_ms: i64) -> Result<Input
     let past = store.demand(now_ms - HISTORY_DAYS * 86_400_000).await?;
     let book = app.ledger.book();
     let mut inputs = of_book(&book, &learnt.supply, &planning.prior, now_ms);
+    for (offer, estimate) in inputs.offers.iter().zip(&mut inputs.estimates) {
+        // Its nodes are still of use; more of them cannot be had.
+        if !app.loops.is_sold(&offer.key) {
+            estimate.launch_limit_nodes = 0.0;
+        }
+    }
     let names: Vec<&String> = book.classes().keys().collect();
     inputs.history = history(&names, past, &demand(&book), now_ms);
     for quota in &planning.quota {

@@ -46,17 +46,33 @@ mod as_list {
     }
 }
 
-/// Events of one run; the rest is for the next.
+/// Events that are read at once.
 const AT_ONCE: i64 = 2_000;
+/// Pages of one run; the rest is for the next.
+const PAGES: usize = 100;
 
 pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
+    let (mut events, mut answers) = (0, 0);
+    for _ in 0..PAGES {
+        let (read, learnt) = page(&context, term).await?;
+        events += read;
+        answers += learnt;
+        if read < AT_ONCE as usize {
+            break;
+        }
+    }
+    Ok(if events == 0 { "nothing new".into() } else { format!("{events} events, {answers} answers") })
+}
+
+/// Learns from the next events. Returns how many there were, and how many said something.
+async fn page(context: &Context, term: i64) -> Result<(usize, usize), LoopError> {
     let store = &context.app.store;
     let mut learnt: Learnt = match store.document("learnt", "supply").await? {
         Some(document) => document.record()?,
         None => Learnt::default(),
     };
     let events = store.events(Page { after: learnt.seq, limit: AT_ONCE }).await?;
-    let Some(last) = events.last() else { return Ok("nothing new".into()) };
+    let Some(last) = events.last() else { return Ok((0, 0)) };
     let mut count = 0;
     learnt.seq = last.seq;
     for event in &events {
@@ -103,7 +119,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let document =
         Document { kind: "learnt".into(), name: "supply".into(), version: 0, body: serde_json::to_string(&learnt)? };
     crate::store::write_document(&context.app.ledger, document, Some(term)).await?;
-    Ok(format!("{read} events, {count} answers"))
+    Ok((read, count))
 }
 
 impl Learnt {

@@ -10,14 +10,15 @@ mod offers;
 mod plan;
 mod sample;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use providers::Provider;
+use fleet::OfferKey;
+use providers::{Instance, InstanceState, Provider};
 use tokio::sync::{Notify, watch};
 
 use crate::api::App;
@@ -53,6 +54,8 @@ pub struct Board {
     loops: Mutex<BTreeMap<&'static str, Status>>,
     /// Nothing is launched or released while it is set.
     paused: AtomicBool,
+    /// What providers sell now; `None` until they were asked.
+    sold: Mutex<Option<BTreeSet<OfferKey>>>,
     /// Term of this replica's lead; 0 while another leads.
     term: AtomicI64,
     /// Plans that were made wake the actor.
@@ -81,6 +84,17 @@ impl Board {
         self.paused.store(paused, Ordering::Release);
     }
 
+    /// Whether an offer can be bought now, as far as is known.
+    #[must_use]
+    pub fn is_sold(&self, offer: &OfferKey) -> bool {
+        let sold = self.sold.lock().unwrap_or_else(PoisonError::into_inner);
+        sold.as_ref().is_none_or(|s| s.contains(offer))
+    }
+
+    pub(crate) fn set_sold(&self, sold: BTreeSet<OfferKey>) {
+        *self.sold.lock().unwrap_or_else(PoisonError::into_inner) = Some(sold);
+    }
+
     /// The term in which this replica leads, if it does.
     #[must_use]
     pub fn term(&self) -> Option<i64> {
@@ -104,6 +118,36 @@ pub struct Context {
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context").field("holder", &self.holder).finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// Whether acting is paused, as any replica was told.
+    async fn paused(&self) -> Result<bool, crate::store::StoreError> {
+        let paused = self.app.store.document("switch", "paused").await?.is_some_and(|d| d.body == "true");
+        self.app.loops.set_paused(paused);
+        Ok(paused)
+    }
+
+    /// Tells a provider which of its instances run, as far as is known.
+    fn recall(&self, provider: &dyn Provider) {
+        let book = self.app.ledger.book();
+        let mine = book
+            .nodes()
+            .values()
+            .filter(|n| n.offer.provider == provider.name() && n.state != fleet::NodeState::Terminating);
+        let known: Vec<Instance> = mine
+            .filter_map(|n| {
+                Some(Instance {
+                    id: n.instance.clone()?,
+                    offer: n.offer.clone(),
+                    token: n.intent.map_or_else(String::new, |i| format!("pl-{i}")),
+                    state: InstanceState::Running,
+                    launched_at_ms: n.asked_at_ms,
+                })
+            })
+            .collect();
+        provider.recall(&known);
     }
 }
 

@@ -7,6 +7,7 @@ use fleet::book::{Book, IntentAction};
 use providers::{Instance, InstanceState};
 
 use super::{Context, LoopError};
+use crate::clock;
 
 /// A launch may be missing from lists for so long, milliseconds.
 const VISIBLE_AFTER_MS: i64 = 60_000;
@@ -16,6 +17,9 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let mut failed = Vec::new();
     for provider in context.providers.iter() {
         let name = provider.name().to_owned();
+        context.recall(&**provider);
+        let asked_ms = clock::now_ms();
+        let dry_run = context.planning.dry_run;
         let listed = match provider.list().await {
             Ok(listed) => listed,
             Err(error) => {
@@ -32,7 +36,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
             .app
             .ledger
             .write_as_leader(term, move |book, now_ms| {
-                let mut counts = reconcile(book, &name, &listed, now_ms);
+                let mut counts = reconcile(book, &name, &listed, asked_ms, dry_run, now_ms);
                 for notice in &notices {
                     let node = node_of(book, &notice.instance);
                     let reason = "the provider takes it back";
@@ -43,8 +47,11 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
             .await?;
         found.add(seen);
     }
-    let cleaned =
-        context.app.ledger.write_as_leader(term, |book, now_ms| book.clean_up(most_ended(book), now_ms)).await?;
+    let cleaned = if context.planning.dry_run {
+        0
+    } else {
+        context.app.ledger.write_as_leader(term, |book, now_ms| book.clean_up(most_ended(book), now_ms)).await?
+    };
     if found.any() || cleaned > 0 {
         context.app.wake_planner();
         context.app.loops.actor.notify_one();
@@ -53,6 +60,9 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         "{} instances, {} gone, {} bound, {} adopted, {} to be taken back, {cleaned} to be ended",
         found.instances, found.gone, found.bound, found.adopted, found.noticed
     );
+    if found.unknown > 0 {
+        failed.push(format!("{} instances carry our tag and are of an unknown type: end them by hand", found.unknown));
+    }
     if failed.is_empty() { Ok(text) } else { Err(format!("{text}; failed: {}", failed.join("; ")).into()) }
 }
 
@@ -68,6 +78,8 @@ struct Counts {
     bound: u32,
     adopted: u32,
     noticed: u32,
+    /// Instances with our tag of an offer that nobody sells: a person must look.
+    unknown: u32,
 }
 
 impl Counts {
@@ -77,6 +89,7 @@ impl Counts {
         self.bound += other.bound;
         self.adopted += other.adopted;
         self.noticed += other.noticed;
+        self.unknown += other.unknown;
     }
 
     fn any(self) -> bool {
@@ -89,21 +102,33 @@ fn node_of(book: &Book, instance: &str) -> Option<u64> {
 }
 
 /// CAP-3: every instance that is billed is known, or adopted and ended.
-fn reconcile(book: &mut Book, provider: &str, listed: &[Instance], now_ms: i64) -> Counts {
+fn reconcile(
+    book: &mut Book,
+    provider: &str,
+    listed: &[Instance],
+    asked_ms: i64,
+    dry_run: bool,
+    now_ms: i64,
+) -> Counts {
     let mut counts = Counts { instances: listed.len(), ..Counts::default() };
     let running: BTreeMap<&str, &Instance> =
         listed.iter().filter(|i| i.state != InstanceState::Ended).map(|i| (i.id.as_str(), i)).collect();
+    let ended_ids: BTreeSet<&str> =
+        listed.iter().filter(|i| i.state == InstanceState::Ended).map(|i| i.id.as_str()).collect();
     let mut known = BTreeSet::new();
-    let nodes: Vec<(u64, Option<String>, i64)> = book
+    let nodes: Vec<(u64, Option<String>, Option<String>, i64)> = book
         .nodes()
         .values()
         .filter(|n| n.offer.provider == provider && n.state != NodeState::Requested)
-        .map(|n| (n.id, n.instance.clone(), n.asked_at_ms))
+        .map(|n| (n.id, n.instance.clone(), n.intent.map(|i| format!("pl-{i}")), n.since_ms))
         .collect();
-    for (id, instance, asked_at_ms) in nodes {
+    for (id, instance, token, since_ms) in nodes {
         let Some(instance) = instance else { continue };
-        let ended = listed.iter().any(|i| i.id == instance && i.state == InstanceState::Ended);
-        let missing = !running.contains_key(instance.as_str()) && now_ms - asked_at_ms > VISIBLE_AFTER_MS;
+        // A machine of one's own may run on under another launch.
+        let runs = |i: &&&Instance| token.is_none() || token.as_deref() == Some(&i.token);
+        let ended = ended_ids.contains(instance.as_str());
+        let listed_now = running.get(instance.as_str()).filter(runs).is_some();
+        let missing = !listed_now && asked_ms - since_ms > VISIBLE_AFTER_MS;
         if ended || missing {
             let reason = if ended { "the provider says that it has ended" } else { "the provider no longer lists it" };
             counts.gone += u32::from(book.gone(id, reason, now_ms).is_ok());
@@ -124,6 +149,10 @@ fn reconcile(book: &mut Book, provider: &str, listed: &[Instance], now_ms: i64) 
         if now_ms - instance.launched_at_ms < VISIBLE_AFTER_MS {
             continue;
         }
+        if dry_run {
+            continue;
+        }
+        counts.unknown += u32::from(book.offer(&instance.offer).is_none());
         if let Ok(node) = book.adopt(&instance.offer, &instance.id, now_ms) {
             counts.adopted += 1;
             let ended = book.intend_end(node, "nobody asked for it", now_ms);

@@ -1,5 +1,7 @@
 //! What the providers sell: judged by the gate, written down when it changed.
 
+use std::collections::BTreeSet;
+
 use fleet::Offer;
 use providers::GateRules;
 
@@ -8,17 +10,35 @@ use crate::store::Document;
 
 pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let mut raw = Vec::new();
-    let mut failed = Vec::new();
+    let (mut failed, mut silent) = (Vec::new(), BTreeSet::new());
     for provider in context.providers.iter() {
         match provider.offers().await {
             Ok(offers) => raw.extend(offers),
             // What was known of this provider stays.
-            Err(error) => failed.push(format!("{}: {error}", provider.name())),
+            Err(error) => {
+                silent.insert(provider.name().to_owned());
+                failed.push(format!("{}: {error}", provider.name()));
+            }
         }
     }
     let catalogue = providers::gate(raw, GateRules::default());
-    let known = context.app.ledger.book().offers().to_vec();
+    let (known, in_use) = {
+        let book = context.app.ledger.book();
+        let in_use: BTreeSet<_> = book.nodes().values().map(|n| n.offer.clone()).collect();
+        (book.offers().to_vec(), in_use)
+    };
     let changed: Vec<&Offer> = catalogue.offers.iter().filter(|o| !known.contains(o)).collect();
+    let mut sold: BTreeSet<_> = catalogue.offers.iter().map(|o| o.key.clone()).collect();
+    // What a provider that did not answer sold a moment ago is still sold; what has nodes stays known.
+    let mut listed = catalogue.offers.clone();
+    for offer in known.iter().filter(|o| !sold.contains(&o.key)) {
+        if silent.contains(&offer.key.provider) || in_use.contains(&offer.key) {
+            listed.push(offer.clone());
+        }
+    }
+    let still = known.iter().filter(|o| silent.contains(&o.key.provider) && context.app.loops.is_sold(&o.key));
+    sold.extend(still.map(|o| o.key.clone()).collect::<Vec<_>>());
+    context.app.loops.set_sold(sold);
     let text = format!(
         "{} offers, {} changed, {} set aside{}",
         catalogue.offers.len(),
@@ -27,7 +47,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         if failed.is_empty() { String::new() } else { format!("; failed: {}", failed.join("; ")) }
     );
     if !changed.is_empty() {
-        let body = serde_json::to_string(&catalogue.offers)?;
+        let body = serde_json::to_string(&listed)?;
         let document = Document { kind: "offers".into(), name: "all".into(), version: 0, body };
         crate::store::write_document(&context.app.ledger, document, Some(term)).await?;
         context.app.wake_planner();

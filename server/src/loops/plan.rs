@@ -80,7 +80,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         }
     };
     app.metrics.planned("made", seconds, plan.epoch);
-    let paused = app.loops.is_paused();
+    let paused = context.paused().await?;
     let acted = if context.planning.dry_run {
         Acted::DryRun
     } else if paused {

@@ -40,6 +40,8 @@ const BATCH_MAX: usize = 256;
 const WAITING_MAX: usize = 4096;
 /// Leases and deadlines are looked at this often.
 const TICK: Duration = Duration::from_millis(250);
+/// A longer time between two batches means that the server or its database was away, milliseconds.
+const AWAY_MS: i64 = 5_000;
 /// Silent agents are looked for this often, milliseconds.
 const NODES_EVERY_MS: i64 = 1000;
 
@@ -86,6 +88,18 @@ impl Ledger {
     /// # Errors
     /// The database cannot be used.
     pub async fn start(store: &Store, limits: Limits) -> Result<Self, StoreError> {
+        Self::open(store, limits, true).await
+    }
+
+    /// For commands that write and end: nothing runs out while they do.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn for_a_command(store: &Store) -> Result<Self, StoreError> {
+        Self::open(store, Limits::default(), false).await
+    }
+
+    async fn open(store: &Store, limits: Limits, ticks: bool) -> Result<Self, StoreError> {
         let (jobs, queue) = mpsc::channel(WAITING_MAX);
         let (seq_out, seq) = watch::channel(0);
         let book = Arc::new(RwLock::new(Book::new(limits)));
@@ -98,6 +112,8 @@ impl Ledger {
             nodes_at_ms: 0,
             seq: seq_out,
             connection: None,
+            ticks,
+            alive_at_ms: 0,
         };
         writer.refresh().await?;
         tokio::spawn(writer.run(queue));
@@ -198,6 +214,10 @@ struct Writer {
     seen: i64,
     nodes_at_ms: i64,
     seq: watch::Sender<i64>,
+    /// Whether leases and deadlines run out here.
+    ticks: bool,
+    /// When the database last took a batch, milliseconds since 1970; at the start, when anybody last wrote.
+    alive_at_ms: i64,
     /// The writer's own connection, whose cache stays warm; opened anew after an error.
     connection: Option<PoolConnection<Any>>,
 }
@@ -259,8 +279,10 @@ impl Writer {
             if news.all {
                 *book = Book::new(self.limits);
             }
+            let last_at_ms = news.last_at_ms;
             news.tell(&mut book);
             drop(book);
+            self.alive_at_ms = self.alive_at_ms.max(last_at_ms);
             self.seen = seq;
         }
         self.lock().skip_ids(next_id);
@@ -335,10 +357,17 @@ impl Writer {
                 }
             }
         }
-        let nodes_are_due = now_ms - self.nodes_at_ms >= NODES_EVERY_MS;
+        let gap_ms = now_ms - self.alive_at_ms;
+        if self.alive_at_ms > 0 && gap_ms > AWAY_MS {
+            tracing::warn!(seconds = gap_ms / 1000, "nobody could be heard for a while; leases do not count it");
+            self.lock().forgive(gap_ms);
+        }
+        let nodes_are_due = self.ticks && now_ms - self.nodes_at_ms >= NODES_EVERY_MS;
         let changes = {
             let mut book = self.lock();
-            book.tick(now_ms);
+            if self.ticks {
+                book.tick(now_ms);
+            }
             if nodes_are_due {
                 book.tick_nodes(now_ms);
             }
@@ -349,7 +378,9 @@ impl Writer {
             self.nodes_at_ms = now_ms;
         }
         if changes.is_empty() && !wrote {
-            return self.statements.rollback(connection).await;
+            self.statements.rollback(connection).await?;
+            self.alive_at_ms = now_ms;
+            return Ok(());
         }
         if wrote {
             let news = super::documents::news(connection, self.seen).await?;
@@ -363,6 +394,7 @@ impl Writer {
         self.statements.commit(connection, rows, next_id, now_ms).await?;
         self.lock().forget_ended(&changes);
         self.seen = last;
+        self.alive_at_ms = now_ms;
         Ok(())
     }
 

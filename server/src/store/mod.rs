@@ -24,7 +24,7 @@ pub use documents::{Document, EditError, put as put_document};
 pub use lease::Leadership;
 pub use ledger::{Ledger, OnConnection, WriteError};
 pub use reads::{EventRow, Page, PlanRow, TokenRow};
-pub use writes::{audit, forget_old, write_demand, write_document, write_plan};
+pub use writes::{audit, forget_old, write_demand, write_document, write_new_document, write_plan};
 
 /// The database cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -184,6 +184,15 @@ impl Store {
         rows.iter().map(read).collect::<Result<_, _>>().map_err(failed)
     }
 
+    /// Whether there ever was a token, revoked or not.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn any_token_was_made(&self) -> Result<bool, StoreError> {
+        let found = sqlx::query("SELECT name FROM tokens LIMIT 1").fetch_optional(&self.pool).await;
+        Ok(found.map_err(StoreError::database("read tokens"))?.is_some())
+    }
+
     /// Tokens that are not revoked.
     ///
     /// # Errors

@@ -211,6 +211,8 @@ pub fn record<T: DeserializeOwned>(row: &AnyRow, table: &'static str, column: &s
 pub struct News {
     /// It is everything that is open: the book begins anew.
     pub all: bool,
+    /// When anybody last wrote, milliseconds since 1970; 0 where that is not known.
+    pub last_at_ms: i64,
     nodes: Vec<Node>,
     claims: Vec<Claim>,
     intents: Vec<Intent>,
@@ -238,6 +240,10 @@ pub async fn news(connection: &mut AnyConnection, dialect: Dialect, seen: i64) -
     let changes =
         sqlx::query("SELECT prev, nodes, claims, intents FROM changes WHERE seq > $1 ORDER BY seq").bind(seen);
     let changes = changes.fetch_all(&mut *connection).await.map_err(&failed)?;
+    let newest =
+        sqlx::query("SELECT COALESCE(MAX(at_ms), 0) AS at_ms FROM changes WHERE seq = (SELECT MAX(seq) FROM changes)");
+    let newest = newest.fetch_one(&mut *connection).await.map_err(&failed)?;
+    let last_at_ms: i64 = newest.try_get("at_ms").map_err(&failed)?;
     let first: Option<i64> = changes.first().map(|row| row.try_get("prev")).transpose().map_err(&failed)?;
     // A gap: what is missing was deleted as too old, or nothing was ever read.
     let all = seen == 0 || first.is_none_or(|prev| prev > seen);
@@ -256,6 +262,7 @@ pub async fn news(connection: &mut AnyConnection, dialect: Dialect, seen: i64) -
         ("state <> 'terminated'", "state IN ('queued', 'granted', 'active')", "state IN ('pending', 'sent')");
     Ok(News {
         all,
+        last_at_ms,
         nodes: records(connection, "nodes", &which(alive), &nodes).await?,
         claims: records(connection, "claims", &which(live), &claims).await?,
         intents: records(connection, "intents", &which(pending), &intents).await?,

@@ -31,6 +31,22 @@ pub async fn write_document(ledger: &Ledger, document: Document, term: Option<i6
     answer.await.map_err(|_| WriteError::Closed)
 }
 
+/// Writes a document that is not there yet; one that is stays.
+///
+/// # Errors
+/// It was not written.
+pub async fn write_new_document(ledger: &Ledger, document: Document) -> Result<(), WriteError> {
+    let write: super::ledger::OnConnection = Box::new(move |connection, seq| {
+        Box::pin(async move {
+            match documents::put(connection, &document, Some(0), seq).await {
+                Err(EditError::Store(error)) => Err(error),
+                Ok(_) | Err(EditError::Crossed { .. }) => Ok(()),
+            }
+        })
+    });
+    ledger.statements(None, write).await
+}
+
 /// Writes a plan, if it is the next: plans are numbered without gaps, each the child of the one before.
 ///
 /// # Errors
@@ -95,11 +111,23 @@ pub async fn forget_old(ledger: &Ledger, now_ms: i64, term: Option<i64>) -> Resu
                 ("DELETE FROM plans WHERE made_at_ms < $1", now_ms - KEPT_MS),
                 ("DELETE FROM demand WHERE at_ms < $1", now_ms - KEPT_MS),
                 ("DELETE FROM events WHERE seq < $1", seq - EVENTS_KEPT),
-                ("DELETE FROM claims WHERE seq < $1 AND state IN ('released', 'expired', 'failed')", seq - EVENTS_KEPT),
-                ("DELETE FROM nodes WHERE seq < $1 AND state = 'terminated'", seq - EVENTS_KEPT),
-                ("DELETE FROM intents WHERE seq < $1 AND state NOT IN ('pending', 'sent')", seq - EVENTS_KEPT),
+                (
+                    "DELETE FROM claims WHERE id IN (SELECT id FROM (SELECT id, seq, state FROM claims ORDER BY id LIMIT 20000) \
+                     AS old WHERE seq < $1 AND state IN ('released', 'expired', 'failed'))",
+                    seq - EVENTS_KEPT,
+                ),
+                (
+                    "DELETE FROM nodes WHERE id IN (SELECT id FROM (SELECT id, seq, state FROM nodes ORDER BY id LIMIT 20000) \
+                     AS old WHERE seq < $1 AND state = 'terminated')",
+                    seq - EVENTS_KEPT,
+                ),
+                (
+                    "DELETE FROM intents WHERE id IN (SELECT id FROM (SELECT id, seq, state FROM intents ORDER BY id LIMIT 20000) \
+                     AS old WHERE seq < $1 AND state NOT IN ('pending', 'sent'))",
+                    seq - EVENTS_KEPT,
+                ),
             ] {
-                // Tables without an index on what is asked are read whole only once there is something old enough.
+                // The oldest come first, and only so many are looked at: a commit waits for this.
                 if bound > 0 {
                     let done = sqlx::query(text).bind(bound).execute(&mut *connection).await;
                     done.map_err(StoreError::database("delete what is old"))?;

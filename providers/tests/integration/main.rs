@@ -1,0 +1,3 @@
+//! What every provider must do.
+
+mod conformance;
