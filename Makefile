@@ -16,6 +16,7 @@ run: setup
 	cargo build --workspace
 	target/debug/pilotlight demo $(DEMO)
 	target/debug/pilotlight plan $(DEMO)/plan.toml --what-if 'quota:alpha H100=+16' --what-if 'hit-rate:chat-70b=0.999'
+	rm -rf $(DEMO)/simulated
 	target/debug/pilotlight simulate $(DEMO)/demo.toml --out $(DEMO)/simulated
 	scripts/run-server target/debug/pilotlight $(DEMO)/server
 

@@ -208,8 +208,12 @@ pub fn play_all(
     let one = |task: &Task| -> Result<(), LeagueError> {
         let path = file_of(folder, task);
         if path.exists() {
-            load(&path, scenario)?;
-            return Ok(());
+            match load(&path, scenario) {
+                Ok(_) => return Ok(()),
+                // Of an older version, or damaged: played again.
+                Err(LeagueError::File { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         let saved = Saved { scenario: scenario.to_owned(), task: *task, given: play(prepared, *task)? };
         let text = serde_json::to_vec(&saved).map_err(|e| LeagueError::File { file: task.id(), source: e.into() })?;

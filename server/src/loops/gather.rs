@@ -7,6 +7,7 @@ use fleet::book::Book;
 use planner::error_budget::Judged;
 use planner::gather::{Estimate, ObservedNode};
 use planner::input::{LeadTime, Quota};
+use planner::rolling::Moment;
 use planner::scenarios::History;
 use planner::supply::{Rules, Supply};
 
@@ -39,6 +40,25 @@ pub struct Inputs {
     pub history: History,
     /// Quotas.
     pub quotas: Vec<Quota>,
+}
+
+impl Inputs {
+    /// As the planner takes it, for the plan with this number.
+    pub fn moment(&self, epoch: u64) -> Moment<'_> {
+        Moment {
+            now_s: self.now_s,
+            epoch,
+            offers: &self.offers,
+            estimates: &self.estimates,
+            classes: &self.classes,
+            claim_mean_s: &self.claim_mean_s,
+            nodes: &self.nodes,
+            quotas: &self.quotas,
+            commitments: &[],
+            judged: &self.judged,
+            history: &self.history,
+        }
+    }
 }
 
 /// Days of demand that are read.

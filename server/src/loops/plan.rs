@@ -5,7 +5,7 @@ use fleet::book::Book;
 use planner::gather::nodes_to_release;
 use planner::input::PlanInput;
 use planner::plan::Plan;
-use planner::rolling::{self, Memory, Moment};
+use planner::rolling::{self, Memory};
 use serde::{Deserialize, Serialize};
 
 use super::gather::gather;
@@ -53,19 +53,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let epoch = last + 1;
     let began_ms = clock::now_ms();
     let (inputs, input, memory, made) = tokio::task::spawn_blocking(move || {
-        let moment = Moment {
-            now_s: inputs.now_s,
-            epoch: epoch.unsigned_abs(),
-            offers: &inputs.offers,
-            estimates: &inputs.estimates,
-            classes: &inputs.classes,
-            claim_mean_s: &inputs.claim_mean_s,
-            nodes: &inputs.nodes,
-            quotas: &inputs.quotas,
-            commitments: &[],
-            judged: &inputs.judged,
-            history: &inputs.history,
-        };
+        let moment = inputs.moment(epoch.unsigned_abs());
         let input = rolling::input(&rules, &mut memory, &moment);
         let made = rolling::decide(&mut memory, &input, inputs.now_s);
         (inputs, input, memory, made)

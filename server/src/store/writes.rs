@@ -94,8 +94,10 @@ pub async fn write_demand(ledger: &Ledger, rows: Vec<(String, i64, f64)>, term: 
 
 /// Time after which a replica that fell behind reads everything, milliseconds.
 const CATCH_UP_MS: i64 = 10 * 60_000;
-/// Plans, demand and ended records are kept for so long, milliseconds.
-const KEPT_MS: i64 = 30 * 86_400_000;
+/// Plans, with all that they were made from, are kept for so long, milliseconds.
+const PLANS_KEPT_MS: i64 = 2 * 86_400_000;
+/// Demand is kept for so long, milliseconds.
+const DEMAND_KEPT_MS: i64 = 30 * 86_400_000;
 /// The event log is kept for so many numbers.
 const EVENTS_KEPT: i64 = 20_000_000;
 
@@ -108,8 +110,8 @@ pub async fn forget_old(ledger: &Ledger, now_ms: i64, term: Option<i64>) -> Resu
         Box::pin(async move {
             for (text, bound) in [
                 ("DELETE FROM changes WHERE at_ms < $1", now_ms - CATCH_UP_MS),
-                ("DELETE FROM plans WHERE made_at_ms < $1", now_ms - KEPT_MS),
-                ("DELETE FROM demand WHERE at_ms < $1", now_ms - KEPT_MS),
+                ("DELETE FROM plans WHERE made_at_ms < $1", now_ms - PLANS_KEPT_MS),
+                ("DELETE FROM demand WHERE at_ms < $1", now_ms - DEMAND_KEPT_MS),
                 ("DELETE FROM events WHERE seq < $1", seq - EVENTS_KEPT),
                 (
                     "DELETE FROM claims WHERE id IN (SELECT id FROM (SELECT id, seq, state FROM claims ORDER BY id LIMIT 20000) \
