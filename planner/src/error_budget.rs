@@ -5,6 +5,7 @@
 //! the difference, and the hit rate that plans aim at follows it, as adaptive conformal inference moves its quantile
 //! (Gibbs & Candès 2021). It never aims above the target.
 
+use fleet::book::Tally;
 use serde::{Deserialize, Serialize};
 
 const DAY_S: f64 = 86_400.0;
@@ -19,15 +20,6 @@ const FULL_DAYS: f64 = 0.5;
 /// Misses that a plan may have in mind when the budget is full, as a multiple of the target's.
 const MOST_TIMES: f64 = 30.0;
 
-/// Claims of a class that found out whether they hit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Judged {
-    /// Granted within the class's wait.
-    pub hits: u64,
-    /// Not granted within it.
-    pub misses: u64,
-}
-
 /// The budgets of all classes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ErrorBudget {
@@ -40,13 +32,13 @@ struct Left {
     /// Unspent misses, in those that the target allows on a mean day; in 0 to [`FULL_DAYS`].
     days: f64,
     claims_per_s: f64,
-    judged: Judged,
+    judged: Tally,
 }
 
 impl ErrorBudget {
     /// Takes in all that was judged so far (running totals, `[K]`) `elapsed_s` seconds after the last time.
     /// `targets` are hit rates, `[K]`. Totals that fall are a restart: counting begins again there.
-    pub fn observe(&mut self, targets: &[f64], totals: &[Judged], elapsed_s: f64) {
+    pub fn observe(&mut self, targets: &[f64], totals: &[Tally], elapsed_s: f64) {
         self.classes.resize(totals.len(), Left::default());
         self.seen_s += elapsed_s.max(0.0);
         for ((left, total), target) in self.classes.iter_mut().zip(totals).zip(targets) {
@@ -78,7 +70,7 @@ impl ErrorBudget {
     #[must_use]
     pub fn carried_over(&self) -> Self {
         let mut next = self.clone();
-        next.classes.iter_mut().for_each(|left| left.judged = Judged::default());
+        next.classes.iter_mut().for_each(|left| left.judged = Tally::default());
         next
     }
 }
@@ -91,7 +83,7 @@ mod tests {
     fn after(hours: u64, hits: u64, misses: u64) -> ErrorBudget {
         let mut budget = ErrorBudget::default();
         for hour in 1..=hours {
-            budget.observe(&[0.99], &[Judged { hits: hits * hour, misses: misses * hour }], 3600.0);
+            budget.observe(&[0.99], &[Tally { hits: hits * hour, misses: misses * hour }], 3600.0);
         }
         budget
     }
@@ -112,7 +104,7 @@ mod tests {
         let mut budget = after(24, 50, 50);
         let aims: Vec<f64> = (1..=10)
             .map(|hour| {
-                budget.observe(&[0.99], &[Judged { hits: 1200 + 100 * hour, misses: 1200 }], 3600.0);
+                budget.observe(&[0.99], &[Tally { hits: 1200 + 100 * hour, misses: 1200 }], 3600.0);
                 budget.aim(0, 0.99)
             })
             .collect();
@@ -122,7 +114,7 @@ mod tests {
     #[test]
     fn claims_from_before_the_first_look_prove_nothing() {
         let mut budget = ErrorBudget::default();
-        budget.observe(&[0.99], &[Judged { hits: 5000, misses: 0 }], 0.0);
+        budget.observe(&[0.99], &[Tally { hits: 5000, misses: 0 }], 0.0);
         assert_eq!(budget.aim(0, 0.99), 0.99);
     }
 
@@ -136,12 +128,12 @@ mod tests {
     fn spending_just_what_is_allowed_keeps_the_aim() {
         let mut budget = after(6, 1000, 0);
         let before = budget.aim(0, 0.99);
-        let total = Judged { hits: 6000 + 992, misses: 8 };
+        let total = Tally { hits: 6000 + 992, misses: 8 };
         budget.observe(&[0.99], &[total], 3600.0);
         assert!((budget.aim(0, 0.99) - before).abs() < 1e-3, "{before} {budget:?}");
         let restarted = budget.carried_over();
         let mut other = restarted.clone();
-        other.observe(&[0.99], &[Judged::default()], 60.0);
+        other.observe(&[0.99], &[Tally::default()], 60.0);
         assert!((other.aim(0, 0.99) - before).abs() < 1e-2, "{other:?}");
     }
 }

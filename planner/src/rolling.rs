@@ -5,12 +5,13 @@ use fleet::{Class, Offer};
 use serde::{Deserialize, Serialize};
 
 use crate::decompose::Effort;
-use crate::error_budget::{ErrorBudget, Judged};
+use crate::error_budget::ErrorBudget;
 use crate::forecast::Method;
 use crate::gather::{self, Estimate, Observed, ObservedNode};
 use crate::input::{Commitment, PlanInput, Policy, Quota, Scenario};
 use crate::plan::{Options, Plan, PlanError, plan};
 use crate::scenarios::{self, History, PathRules};
+use fleet::book::Tally;
 
 /// How it plans.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,7 +83,7 @@ pub struct Moment<'a> {
     /// Commitments over the offers.
     pub commitments: &'a [Commitment],
     /// Claims that hit or missed so far, `[K]`.
-    pub judged: &'a [Judged],
+    pub judged: &'a [Tally],
     /// Concurrent claims so far, `[K][N]`, the last is now.
     pub history: &'a History,
 }

@@ -10,29 +10,17 @@ use utoipa::ToSchema;
 use super::App;
 use super::auth::{Caller, Role};
 use super::problem::{ApiError, Problem};
+use crate::loops::Status;
 use crate::store::Document;
 
 /// A loop.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct LoopView {
     /// Its name.
-    pub name: String,
-    /// What it is for.
-    pub about: String,
-    /// Seconds between runs, unless it is woken.
-    pub period_s: f64,
-    /// Runs since the server started.
-    pub runs: u64,
-    /// Runs that failed since the last that did not.
-    pub failures: u64,
-    /// When it last ran, milliseconds since 1970.
-    pub ran_at_ms: Option<i64>,
-    /// How long that took, milliseconds.
-    pub took_ms: i64,
-    /// What came of it.
-    pub result: String,
-    /// What went wrong last.
-    pub error: Option<String>,
+    pub name: &'static str,
+    /// How it fares.
+    #[serde(flatten)]
+    pub status: Status,
 }
 
 /// The loops of this replica.
@@ -51,23 +39,12 @@ pub struct LoopsView {
 }
 
 fn view(app: &App) -> LoopsView {
-    let one = |(name, s): (&str, crate::loops::Status)| LoopView {
-        name: name.into(),
-        about: s.about.into(),
-        period_s: s.period_s,
-        runs: s.runs,
-        failures: s.failures,
-        ran_at_ms: s.ran_at_ms,
-        took_ms: s.took_ms,
-        result: s.result,
-        error: s.error,
-    };
     LoopsView {
         leads: app.loops.term().is_some(),
         term: app.loops.term(),
         paused: app.loops.is_paused(),
         uptime_s: app.metrics.uptime_s(),
-        loops: app.loops.all().into_iter().map(one).collect(),
+        loops: app.loops.all().into_iter().map(|(name, status)| LoopView { name, status }).collect(),
     }
 }
 

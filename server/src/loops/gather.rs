@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use fleet::Class;
-use fleet::book::Book;
-use planner::error_budget::Judged;
+use fleet::book::{Book, Tally};
 use planner::gather::{Estimate, ObservedNode};
 use planner::input::{LeadTime, Quota};
 use planner::rolling::Moment;
@@ -35,7 +34,7 @@ pub struct Inputs {
     /// Their numbers.
     pub ids: Vec<u64>,
     /// Hits and misses.
-    pub judged: Vec<Judged>,
+    pub judged: Vec<Tally>,
     /// Demand.
     pub history: History,
     /// Quotas.
@@ -129,10 +128,7 @@ fn of_book(book: &Book, learnt: &BTreeMap<fleet::OfferKey, Supply>, prior: &Prio
             min_hold_s: prior.min_hold_s,
         }
     };
-    let judged = |name: &String| {
-        let tally = book.tallies().get(name).copied().unwrap_or_default();
-        Judged { hits: tally.hits, misses: tally.misses }
-    };
+    let judged = |name: &String| book.tallies().get(name).copied().unwrap_or_default();
     Inputs {
         now_s,
         offers: book.offers().to_vec(),

@@ -19,7 +19,9 @@ use std::time::Duration;
 
 use fleet::OfferKey;
 use providers::{Instance, InstanceState, Provider};
+use serde::Serialize;
 use tokio::sync::{Notify, watch};
+use utoipa::ToSchema;
 
 use crate::api::App;
 use crate::clock;
@@ -28,7 +30,7 @@ use crate::config::Planning;
 pub use plan::PlanRecord;
 
 /// How a loop fares.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct Status {
     /// What it is for.
     pub about: &'static str,

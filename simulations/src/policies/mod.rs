@@ -4,7 +4,7 @@ mod fixed;
 mod live;
 mod simple;
 
-use planner::error_budget::Judged;
+use fleet::book::Tally;
 use planner::gather::Estimate;
 use planner::input::Quota;
 use planner::scenarios::History;
@@ -57,7 +57,7 @@ pub struct Seen<'a> {
     /// Claims that wait, `[K]`.
     pub queued: &'a [u32],
     /// Claims that hit or missed so far, `[K]`.
-    pub judged: &'a [Judged],
+    pub judged: &'a [Tally],
     /// Demand so far.
     pub history: &'a History,
     /// Quotas.

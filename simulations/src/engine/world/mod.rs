@@ -6,10 +6,10 @@ mod nodes;
 
 use std::collections::VecDeque;
 
+use fleet::book::Tally;
 use fleet::placement::Shelf;
 use fleet::rng::Rng;
 use fleet::{ClaimState, NodeState, admission, invariants};
-use planner::error_budget::Judged;
 use planner::gather::Estimate;
 use planner::scenarios::History;
 use planner::supply::{Rules, Supply};
@@ -94,7 +94,7 @@ struct World<'a> {
     active: Vec<u32>,
     queued: Vec<u32>,
     /// Running totals of each class, from the start.
-    judged: Vec<Judged>,
+    judged: Vec<Tally>,
     history: History,
     /// Highest demand of each class in the step so far.
     peak: Vec<u32>,
@@ -178,7 +178,7 @@ impl<'a> World<'a> {
             waiting: vec![VecDeque::new(); classes],
             active: vec![0; classes],
             queued: vec![0; classes],
-            judged: vec![Judged::default(); classes],
+            judged: vec![Tally::default(); classes],
             history: setup.history.clone(),
             peak: vec![0; classes],
             silent_until_ms: 0,
