@@ -1,7 +1,7 @@
 # make run    set up, then the main job on demo data
 # make test   set up, then every test
 # make bench  set up, then every benchmark (release build)
-.PHONY: setup run reports test lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
+.PHONY: setup run reports test test-aws lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
 
 DEMO := target/demo
 # Folder with public traces; what needs them is skipped, and says so, without it.
@@ -28,12 +28,17 @@ reports: release
 test: setup
 	cargo $(CARGO_TEST) --workspace
 
+# The provider for Amazon EC2 and a whole server on it, against moto. The SDK compiles for four minutes the first time.
+test-aws: setup
+	@scripts/setup-moto
+	cargo $(CARGO_TEST) --workspace --features server/aws $(if $(findstring nextest,$(CARGO_TEST)),-E 'test(aws::)',aws::)
+
 lint: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
 release: setup
-	cargo build --release --workspace --bins --examples
+	cargo build --release --workspace --features server/aws --bins --examples
 
 bench: bench-scale bench-solvers bench-forecast bench-claims bench-simulation
 

@@ -24,6 +24,9 @@ pub enum Outcome {
     Unhealthy,
     /// Our own quota or rate limit: says nothing about supply.
     Limited,
+    /// Refused until a person acts: a quota that plans do not know, a wrong image, a missing permission. Says nothing about
+    /// supply either, and the same question again has the same answer.
+    Blocked,
 }
 
 /// Fixed numbers of the estimator.
@@ -80,6 +83,11 @@ pub struct Supply {
     lost: f64,
     /// Prior rate of loss per hour.
     prior_hazard_per_h: f64,
+    /// Requests in a row that were blocked, and until when nothing is asked.
+    #[serde(default)]
+    blocks: u32,
+    #[serde(default)]
+    blocked_until_s: f64,
 }
 
 /// Lead times that are kept.
@@ -103,7 +111,14 @@ impl Supply {
             node_hours: 0.0,
             lost: 0.0,
             prior_hazard_per_h: prior_hazard_per_h.max(0.0),
+            blocks: 0,
+            blocked_until_s: 0.0,
         }
+    }
+
+    /// Takes a cloud's new hint for the prior mean of the fill.
+    pub fn hint(&mut self, prior_fill: f64) {
+        self.prior_fill = prior_fill.clamp(0.01, 0.99);
     }
 
     fn age(&mut self, now_s: f64) {
@@ -119,6 +134,12 @@ impl Supply {
         self.age(now_s);
         let mut healthy = 0;
         let mut refused = false;
+        if outcomes.contains(&Outcome::Blocked) {
+            self.blocks += 1;
+            self.blocked_until_s = now_s + self.wait_s(self.blocks);
+        } else if outcomes.iter().any(|o| *o != Outcome::Limited) {
+            self.blocks = 0;
+        }
         for outcome in outcomes {
             match outcome {
                 Outcome::Healthy { lead_s } => {
@@ -131,7 +152,7 @@ impl Supply {
                     self.failed += 1.0;
                 }
                 Outcome::Unhealthy => self.failed += 1.0,
-                Outcome::Limited => {}
+                Outcome::Limited | Outcome::Blocked => {}
             }
         }
         let excess = self.leads.len().saturating_sub(LEADS_MAX);
@@ -139,7 +160,7 @@ impl Supply {
         if refused {
             self.refusals += 1;
             self.budget = 1.0;
-            self.probe_at_s = now_s + self.wait_s();
+            self.probe_at_s = now_s + self.wait_s(self.refusals);
         } else if healthy > 0 {
             self.refusals = 0;
             self.probe_at_s = now_s;
@@ -154,13 +175,13 @@ impl Supply {
     /// whatever becomes of it.
     pub fn asked(&mut self, now_s: f64, nodes: u32) {
         if nodes > 0 && self.refusals > 0 {
-            self.probe_at_s = now_s + self.wait_s();
+            self.probe_at_s = now_s + self.wait_s(self.refusals);
         }
     }
 
-    /// Wait before the next probe.
-    fn wait_s(&self) -> f64 {
-        let wait = self.rules.probe_after_s * 2.0_f64.powi(self.refusals.clamp(1, 20) as i32 - 1);
+    /// Wait before the next probe after so many failures in a row.
+    fn wait_s(&self, failures: u32) -> f64 {
+        let wait = self.rules.probe_after_s * 2.0_f64.powi(failures.clamp(1, 20) as i32 - 1);
         wait.min(self.rules.probe_after_max_s)
     }
 
@@ -181,7 +202,11 @@ impl Supply {
     /// Nodes that may be launched now: the budget, one node as a probe when its wait is over, or none.
     #[must_use]
     pub fn launch_limit_nodes(&self, now_s: f64) -> f64 {
+        if now_s < self.blocked_until_s {
+            return 0.0;
+        }
         match self.refusals {
+            0 if self.blocks > 0 => 1.0,
             0 => self.budget,
             _ if now_s >= self.probe_at_s => 1.0,
             _ => 0.0,
@@ -298,6 +323,21 @@ mod tests {
         let before = supply.clone();
         supply.observe(0.0, 4, &[Outcome::Limited; 4]);
         assert_eq!(supply, before);
+    }
+
+    /// What a person must mend is asked again seldom, one node at a time, and forgotten when it works.
+    #[test]
+    fn blocked_requests_wait() {
+        let mut supply = new();
+        let (fill, budget) = (supply.fill(), supply.launch_limit_nodes(0.0));
+        supply.observe(0.0, 4, &[Outcome::Blocked]);
+        assert_eq!(supply.launch_limit_nodes(60.0), 0.0);
+        assert_eq!(supply.launch_limit_nodes(120.0), 1.0);
+        supply.observe(120.0, 1, &[Outcome::Blocked]);
+        assert_eq!(supply.launch_limit_nodes(300.0), 0.0, "it waits longer each time");
+        assert!((supply.fill() - fill).abs() < 1e-9, "it says nothing about supply");
+        supply.observe(400.0, 1, &[Outcome::Healthy { lead_s: 60.0 }]);
+        assert_eq!(supply.launch_limit_nodes(400.0), budget);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use fleet::OfferKey;
 use serde::{Deserialize, Serialize};
 
 use crate::catalogue::RawOffer;
+use crate::pace::CallRate;
 
 /// Why a call failed. What is learnt and what is done next depend on this alone, so that a quota is never taken for a
 /// lack of machines, nor the reverse.
@@ -156,6 +157,19 @@ pub struct Notice {
     pub at_ms: i64,
 }
 
+/// What a cloud tells of an offer beside its price.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hint {
+    /// Which.
+    pub offer: OfferKey,
+    /// Share of launches that it expects to fill, 0 to 1: a start for what is learnt.
+    pub fill: Option<f64>,
+    /// Nodes that can be had now, where it knows.
+    pub launch_limit_nodes: Option<u32>,
+    /// Nodes that are paid for whether used or not.
+    pub committed_nodes: u32,
+}
+
 /// One cloud account.
 ///
 /// Calls are made by one caller at a time for each provider. Every call may take long and may fail with
@@ -168,9 +182,19 @@ pub trait Provider: Send + Sync + fmt::Debug {
     /// Tells a provider that has no memory of its own which instances run, before it is asked anything else.
     fn recall(&self, _known: &[Instance]) {}
 
+    /// How often it may be asked to launch, end, stop or start; callers keep to it.
+    fn call_rate(&self) -> CallRate {
+        CallRate::FREE
+    }
+
     /// What it sells, at present prices, as it says them: they go through the gate before any plan sees them. An empty
     /// list is an answer: it sells nothing now.
     async fn offers(&self) -> Result<Vec<RawOffer>, ProviderError>;
+
+    /// What it tells of its offers beside their prices; nothing, for most.
+    async fn hints(&self) -> Result<Vec<Hint>, ProviderError> {
+        Ok(Vec::new())
+    }
 
     /// Launches up to `count` instances with the fleet's tag and the token's. Fewer than asked is a success and means
     /// that there are no more now; none at all is an error. A second call with the same token launches nothing and returns

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use fleet::rng::Rng;
-use fleet::{Market, Offer};
+use fleet::{Market, Offer, OfferKey};
 
 use crate::catalogue::RawOffer;
 use crate::provider::{ErrorKind, Instance, InstanceState, LaunchRequest, Notice, Provider, ProviderError};
@@ -93,6 +93,10 @@ impl SimProvider {
         state.instances.values().filter(|h| h.instance.state == InstanceState::Running).cloned().collect()
     }
 
+    fn simulated_s(&self, now_ms: i64) -> f64 {
+        (now_ms - self.start_ms) as f64 / 1000.0 * self.speed
+    }
+
     fn let_time_pass(&self, state: &mut State, now_ms: i64) {
         let State { cloud, instances, .. } = state;
         for host in instances.values_mut() {
@@ -147,7 +151,7 @@ impl Provider for SimProvider {
         let p = self.offers.iter().position(|o| o.key == request.offer).ok_or_else(|| {
             ProviderError::new(ErrorKind::Configuration, format!("{} does not sell {}", self.name, request.offer))
         })?;
-        let now_s = (now_ms - self.start_ms) as f64 / 1000.0 * self.speed;
+        let now_s = self.simulated_s(now_ms);
         let later_ms = |seconds: f64| now_ms + (seconds * 1000.0 / self.speed) as i64;
         let mut made = Vec::new();
         let mut refusal = None;
@@ -183,14 +187,7 @@ impl Provider for SimProvider {
         }
         Self::injected(state, true)?;
         match refusal {
-            Some(why) if made.is_empty() => {
-                let (kind, what) = match why {
-                    Refusal::Capacity => (ErrorKind::Capacity, "no machine of this kind is free"),
-                    Refusal::Quota => (ErrorKind::Quota, "the quota is used up"),
-                    Refusal::Throttled => (ErrorKind::Throttled, "too many calls"),
-                };
-                Err(ProviderError::new(kind, format!("launch {}: {what}", request.offer)))
-            }
+            Some(why) if made.is_empty() => Err(refused(why, &request.offer)),
             _ => Ok(made),
         }
     }
@@ -201,14 +198,14 @@ impl Provider for SimProvider {
         let state = &mut *guard;
         Self::injected(state, false)?;
         self.let_time_pass(state, now_ms);
-        let found = state.instances.values_mut().find(|h| h.instance.id == instance);
-        let Some(host) = found else {
-            return Err(ProviderError::new(ErrorKind::Gone, format!("there is no instance {instance}")));
-        };
+        let State { cloud, instances, .. } = state;
+        let host = host_of(instances, instance)?;
         if host.instance.state == InstanceState::Running {
+            cloud.ended(host.offer);
+        }
+        if host.instance.state != InstanceState::Ended {
             host.instance.state = InstanceState::Ended;
             host.ended_at_ms = Some(now_ms);
-            state.cloud.ended(host.offer);
         }
         Self::injected(state, true)
     }
@@ -233,4 +230,43 @@ impl Provider for SimProvider {
         let notice = |h: &Host| Notice { instance: h.instance.id.clone(), at_ms: h.lost_at_ms.unwrap_or(now_ms) };
         Ok(state.instances.values().filter(due).map(notice).collect())
     }
+
+    async fn stop(&self, instance: &str) -> Result<(), ProviderError> {
+        let mut state = self.lock();
+        Self::injected(&mut state, false)?;
+        let State { cloud, instances, .. } = &mut *state;
+        let host = host_of(instances, instance)?;
+        if host.instance.state == InstanceState::Running {
+            host.instance.state = InstanceState::Stopped;
+            cloud.ended(host.offer);
+        }
+        Ok(())
+    }
+
+    async fn start(&self, instance: &str) -> Result<(), ProviderError> {
+        let now_s = self.simulated_s((self.clock)());
+        let mut state = self.lock();
+        Self::injected(&mut state, false)?;
+        let State { cloud, rng, instances, .. } = &mut *state;
+        let host = host_of(instances, instance)?;
+        if host.instance.state == InstanceState::Stopped {
+            cloud.launch(now_s, host.offer, rng).map_err(|why| refused(why, &host.instance.offer))?;
+            host.instance.state = InstanceState::Running;
+        }
+        Ok(())
+    }
+}
+
+fn host_of<'a>(instances: &'a mut BTreeMap<u64, Host>, id: &str) -> Result<&'a mut Host, ProviderError> {
+    let found = instances.values_mut().find(|h| h.instance.id == id);
+    found.ok_or_else(|| ProviderError::new(ErrorKind::Gone, format!("there is no instance {id}")))
+}
+
+fn refused(why: Refusal, offer: &OfferKey) -> ProviderError {
+    let (kind, what) = match why {
+        Refusal::Capacity => (ErrorKind::Capacity, "no machine of this kind is free"),
+        Refusal::Quota => (ErrorKind::Quota, "the quota is used up"),
+        Refusal::Throttled => (ErrorKind::Throttled, "too many calls"),
+    };
+    ProviderError::new(kind, format!("launch {offer}: {what}"))
 }

@@ -2,6 +2,7 @@
 
 pub mod api;
 mod clock;
+mod clouds;
 #[allow(clippy::print_stdout, reason = "a command line prints")]
 pub mod commands;
 pub mod config;

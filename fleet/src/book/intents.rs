@@ -26,7 +26,7 @@ impl Book {
             id,
             epoch,
             action,
-            token: format!("pl-{id}"),
+            token: self.launch_token(id),
             state: IntentState::Pending,
             tries: 0,
             sent_at_ms: None,

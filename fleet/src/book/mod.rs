@@ -54,6 +54,8 @@ impl Changes {
 #[derive(Debug, Default)]
 pub struct Book {
     limits: Limits,
+    /// First part of launch tokens.
+    token_prefix: String,
     offers: Vec<Offer>,
     offer_index: HashMap<OfferKey, usize>,
     classes: BTreeMap<String, ClassRule>,
@@ -80,7 +82,20 @@ impl Book {
     /// An empty book.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, next_id: 1, ..Self::default() }
+        Self { limits, next_id: 1, token_prefix: "pl".into(), ..Self::default() }
+    }
+
+    /// The same, with launch tokens that begin so. Clouds remember tokens longer than a database may live: those of two
+    /// databases must differ, or a launch is answered with the instances of another.
+    #[must_use]
+    pub fn with_token_prefix(limits: Limits, prefix: &str) -> Self {
+        Self { token_prefix: prefix.to_owned(), ..Self::new(limits) }
+    }
+
+    /// The token of a launch: the idempotency token of the call, and a tag of what it launches.
+    #[must_use]
+    pub fn launch_token(&self, intent: u64) -> String {
+        format!("{}-{intent}", self.token_prefix)
     }
 
     /// The operator's limits.

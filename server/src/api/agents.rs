@@ -104,7 +104,7 @@ fn node_of(app: &App, secret: &Secret, instance: &str) -> Result<u64, ApiError> 
     let nodes = book.nodes().values().filter(|n| n.instance.as_deref() == Some(instance));
     // The same answer for a wrong secret and an unknown host: nobody learns which hosts there are.
     let refused = || ApiError::new(Code::Forbidden, format!("no launch of {instance} has this secret"));
-    let token = |n: &fleet::book::Node| n.intent.map_or_else(|| instance.to_owned(), |i| format!("pl-{i}"));
+    let token = |n: &fleet::book::Node| n.intent.map_or_else(|| instance.to_owned(), |i| book.launch_token(i));
     let mut mine = nodes.filter(|n| join_secret(&app.join_key, &token(n)) == secret.0);
     mine.next().map(|n| n.id).ok_or_else(refused)
 }

@@ -6,17 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, bail};
-use fleet::Offer;
-use planner::instance::{self, Size};
-use providers::sim::Dist;
-use providers::{GateRules, Provider, SimProvider, StaticProvider, catalogue};
 use tokio::sync::{Notify, watch};
 
 use crate::api::{self, App, Listener, Metrics, Tls, Tokens};
-use crate::config::{ClassSpec, Config, DemoPart, ProviderPart, sim_offer};
-use crate::loops::{self, Board, Context};
+use crate::config::{ClassSpec, Config, DemoPart};
+use crate::loops::{self, Board, Cloud, Context};
 use crate::store::{Document, Ledger, Store, write_demand, write_document, write_new_document};
-use crate::{clock, demo, output};
+use crate::{clock, clouds, demo, output};
 
 /// Arguments of `serve`.
 #[derive(Debug, clap::Args)]
@@ -141,11 +137,11 @@ pub async fn start(
     let scheme = if tls.is_some() { "https" } else { "http" };
     let listener = Listener::bind(config.listen, tls).await?;
     let address = listener.address()?;
-    let (clouds, sims) = providers(&config)?;
+    let (clouds, sims) = clouds::open(&config).await?;
     let router = api::router(Arc::clone(&app));
     let context = Context {
         app: Arc::clone(&app),
-        providers: Arc::new(clouds),
+        clouds: Arc::new(clouds.into_iter().map(Cloud::new).collect()),
         planning: Arc::new(config.planning.clone()),
         holder: format!("{}-{address}-{}", std::process::id(), clock::now_ms()).into(),
     };
@@ -202,77 +198,6 @@ async fn join_key(store: &Store, ledger: &Ledger) -> anyhow::Result<Arc<str>> {
     write_new_document(ledger, document).await?;
     let document = store.document("secret", "join").await?;
     Ok(document.context("the join key was not written")?.body.into())
-}
-
-type Clouds = (Vec<Arc<dyn Provider>>, Vec<Arc<SimProvider>>);
-
-fn providers(config: &Config) -> anyhow::Result<Clouds> {
-    let (mut clouds, mut sims): Clouds = (Vec::new(), Vec::new());
-    if config.provider.is_empty() && config.demo.is_some() {
-        for (name, offers) in by_provider(demo_offers()) {
-            sims.push(simulated(&name, offers, 20.0, 8.0, &demo_lead(), 0.05, 1));
-        }
-    }
-    for part in &config.provider {
-        match part {
-            ProviderPart::Sim { offers, speed, capacity, lead, boot_failure, seed } => {
-                lead.check().map_err(|what| anyhow::anyhow!("provider.lead: {what}"))?;
-                for (name, offers) in by_provider(table(&config.folder.join(offers))?) {
-                    sims.push(simulated(&name, offers, *speed, *capacity, lead, *boot_failure, *seed));
-                }
-            }
-            ProviderPart::Static { name, offers, hosts } => {
-                let kind = |offer: Offer| {
-                    let hosts = hosts.get(&offer.key.instance_type).cloned().unwrap_or_default();
-                    providers::static_provider::Owned { offer, hosts }
-                };
-                let owned =
-                    table(&config.folder.join(offers))?.into_iter().filter(|o| o.key.provider == *name).map(kind);
-                clouds.push(Arc::new(StaticProvider::new(name, owned.collect(), clock::now_ms)));
-            }
-        }
-    }
-    clouds.extend(sims.iter().map(|s| Arc::clone(s) as Arc<dyn Provider>));
-    Ok((clouds, sims))
-}
-
-fn table(path: &std::path::Path) -> anyhow::Result<Vec<Offer>> {
-    let raw = catalogue::own::read(path)?;
-    let judged = catalogue::gate(raw, GateRules::default());
-    if judged.offers.is_empty() {
-        bail!("{}: every offer was set aside, see 'pilotlight offers show'", path.display());
-    }
-    Ok(judged.offers)
-}
-
-fn by_provider(offers: Vec<Offer>) -> std::collections::BTreeMap<String, Vec<Offer>> {
-    let mut all = std::collections::BTreeMap::new();
-    for offer in offers {
-        all.entry(offer.key.provider.clone()).or_insert_with(Vec::new).push(offer);
-    }
-    all
-}
-
-fn simulated(
-    name: &str,
-    offers: Vec<Offer>,
-    speed: f64,
-    capacity: f64,
-    lead: &Dist,
-    boot_failure: f64,
-    seed: u64,
-) -> Arc<SimProvider> {
-    let supply = offers.iter().map(|o| sim_offer(o, capacity, lead, boot_failure)).collect();
-    Arc::new(SimProvider::new(name, offers, supply, speed, seed, clock::now_ms))
-}
-
-fn demo_lead() -> Dist {
-    Dist::LogNormal { median_s: 240.0, p99_s: 500.0 }
-}
-
-fn demo_offers() -> Vec<Offer> {
-    let size = Size { offers: 60, classes: 1, scenarios: 1, periods: 1 };
-    instance::catalogue(size, 1).offers.into_iter().map(|o| o.offer).collect()
 }
 
 /// What runs without a configuration: simulated clouds, twenty times as fast as real ones.

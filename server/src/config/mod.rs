@@ -1,20 +1,21 @@
 //! The configuration of `pilotlight serve`: one TOML file. Unknown keys are errors, with their file and line.
 
 mod class;
+mod provider;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use fleet::UsdMicros;
 use fleet::book::Limits;
-use fleet::{Offer, UsdMicros};
 use planner::input::Policy;
 use planner::rolling::Rules;
-use providers::sim::{Dist, SimOffer, Steps};
 use serde::Deserialize;
 use simulations::parts::QuotaPart;
 
 pub use class::{ClassError, ClassSpec};
+pub use provider::{AwsPart, AwsRegionPart, ProviderPart, sim_offer};
 
 /// The file.
 #[derive(Debug, Deserialize)]
@@ -24,6 +25,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// `sqlite:FILE` or `postgres://…`; the variable `DATABASE_URL` comes first.
     pub database: String,
+    /// Where hosts reach this API, `https://pilotlight.example:7070`: given to each host that is launched in a real cloud.
+    pub advertise_url: Option<String>,
     /// A certificate and its key.
     pub tls: Option<TlsPart>,
     /// Limits on claims and nodes.
@@ -46,6 +49,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
             database: "sqlite:pilotlight.db".into(),
+            advertise_url: None,
             tls: None,
             limits: Limits::default(),
             planning: Planning::default(),
@@ -149,51 +153,6 @@ impl Planning {
     }
 }
 
-/// A cloud account.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, tag = "kind", rename_all = "kebab-case")]
-pub enum ProviderPart {
-    /// Simulated.
-    Sim {
-        /// Offers to sell: a table as `pilotlight offers import` writes it; those of all its providers are sold.
-        offers: PathBuf,
-        /// Simulated seconds in a second.
-        #[serde(default = "one")]
-        speed: f64,
-        /// Nodes of each offer.
-        #[serde(default = "sixteen")]
-        capacity: f64,
-        /// Launch to healthy.
-        #[serde(default = "usual_lead")]
-        lead: Dist,
-        /// Share of boots that fail the gate.
-        #[serde(default)]
-        boot_failure: f64,
-        /// Seed.
-        #[serde(default)]
-        seed: u64,
-    },
-    /// Machines that you own.
-    Static {
-        /// Its name in offers.
-        name: String,
-        /// Offers, a table as above; each is one kind of machine.
-        offers: PathBuf,
-        /// Host names by instance type.
-        hosts: std::collections::BTreeMap<String, Vec<String>>,
-    },
-}
-
-fn one() -> f64 {
-    1.0
-}
-fn sixteen() -> f64 {
-    16.0
-}
-fn usual_lead() -> Dist {
-    Dist::LogNormal { median_s: 240.0, p99_s: 600.0 }
-}
-
 /// Clients for a demo.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -224,6 +183,9 @@ impl Config {
     pub fn check(&self) -> anyhow::Result<()> {
         for spec in &self.class {
             spec.rule()?;
+        }
+        for part in &self.provider {
+            part.check(self)?;
         }
         let p = &self.planning;
         let most = planner::validate::MAX_SCENARIOS;
@@ -261,18 +223,5 @@ impl Config {
     #[must_use]
     pub fn database_url(&self, from_environment: Option<String>) -> String {
         from_environment.filter(|u| !u.is_empty()).unwrap_or_else(|| self.database.clone())
-    }
-}
-
-/// How a simulated offer behaves.
-#[must_use]
-pub fn sim_offer(offer: &Offer, capacity: f64, lead: &Dist, boot_failure: f64) -> SimOffer {
-    SimOffer {
-        provider: 0,
-        capacity: Steps::constant(capacity),
-        lead: lead.clone(),
-        boot_failure,
-        refusal: 0.0,
-        hazard_per_h: offer.interruption_per_h,
     }
 }

@@ -1,11 +1,9 @@
 //! Carries out intents: the call is made only after the intent is durable, and its answer closes it.
 
-use std::sync::Arc;
-
 use fleet::book::{Book, Intent, IntentAction, IntentState};
-use providers::{ErrorKind, Instance, InstanceState, LaunchRequest, Provider, ProviderError};
+use providers::{ErrorKind, Instance, InstanceState, LaunchRequest, ProviderError};
 
-use super::{Context, LoopError};
+use super::{Cloud, Context, LoopError};
 use crate::api::join_secret;
 use crate::clock;
 use crate::store::WriteError;
@@ -30,7 +28,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let due: Vec<Intent> =
         context.app.ledger.book().intents().values().filter(|i| i.not_before_ms <= now_ms).cloned().collect();
     let mut tasks = tokio::task::JoinSet::new();
-    for provider in context.providers.iter().cloned() {
+    for cloud in context.clouds.iter().cloned() {
         let offer_of = |intent: &Intent| match &intent.action {
             IntentAction::Launch { offer, .. } => Some(offer.provider.clone()),
             IntentAction::Terminate { node } => {
@@ -38,9 +36,9 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
             }
         };
         let mine: Vec<Intent> =
-            due.iter().filter(|i| offer_of(i).as_deref() == Some(provider.name())).cloned().collect();
+            due.iter().filter(|i| offer_of(i).as_deref() == Some(cloud.provider.name())).cloned().collect();
         if !mine.is_empty() {
-            tasks.spawn(one_provider(context.clone(), term, provider, mine));
+            tasks.spawn(one_cloud(context.clone(), term, cloud, mine));
         }
     }
     // An end whose node is gone has nothing left to do.
@@ -54,7 +52,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     // Launches of a provider that is no longer configured lead nowhere.
     for intent in due.iter().filter(|i| i.state == IntentState::Pending && i.expires_at_ms <= now_ms) {
         let IntentAction::Launch { offer, .. } = &intent.action else { continue };
-        if context.providers.iter().all(|p| p.name() != offer.provider) {
+        if context.clouds.iter().all(|c| c.provider.name() != offer.provider) {
             bind(&context, term, intent.id, &[], "expired: its provider is not configured any more").await?;
         }
     }
@@ -68,17 +66,18 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     if errors.is_empty() { Ok(text) } else { Err(format!("{text}; {}", errors.join("; ")).into()) }
 }
 
-/// All due calls to one provider, one after the other.
-async fn one_provider(
+/// All due calls to one account, one after the other, as fast as it allows; the rest is for the next run.
+async fn one_cloud(
     context: Context,
     term: i64,
-    provider: Arc<dyn Provider>,
+    cloud: Cloud,
     intents: Vec<Intent>,
 ) -> Result<(usize, Vec<String>), WriteError> {
-    context.recall(&*provider);
+    let provider = &cloud.provider;
+    context.recall(&**provider);
     let (mut done, mut errors) = (0, Vec::new());
     for intent in intents {
-        if context.app.loops.is_paused() {
+        if context.app.loops.is_paused() || cloud.pace().take(clock::now_ms()).is_err() {
             break;
         }
         let answer = match &intent.action {
@@ -89,9 +88,9 @@ async fn one_provider(
                     token: intent.token.clone(),
                     join: join_secret(&context.app.join_key, &intent.token),
                 };
-                launch(&context, term, &*provider, &intent, &request).await?
+                launch(&context, term, &cloud, &intent, &request).await?
             }
-            IntentAction::Terminate { node } => terminate(&context, term, &*provider, &intent, *node).await?,
+            IntentAction::Terminate { node } => terminate(&context, term, &cloud, &intent, *node).await?,
         };
         match answer {
             None => done += 1,
@@ -104,11 +103,11 @@ async fn one_provider(
 async fn launch(
     context: &Context,
     term: i64,
-    provider: &dyn Provider,
+    cloud: &Cloud,
     intent: &Intent,
     request: &LaunchRequest,
 ) -> Result<Option<String>, WriteError> {
-    let (id, ledger) = (intent.id, &context.app.ledger);
+    let (id, ledger, provider) = (intent.id, &context.app.ledger, &cloud.provider);
     let now_ms = clock::now_ms();
     if intent.state == IntentState::Sent {
         // The answer of an earlier call was lost: what it launched carries the token, and may show late.
@@ -140,7 +139,7 @@ async fn launch(
         // Closed meanwhile.
         return Ok(None);
     }
-    match provider.launch(request).await {
+    match cloud.heard(provider.launch(request).await) {
         Ok(instances) => {
             context.app.metrics.launched(provider.name(), "ok");
             let all = instances.len() >= request.count as usize;
@@ -174,7 +173,7 @@ async fn bind(context: &Context, term: i64, id: u64, instances: &[Instance], rea
 async fn terminate(
     context: &Context,
     term: i64,
-    provider: &dyn Provider,
+    cloud: &Cloud,
     intent: &Intent,
     node: u64,
 ) -> Result<Option<String>, WriteError> {
@@ -185,7 +184,7 @@ async fn terminate(
         return Ok(None);
     };
     ledger.write_as_leader(term, move |book, now_ms| book.intent_sent(id, now_ms)).await?.ok();
-    let gone = match provider.terminate(&instance).await {
+    let gone = match cloud.heard(cloud.provider.terminate(&instance).await) {
         Ok(()) => false,
         Err(error) if error.kind == ErrorKind::Gone => true,
         Err(error) => return again(context, term, intent, &error).await.map(Some),

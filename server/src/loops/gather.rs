@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use fleet::Class;
 use fleet::book::{Book, Tally};
+use fleet::{Class, OfferKey};
 use planner::gather::{Estimate, ObservedNode};
-use planner::input::{LeadTime, Quota};
+use planner::input::{Commitment, LeadTime, Quota};
 use planner::rolling::Moment;
 use planner::scenarios::History;
 use planner::supply::{Rules, Supply};
+
+use providers::Hint;
 
 use super::LoopError;
 use super::learn::Learnt;
@@ -39,6 +41,8 @@ pub struct Inputs {
     pub history: History,
     /// Quotas.
     pub quotas: Vec<Quota>,
+    /// What is paid for whether used or not.
+    pub commitments: Vec<Commitment>,
 }
 
 impl Inputs {
@@ -53,7 +57,7 @@ impl Inputs {
             claim_mean_s: &self.claim_mean_s,
             nodes: &self.nodes,
             quotas: &self.quotas,
-            commitments: &[],
+            commitments: &self.commitments,
             judged: &self.judged,
             history: &self.history,
         }
@@ -75,8 +79,14 @@ pub async fn gather(app: &App, planning: &Planning, now_ms: i64) -> Result<Input
     };
     let past = store.demand(now_ms - HISTORY_DAYS * 86_400_000).await?;
     let book = app.ledger.book();
-    let mut inputs = of_book(&book, &learnt.supply, &planning.prior, now_ms);
-    for (offer, estimate) in inputs.offers.iter().zip(&mut inputs.estimates) {
+    let hinted = |offer: &OfferKey| app.loops.hint(offer)?.fill;
+    let mut inputs = of_book(&book, &learnt.supply, hinted, &planning.prior, now_ms);
+    for (p, (offer, estimate)) in inputs.offers.iter().zip(&mut inputs.estimates).enumerate() {
+        if let Some(hint) = app.loops.hint(&offer.key) {
+            inputs.commitments.extend(commitment(p, &hint, planning.periods_s.len()));
+            let room = hint.launch_limit_nodes.map_or(f64::INFINITY, f64::from);
+            estimate.launch_limit_nodes = estimate.launch_limit_nodes.min(room);
+        }
         // Its nodes are still of use; more of them cannot be had.
         if !app.loops.is_sold(&offer.key) {
             estimate.launch_limit_nodes = 0.0;
@@ -92,7 +102,13 @@ pub async fn gather(app: &App, planning: &Planning, now_ms: i64) -> Result<Input
 }
 
 /// What the book says. Shapes: `P` offers, `K` classes.
-fn of_book(book: &Book, learnt: &BTreeMap<fleet::OfferKey, Supply>, prior: &Prior, now_ms: i64) -> Inputs {
+fn of_book(
+    book: &Book,
+    learnt: &BTreeMap<OfferKey, Supply>,
+    hinted: impl Fn(&OfferKey) -> Option<f64>,
+    prior: &Prior,
+    now_ms: i64,
+) -> Inputs {
     let now_s = now_ms as f64 / 1000.0;
     let classes: BTreeMap<&str, usize> =
         book.classes().keys().enumerate().map(|(k, name)| (name.as_str(), k)).collect();
@@ -118,8 +134,11 @@ fn of_book(book: &Book, learnt: &BTreeMap<fleet::OfferKey, Supply>, prior: &Prio
     }
     let lead = LeadTime { cdf: prior.lead_time.clone() };
     let estimate = |offer: &fleet::Offer| {
-        let fresh = Supply::new(Rules::default(), now_s, 0.9, offer.interruption_per_h);
-        let supply = learnt.get(&offer.key).unwrap_or(&fresh);
+        let fresh = || Supply::new(Rules::default(), now_s, 0.9, offer.interruption_per_h);
+        let mut supply = learnt.get(&offer.key).cloned().unwrap_or_else(fresh);
+        if let Some(fill) = hinted(&offer.key) {
+            supply.hint(fill);
+        }
         Estimate {
             launch_limit_nodes: supply.launch_limit_nodes(now_s),
             fill: supply.fill(),
@@ -140,7 +159,14 @@ fn of_book(book: &Book, learnt: &BTreeMap<fleet::OfferKey, Supply>, prior: &Prio
         judged: book.classes().keys().map(judged).collect(),
         history: History { step_s: STEP_S, claims: Vec::new() },
         quotas: Vec::new(),
+        commitments: Vec::new(),
     }
+}
+
+/// What a provider says is paid for in any case, for each of `periods`.
+fn commitment(offer: usize, hint: &Hint, periods: usize) -> Option<Commitment> {
+    let nodes = f64::from(hint.committed_nodes);
+    (nodes > 0.0).then(|| Commitment { name: hint.offer.to_string(), offers: vec![offer], nodes: vec![nodes; periods] })
 }
 
 /// Demand in equal steps up to now. A step that nobody wrote down (the server was off) repeats the one before.

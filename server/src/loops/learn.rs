@@ -140,7 +140,8 @@ impl Learnt {
         let Some(batch) = self.open.get_mut(&intent) else { return };
         let outcome = match reason.split(':').next() {
             Some("capacity") => Outcome::NoCapacity,
-            Some("quota" | "price" | "configuration" | "authorisation" | "expired") => Outcome::Limited,
+            Some("quota" | "price" | "configuration" | "authorisation") => Outcome::Blocked,
+            Some("expired") => Outcome::Limited,
             // Fewer than asked.
             _ => Outcome::NoCapacity,
         };

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fleet::OfferKey;
-use providers::{Instance, InstanceState, Provider};
+use providers::{ErrorKind, Hint, Instance, InstanceState, Pace, Provider, ProviderError};
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 use utoipa::ToSchema;
@@ -58,6 +58,8 @@ pub struct Board {
     paused: AtomicBool,
     /// What providers sell now; `None` until they were asked.
     sold: Mutex<Option<BTreeSet<OfferKey>>>,
+    /// What providers tell of their offers.
+    hints: Mutex<BTreeMap<OfferKey, Hint>>,
     /// Term of this replica's lead; 0 while another leads.
     term: AtomicI64,
     /// Plans that were made wake the actor.
@@ -97,10 +99,53 @@ impl Board {
         *self.sold.lock().unwrap_or_else(PoisonError::into_inner) = Some(sold);
     }
 
+    /// What the provider tells of an offer beside its price.
+    #[must_use]
+    pub fn hint(&self, offer: &OfferKey) -> Option<Hint> {
+        self.hints.lock().unwrap_or_else(PoisonError::into_inner).get(offer).cloned()
+    }
+
+    /// Replaces what one provider told.
+    pub(crate) fn set_hints(&self, provider: &str, hints: Vec<Hint>) {
+        let mut all = self.hints.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|offer, _| offer.provider != provider);
+        all.extend(hints.into_iter().map(|h| (h.offer.clone(), h)));
+    }
+
     /// The term in which this replica leads, if it does.
     #[must_use]
     pub fn term(&self) -> Option<i64> {
         Some(self.term.load(Ordering::Acquire)).filter(|t| *t > 0)
+    }
+}
+
+/// A cloud account, and how fast it is asked.
+#[derive(Debug, Clone)]
+pub struct Cloud {
+    /// The account.
+    pub provider: Arc<dyn Provider>,
+    pace: Arc<Mutex<Pace>>,
+}
+
+impl Cloud {
+    /// An account that nobody has asked anything yet.
+    #[must_use]
+    pub fn new(provider: Arc<dyn Provider>) -> Self {
+        let pace = Pace::new(provider.call_rate(), clock::now_ms());
+        Self { provider, pace: Arc::new(Mutex::new(pace)) }
+    }
+
+    /// Minds what an answer says of the pace.
+    fn heard<T>(&self, answer: Result<T, ProviderError>) -> Result<T, ProviderError> {
+        match &answer {
+            Err(error) if error.kind == ErrorKind::Throttled => self.pace().throttled(),
+            _ => self.pace().answered(),
+        }
+        answer
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -110,7 +155,7 @@ pub struct Context {
     /// State and signals.
     pub app: Arc<App>,
     /// Cloud accounts.
-    pub providers: Arc<Vec<Arc<dyn Provider>>>,
+    pub clouds: Arc<Vec<Cloud>>,
     /// How plans are made.
     pub planning: Arc<Planning>,
     /// Name of this replica.
@@ -143,7 +188,7 @@ impl Context {
                 Some(Instance {
                     id: n.instance.clone()?,
                     offer: n.offer.clone(),
-                    token: n.intent.map_or_else(String::new, |i| format!("pl-{i}")),
+                    token: n.intent.map_or_else(String::new, |i| book.launch_token(i)),
                     state: InstanceState::Running,
                     launched_at_ms: n.asked_at_ms,
                 })

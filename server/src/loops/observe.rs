@@ -15,7 +15,7 @@ const VISIBLE_AFTER_MS: i64 = 60_000;
 pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let mut found = Counts::default();
     let mut failed = Vec::new();
-    for provider in context.providers.iter() {
+    for provider in context.clouds.iter().map(|c| &c.provider) {
         let name = provider.name().to_owned();
         context.recall(&**provider);
         let asked_ms = clock::now_ms();
@@ -120,7 +120,7 @@ fn reconcile(
         .nodes()
         .values()
         .filter(|n| n.offer.provider == provider && n.state != NodeState::Requested)
-        .map(|n| (n.id, n.instance.clone(), n.intent.map(|i| format!("pl-{i}")), n.since_ms))
+        .map(|n| (n.id, n.instance.clone(), n.intent.map(|i| book.launch_token(i)), n.since_ms))
         .collect();
     for (id, instance, token, since_ms) in nodes {
         let Some(instance) = instance else { continue };

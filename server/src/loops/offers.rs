@@ -11,7 +11,12 @@ use crate::store::Document;
 pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let mut raw = Vec::new();
     let (mut failed, mut silent) = (Vec::new(), BTreeSet::new());
-    for provider in context.providers.iter() {
+    for provider in context.clouds.iter().map(|c| &c.provider) {
+        // Reservations are sold only when they are known. What was told before stays where there is no answer.
+        match provider.hints().await {
+            Ok(hints) => context.app.loops.set_hints(provider.name(), hints),
+            Err(error) => tracing::warn!(provider = provider.name(), error = %error, "no hints"),
+        }
         match provider.offers().await {
             Ok(offers) => raw.extend(offers),
             // What was known of this provider stays.

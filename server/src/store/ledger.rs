@@ -102,7 +102,7 @@ impl Ledger {
     async fn open(store: &Store, limits: Limits, ticks: bool) -> Result<Self, StoreError> {
         let (jobs, queue) = mpsc::channel(WAITING_MAX);
         let (seq_out, seq) = watch::channel(0);
-        let book = Arc::new(RwLock::new(Book::new(limits)));
+        let book = Arc::new(RwLock::new(Book::with_token_prefix(limits, &store.token_prefix)));
         let mut writer = Writer {
             store: store.clone(),
             statements: Statements::new(store.dialect()),
@@ -277,7 +277,7 @@ impl Writer {
             let news = rows::news(connection, self.store.dialect(), self.seen).await?;
             let mut book = self.lock();
             if news.all {
-                *book = Book::new(self.limits);
+                *book = Book::with_token_prefix(self.limits, &self.store.token_prefix);
             }
             let last_at_ms = news.last_at_ms;
             news.tell(&mut book);
@@ -298,7 +298,7 @@ impl Writer {
         let result = self.try_commit(batch, &mut done).await.map_err(WriteError::from);
         if let Err(error) = &result {
             tracing::error!(error = %crate::output::chain_of(error), "a commit failed; reading the book anew");
-            *self.lock() = Book::new(self.limits);
+            *self.lock() = Book::with_token_prefix(self.limits, &self.store.token_prefix);
             self.seen = 0;
             if let Err(error) = self.refresh().await {
                 tracing::error!(error = %crate::output::chain_of(&error), "the database cannot be read");

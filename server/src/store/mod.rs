@@ -95,6 +95,8 @@ impl Dialect {
 pub struct Store {
     pool: AnyPool,
     dialect: Dialect,
+    /// First part of the launch tokens of this database, and of no other.
+    token_prefix: Arc<str>,
 }
 
 /// Connections of one process. Claims need one; the rest are for reads.
@@ -137,9 +139,23 @@ impl Store {
             .connect_with(options)
             .await;
         let pool = connected.map_err(StoreError::database("open the database"))?;
-        let store = Self { pool, dialect };
+        let mut store = Self { pool, dialect, token_prefix: Arc::from("") };
         store.migrate().await?;
+        store.token_prefix = store.named().await?.into();
         Ok(store)
+    }
+
+    /// Gives the database a name at random the first time it is opened, by whichever replica is first.
+    async fn named(&self) -> Result<String, StoreError> {
+        let doing = StoreError::database("name the database");
+        let mut bits = [0_u8; 4];
+        getrandom::fill(&mut bits).map_err(|e| doing(sqlx::Error::Protocol(format!("no randomness: {e}"))))?;
+        let name = format!("pl-{:08x}", u32::from_le_bytes(bits));
+        let write = "INSERT INTO documents (kind, name, seq, version, body) VALUES ('fleet', 'token-prefix', 0, 1, $1) \
+                     ON CONFLICT (kind, name) DO NOTHING";
+        sqlx::query(write).bind(name).execute(&self.pool).await.map_err(&doing)?;
+        let read = "SELECT body FROM documents WHERE kind = 'fleet' AND name = 'token-prefix'";
+        sqlx::query_scalar(read).fetch_one(&self.pool).await.map_err(&doing)
     }
 
     /// Which database it is.

@@ -223,7 +223,7 @@ async fn an_agent_speaks_for_its_own_launch_only() {
         assert_eq!(status, StatusCode::FORBIDDEN);
     }
     let intent = run.server.app.ledger.book().nodes().values().next().and_then(|n| n.intent).expect("launched");
-    let secret = server::api::join_secret(&run.server.app.join_key, &format!("pl-{intent}"));
+    let secret = server::api::join_secret(&run.server.app.join_key, &run.server.app.ledger.book().launch_token(intent));
     let request = run.http.post(format!("{}/v1/agents/{instance}/report", run.server.url)).bearer_auth(secret);
     let answer = request.body(body.to_string()).send().await.expect("answers");
     assert_eq!(answer.status(), StatusCode::CONFLICT, "a report of another boot changes nothing");

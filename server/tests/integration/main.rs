@@ -2,9 +2,14 @@
 #![allow(clippy::print_stdout, reason = "tests say what they skip")]
 
 mod api;
+#[cfg(feature = "aws")]
+mod aws;
 mod bad_input;
 mod databases;
 mod imports;
+#[cfg(feature = "aws")]
+#[path = "../../../providers/tests/moto/mod.rs"]
+mod moto;
 mod plans;
 mod shared_data;
 mod simulations;
