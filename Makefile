@@ -1,7 +1,7 @@
 # make run    set up, then the main job on demo data
 # make test   set up, then every test
 # make bench  set up, then every benchmark (release build)
-.PHONY: setup run reports test test-aws lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
+.PHONY: setup run reports test test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
 
 DEMO := target/demo
 # Folder with public traces; what needs them is skipped, and says so, without it.
@@ -27,6 +27,10 @@ reports: release
 
 test: setup
 	cargo $(CARGO_TEST) --workspace
+
+# Ten minutes of claims on two servers over one PostgreSQL, one of which is killed every five seconds.
+soak: setup
+	SOAK_S=600 cargo $(CARGO_TEST) --workspace $(if $(findstring nextest,$(CARGO_TEST)),--profile soak -E 'test(killed_replicas)' --no-capture,killed_replicas -- --nocapture)
 
 # The provider for Amazon EC2 and a whole server on it, against moto. The SDK compiles for four minutes the first time.
 test-aws: setup

@@ -10,7 +10,7 @@ use crate::forecast::Method;
 use crate::gather::{self, Estimate, Observed, ObservedNode};
 use crate::input::{Commitment, PlanInput, Policy, Quota, Scenario};
 use crate::plan::{Options, Plan, PlanError, plan};
-use crate::scenarios::{self, History, PathRules};
+use crate::scenarios::{self, Declared, History, PathRules};
 use fleet::book::Tally;
 
 /// How it plans.
@@ -84,6 +84,8 @@ pub struct Moment<'a> {
     pub commitments: &'a [Commitment],
     /// Claims that hit or missed so far, `[K]`.
     pub judged: &'a [Tally],
+    /// Demand that was declared.
+    pub declared: &'a [Declared],
     /// Concurrent claims so far, `[K][N]`, the last is now.
     pub history: &'a History,
 }
@@ -143,7 +145,12 @@ fn paths(rules: &Rules, memory: &mut Memory, seen: &Moment) -> Vec<Scenario> {
         memory.methods = scenarios::choose(seen.history, &rules.period_s, rules.season_s);
         memory.chosen_at_s = Some(seen.now_s);
     }
-    let how = PathRules { season_s: rules.season_s, paths: rules.paths, claim_mean_s: seen.claim_mean_s.to_vec() };
+    let how = PathRules {
+        season_s: rules.season_s,
+        paths: rules.paths,
+        claim_mean_s: seen.claim_mean_s.to_vec(),
+        declared: seen.declared.to_vec(),
+    };
     let all = scenarios::build(seen.history, &memory.methods, &rules.period_s, &how);
     if rules.mean_only { vec![mean(&all)] } else { all }
 }

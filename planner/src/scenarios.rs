@@ -21,6 +21,8 @@ pub struct PathRules {
     pub paths: usize,
     /// Mean life of a claim in seconds, `[K]`: claims that end are replaced by new ones.
     pub claim_mean_s: Vec<f64>,
+    /// Demand that was declared.
+    pub declared: Vec<Declared>,
 }
 
 /// Steps of a period at which a path is drawn: its peak is the highest of them.
@@ -34,6 +36,27 @@ pub fn choose(history: &History, period_s: &[u32], season_s: u32) -> Vec<Method>
     let horizon: u32 = period_s.iter().sum();
     let middle = (horizon.div_ceil(history.step_s.max(1)) as usize).div_ceil(2).max(1);
     history.claims.iter().map(|series| forecast::choose(series, season, middle, season)).collect()
+}
+
+/// Demand that somebody says will be there: a launch, a load test. At least so much, in every path.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Declared {
+    /// Index of the class.
+    pub class: usize,
+    /// From when, seconds from now; may be in the past.
+    pub from_s: f64,
+    /// Until when, seconds from now.
+    pub until_s: f64,
+    /// Concurrent claims.
+    pub claims: f64,
+}
+
+impl Declared {
+    /// The most that is declared of a class for a time, in seconds from now.
+    fn most(all: &[Self], class: usize, from_s: f64, until_s: f64) -> f64 {
+        let meets = |d: &&Self| d.class == class && d.from_s < until_s && d.until_s > from_s;
+        all.iter().filter(meets).map(|d| d.claims).fold(0.0, f64::max)
+    }
 }
 
 /// Paths over periods of `period_s`; each class is forecast by its method of `methods`.
@@ -58,12 +81,18 @@ pub fn build(history: &History, methods: &[Method], period_s: &[u32], rules: &Pa
     horizons.sort_unstable();
     horizons.dedup();
     let paths = forecast::paths(&history.claims, methods, season, &horizons, rules.paths);
+    let starts = crate::input::starts(period_s);
     let place = |h: &usize| horizons.binary_search(h).unwrap_or(0);
     let classes = history.claims.len();
     let now = |k: usize| history.claims[k].last().copied().unwrap_or(0.0);
     let scenario = |(weight, path): forecast::WeightedPath| {
         let peak = |steps: &Vec<usize>, k: usize| steps.iter().map(|h| path[place(h)][k]).fold(0.0, f64::max);
-        let claims: Vec<Vec<f64>> = spans.iter().map(|s| (0..classes).map(|k| peak(s, k)).collect()).collect();
+        let declared = |t: usize, k: usize| {
+            let until_s = starts[t] + f64::from(period_s[t]);
+            Declared::most(&rules.declared, k, starts[t], until_s)
+        };
+        let at = |t: usize| (0..classes).map(|k| peak(&spans[t], k).max(declared(t, k))).collect();
+        let claims: Vec<Vec<f64>> = (0..spans.len()).map(at).collect();
         let new_claims = (0..spans.len()).map(|t| {
             let one = |k: usize| {
                 let before = if t == 0 { now(k) } else { claims[t - 1][k] };
@@ -85,7 +114,7 @@ mod tests {
     #[test]
     fn shapes_weights_and_replacement() {
         let history = History { step_s: 300, claims: vec![vec![10.0; 700], vec![0.0; 700]] };
-        let rules = PathRules { season_s: 86_400, paths: 4, claim_mean_s: vec![600.0, 600.0] };
+        let rules = PathRules { season_s: 86_400, paths: 4, claim_mean_s: vec![600.0, 600.0], declared: vec![] };
         let methods = choose(&history, &[60, 300, 900], 86_400);
         assert_eq!(methods.len(), 2);
         let scenarios = build(&history, &methods, &[60, 300, 900], &rules);
@@ -94,6 +123,21 @@ mod tests {
             assert!(scenario.claims.iter().all(|row| (row[0] - 10.0).abs() < 1e-9 && row[1] == 0.0));
             // A tenth of the claims ends in a minute, half in five, and each is replaced.
             assert!((scenario.new_claims[0][0] - 1.0).abs() < 1e-9 && (scenario.new_claims[1][0] - 5.0).abs() < 1e-9);
+        }
+    }
+
+    /// What is declared is in every path, for its time and its class only, and its claims begin in its first period.
+    #[test]
+    fn declared_demand_is_planned_for() {
+        let history = History { step_s: 300, claims: vec![vec![10.0; 700], vec![0.0; 700]] };
+        let periods = [300, 300, 300, 300];
+        let declared = vec![Declared { class: 1, from_s: 600.0, until_s: 900.0, claims: 50.0 }];
+        let rules = PathRules { season_s: 86_400, paths: 4, claim_mean_s: vec![600.0, 600.0], declared };
+        for path in build(&history, &choose(&history, &periods, 86_400), &periods, &rules) {
+            let of = |k: usize| path.claims.iter().map(|p| p[k]).collect::<Vec<_>>();
+            assert_eq!(of(1), [0.0, 0.0, 50.0, 0.0]);
+            assert!((path.new_claims[2][1] - 50.0).abs() < 1e-9);
+            assert!(of(0).iter().all(|c| *c >= 10.0));
         }
     }
 }

@@ -219,6 +219,7 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
         season_s: file.demand.season_s,
         paths: file.paths,
         claim_mean_s: file.class.iter().map(|k| k.claim_mean_s).collect(),
+        declared: Vec::new(),
     };
     let methods = scenarios::choose(&history, &file.periods_s, rules.season_s);
     let scenarios = scenarios::build(&history, &methods, &file.periods_s, &rules);

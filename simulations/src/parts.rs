@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use fleet::{AcceptedGpu, Class, Interconnect, Market, Offer, OnEmpty, PriceCap, UsdMicros};
 use planner::input::Quota;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::demand::{self, Kind, Series, convert};
 
@@ -164,13 +164,18 @@ pub struct GpuPart {
 }
 
 /// Which offers: every key that is given must match.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Matching {
+    #[serde(skip_serializing_if = "Option::is_none")]
     provider: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     region: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     gpu: Option<fleet::GpuModel>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     market: Option<Market>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     instance_type: Option<String>,
 }
 
@@ -188,7 +193,7 @@ impl Matching {
 }
 
 /// A quota.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QuotaPart {
     /// Name shown in reports.

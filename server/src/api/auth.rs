@@ -1,11 +1,12 @@
 //! Who calls, and what they may do. Secrets are 256 random bits; the database has their SHA-256.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use axum::extract::FromRequestParts;
 use axum::http::header;
 use axum::http::request::Parts;
+use providers::{CallRate, Pace};
 use sha2::{Digest, Sha256};
 
 use super::App;
@@ -103,6 +104,45 @@ impl Tokens {
     }
 }
 
+/// How fast each token may call. Whoever has none that is known shares one small allowance, which slows guessing.
+#[derive(Debug)]
+pub struct Rates {
+    limit: CallRate,
+    paces: Mutex<HashMap<Arc<str>, Pace>>,
+}
+
+/// Calls without a token that is known, all together.
+const STRANGERS: CallRate = CallRate { burst: 100.0, per_s: 20.0 };
+
+impl Rates {
+    /// With so many requests a second for each token; twice as many at once.
+    #[must_use]
+    pub fn new(per_s: f64) -> Self {
+        Self { limit: CallRate { burst: 2.0 * per_s, per_s }, paces: Mutex::default() }
+    }
+
+    /// Takes a request of a token; `None` for strangers.
+    ///
+    /// # Errors
+    /// `rate-limited`.
+    pub fn take(&self, token: Option<&Arc<str>>) -> Result<(), ApiError> {
+        let now_ms = crate::clock::now_ms();
+        let (name, limit) = match token {
+            Some(name) => (Arc::clone(name), self.limit),
+            None => (Arc::from(""), STRANGERS),
+        };
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        // Names are of tokens that were made: there are as many as an operator made.
+        let taken = paces.entry(name).or_insert_with(|| Pace::new(limit, now_ms)).take(now_ms);
+        taken.map_err(|wait_ms| {
+            let detail = format!("more than {} requests a second; try again in {wait_ms} ms", limit.per_s);
+            let mut error = ApiError::new(Code::RateLimited, detail);
+            error.retry_after_s = Some(u32::try_from(wait_ms.unsigned_abs().div_ceil(1000)).unwrap_or(60));
+            error
+        })
+    }
+}
+
 /// Who calls.
 #[derive(Debug, Clone)]
 pub struct Caller {
@@ -135,7 +175,9 @@ impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        app.tokens.caller(bearer(parts)).ok_or_else(|| {
+        let caller = app.tokens.caller(bearer(parts));
+        app.rates.take(caller.as_ref().map(|c| &c.name))?;
+        caller.ok_or_else(|| {
             ApiError::new(Code::Unauthenticated, "send 'Authorization: Bearer TOKEN'; 'pilotlight token new' makes one")
         })
     }

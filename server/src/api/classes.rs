@@ -4,17 +4,16 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
 use serde::Serialize;
-use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 use super::auth::{Caller, Role};
+use super::edits::{edit, text_of, with_version};
 use super::problem::{ApiError, Code, Problem};
 use super::{App, Body, Listed};
 use crate::config::ClassSpec;
-use crate::store::{Document, EditError};
 
 /// A class and how it fares.
 #[derive(Debug, Serialize, ToSchema)]
@@ -58,14 +57,6 @@ pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Li
     Ok(Json(Listed { items: names.iter().filter_map(|n| view(&app, n)).collect(), next: None }))
 }
 
-fn with_version(version: i64, status: StatusCode, body: ClassView) -> Response {
-    let mut response = (status, Json(body)).into_response();
-    if let Ok(tag) = HeaderValue::from_str(&format!("\"{version}\"")) {
-        response.headers_mut().insert(header::ETAG, tag);
-    }
-    response
-}
-
 /// One class, with its version as `ETag`.
 #[utoipa::path(
     get, path = "/v1/classes/{name}", tag = "classes", params(("name" = String, Path, description = "Its name")),
@@ -76,47 +67,7 @@ pub async fn get(State(app): State<Arc<App>>, caller: Caller, Path(name): Path<S
     let missing = || ApiError::new(Code::UnknownClass, format!("there is no class '{name}'"));
     let document = app.store.document("class", &name).await?.ok_or_else(missing)?;
     let body = view(&app, &name).ok_or_else(missing)?;
-    Ok(with_version(document.version, StatusCode::OK, body))
-}
-
-/// The version that an edit was made from: `If-Match: "3"`, `If-None-Match: *` for a new class.
-fn expected(headers: &HeaderMap) -> Result<i64, ApiError> {
-    let text = |name| headers.get(name).and_then(|v| v.to_str().ok());
-    if text(header::IF_NONE_MATCH) == Some("*") {
-        return Ok(0);
-    }
-    let given = text(header::IF_MATCH).and_then(|v| v.trim_matches('"').parse().ok());
-    given.ok_or_else(|| {
-        let detail = "send the ETag that you read as If-Match, or 'If-None-Match: *' for a new class";
-        ApiError::new(Code::VersionNeeded, detail)
-    })
-}
-
-async fn edit(app: &App, caller: &Caller, name: String, body: String, expected: i64) -> Result<i64, ApiError> {
-    let (send, answer) = oneshot::channel();
-    let action = if body.is_empty() { "delete class" } else { "write class" };
-    let document = Document { kind: "class".into(), name: name.clone(), version: 0, body };
-    let who = caller.name.to_string();
-    let written = app.ledger.statements(
-        None,
-        Box::new(move |connection, seq| {
-            Box::pin(async move {
-                let result = crate::store::put_document(&mut *connection, &document, Some(expected), seq).await;
-                if result.is_ok() {
-                    crate::store::audit(connection, &who, action, &document.name).await?;
-                }
-                match result {
-                    Err(EditError::Store(error)) => return Err(error),
-                    result => drop(send.send(result)),
-                }
-                Ok(())
-            })
-        }),
-    );
-    written.await?;
-    let version = answer.await.map_err(|_| ApiError::new(Code::Internal, "an edit without an answer"))??;
-    app.wake_planner();
-    Ok(version)
+    Ok(with_version(document.version, body))
 }
 
 /// Writes a class whole.
@@ -137,7 +88,6 @@ pub async fn put(
     Body(spec): Body<ClassSpec>,
 ) -> Result<Response, ApiError> {
     caller.may(Role::Operator)?;
-    let expected = expected(&headers)?;
     if spec.name != name {
         return Err(ApiError::new(
             Code::InvalidRequest,
@@ -145,10 +95,9 @@ pub async fn put(
         ));
     }
     let rule = spec.rule().map_err(|e| ApiError::new(Code::OutOfRange, e.to_string()))?;
-    let body = serde_json::to_string(&rule).map_err(|e| ApiError::new(Code::Internal, e.to_string()))?;
-    let version = edit(&app, &caller, name.clone(), body, expected).await?;
+    let version = edit(&app, &caller, "class", &name, text_of(&rule)?, "write class", &headers).await?;
     let body = view(&app, &name).ok_or_else(|| ApiError::new(Code::UnknownClass, "deleted meanwhile"))?;
-    Ok(with_version(version, StatusCode::OK, body))
+    Ok(with_version(version, body))
 }
 
 /// Deletes a class. Its claims keep their GPUs until they end.
@@ -163,7 +112,6 @@ pub async fn delete(
     headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
     caller.may(Role::Operator)?;
-    let expected = expected(&headers)?;
-    edit(&app, &caller, name, String::new(), expected).await?;
+    edit(&app, &caller, "class", &name, String::new(), "delete class", &headers).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,11 +1,15 @@
 //! The REST API.
 
 mod agents;
+mod audit;
 mod auth;
+mod budget;
 mod claims;
 mod classes;
+mod edits;
 mod events;
 mod fleet;
+mod forecasts;
 mod health;
 mod listener;
 mod loops;
@@ -33,10 +37,12 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::config::BudgetSpec;
 use crate::store::{Ledger, Page, Store};
 
-pub use agents::join_secret;
-pub use auth::{Role, Tokens, hash_of, new_secret};
+pub use agents::{host_secret, join_secret};
+pub use auth::{Rates, Role, Tokens, hash_of, new_secret};
+pub use forecasts::ForecastSpec;
 pub use listener::{Listener, Tls, serve};
 pub use metrics::Metrics;
 pub use openapi::document;
@@ -53,12 +59,16 @@ pub struct App {
     pub metrics: Metrics,
     /// Who may do what.
     pub tokens: Tokens,
+    /// How fast they may call.
+    pub rates: Rates,
     /// Secret that the join secrets of launches are made of.
     pub join_key: Arc<str>,
     /// State of the leader's loops.
     pub loops: crate::loops::Board,
     /// Makes the planner run soon.
     pub planner: Notify,
+    /// What may be spent and launched, until it is written over the API.
+    pub configured_budget: BudgetSpec,
     /// Whether the leader has read everything it needs.
     pub ready: AtomicBool,
 }
@@ -103,6 +113,10 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(claims::report_unhealthy))
         .routes(routes!(classes::list))
         .routes(routes!(classes::get, classes::put, classes::delete))
+        .routes(routes!(budget::get, budget::put))
+        .routes(routes!(forecasts::list))
+        .routes(routes!(forecasts::put, forecasts::delete))
+        .routes(routes!(audit::list))
         .routes(routes!(fleet::nodes))
         .routes(routes!(fleet::node))
         .routes(routes!(fleet::drain))
@@ -121,6 +135,7 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(loops::resume))
         .routes(routes!(agents::register))
         .routes(routes!(agents::report))
+        .routes(routes!(agents::desired))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics))

@@ -69,6 +69,8 @@ codes! {
     EditCrossed = "edit-crossed", PRECONDITION_FAILED, "Somebody else edited it first";
     /// An edit without a version.
     VersionNeeded = "version-needed", PRECONDITION_REQUIRED, "An edit needs the version it was made from";
+    /// Too many requests of one token.
+    RateLimited = "rate-limited", TOO_MANY_REQUESTS, "Too many requests";
     /// The body is too large.
     TooLarge = "too-large", PAYLOAD_TOO_LARGE, "The request is too large";
     /// No GPUs are free.

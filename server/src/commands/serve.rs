@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, bail};
 use tokio::sync::{Notify, watch};
 
-use crate::api::{self, App, Listener, Metrics, Tls, Tokens};
+use crate::api::{self, App, Listener, Metrics, Rates, Tls, Tokens};
 use crate::config::{ClassSpec, Config, DemoPart};
 use crate::loops::{self, Board, Cloud, Context};
 use crate::store::{Document, Ledger, Store, write_demand, write_document, write_new_document};
@@ -130,8 +130,10 @@ pub async fn start(
         ledger,
         metrics: Metrics::default(),
         tokens,
+        rates: Rates::new(config.requests_per_s_max),
         loops: board,
         planner: Notify::new(),
+        configured_budget: config.budget.clone(),
         ready: AtomicBool::new(false),
     });
     let scheme = if tls.is_some() { "https" } else { "http" };

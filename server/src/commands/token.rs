@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 
-use crate::api::{Role, hash_of, new_secret};
+use crate::api::{Role, hash_of, host_secret, new_secret};
 use crate::config::Config;
 use crate::render::table;
 use crate::store::{Ledger, Store, TokenRow};
@@ -16,6 +16,14 @@ pub enum Command {
         name: String,
         /// viewer reads, scheduler claims, operator edits.
         role: String,
+        /// Where the tokens are.
+        #[command(flatten)]
+        database: Database,
+    },
+    /// The secret with which a machine of your own joins, whichever launch takes it.
+    Host {
+        /// Its name, as the provider's `hosts` has it.
+        name: String,
         /// Where the tokens are.
         #[command(flatten)]
         database: Database,
@@ -69,6 +77,13 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
                 store.put_token(&ledger, row).await?;
                 eprintln!("token '{name}' ({}): keep it, it is not shown again; servers know it within 5 s", role.name());
                 println!("{secret}");
+            }
+            Command::Host { name, database } => {
+                let store = Store::open(&database.url()).await?;
+                let Some(key) = store.document("secret", "join").await? else {
+                    bail!("this database has no join key yet: start 'pilotlight serve' on it once");
+                };
+                println!("{}", host_secret(&key.body, name));
             }
             Command::List { database } => {
                 let store = Store::open(&database.url()).await?;

@@ -1,5 +1,6 @@
 //! The configuration of `pilotlight serve`: one TOML file. Unknown keys are errors, with their file and line.
 
+mod budget;
 mod class;
 mod provider;
 
@@ -12,8 +13,8 @@ use fleet::book::Limits;
 use planner::input::Policy;
 use planner::rolling::Rules;
 use serde::Deserialize;
-use simulations::parts::QuotaPart;
 
+pub use budget::BudgetSpec;
 pub use class::{ClassError, ClassSpec};
 pub use provider::{AwsPart, AwsRegionPart, ProviderPart, sim_offer};
 
@@ -29,10 +30,14 @@ pub struct Config {
     pub advertise_url: Option<String>,
     /// A certificate and its key.
     pub tls: Option<TlsPart>,
+    /// Requests a second that each token may send.
+    pub requests_per_s_max: f64,
     /// Limits on claims and nodes.
     pub limits: Limits,
     /// How plans are made.
     pub planning: Planning,
+    /// What may be spent and launched, until it is written over the API.
+    pub budget: BudgetSpec,
     /// Cloud accounts.
     pub provider: Vec<ProviderPart>,
     /// Classes that are written down when there is none of that name.
@@ -51,8 +56,10 @@ impl Default for Config {
             database: "sqlite:pilotlight.db".into(),
             advertise_url: None,
             tls: None,
+            requests_per_s_max: 20_000.0,
             limits: Limits::default(),
             planning: Planning::default(),
+            budget: BudgetSpec::default(),
             provider: Vec::new(),
             class: Vec::new(),
             demo: None,
@@ -87,18 +94,10 @@ pub struct Planning {
     pub season_s: u32,
     /// Demand paths.
     pub paths: usize,
-    /// Spend that plans aim to stay under, dollars an hour.
-    pub budget_usd_per_h: Option<f64>,
-    /// Spend above which nothing is launched, whatever a plan says, dollars an hour.
-    pub spend_guard_usd_per_h: Option<f64>,
-    /// Nodes that are launched in a minute at most, whatever a plan says.
-    pub launch_guard_nodes_per_min: u32,
     /// A launch that has no answer after this time is given up, seconds.
     pub launch_expires_s: f64,
     /// What is assumed of an offer until launches tell more.
     pub prior: Prior,
-    /// Quotas.
-    pub quota: Vec<QuotaPart>,
 }
 
 /// What is assumed of an offer until launches tell more.
@@ -126,12 +125,8 @@ impl Default for Planning {
             periods_s: [vec![60; 6], vec![300; 6], vec![900; 4]].concat(),
             season_s: 86_400,
             paths: 12,
-            budget_usd_per_h: None,
-            spend_guard_usd_per_h: None,
-            launch_guard_nodes_per_min: 60,
             launch_expires_s: 600.0,
             prior: Prior::default(),
-            quota: Vec::new(),
         }
     }
 }
@@ -141,8 +136,8 @@ impl Planning {
     ///
     /// # Errors
     /// A budget that is no money.
-    pub fn rules(&self) -> anyhow::Result<Rules> {
-        let budget = self.budget_usd_per_h.map(UsdMicros::from_usd).transpose().context("planning.budget_usd_per_h")?;
+    pub fn rules(&self, budget: &BudgetSpec) -> anyhow::Result<Rules> {
+        let budget = budget.budget_usd_per_h.map(UsdMicros::from_usd).transpose().context("budget.budget_usd_per_h")?;
         Ok(Rules {
             period_s: self.periods_s.clone(),
             season_s: self.season_s,
@@ -187,6 +182,9 @@ impl Config {
         for part in &self.provider {
             part.check(self)?;
         }
+        if !(self.requests_per_s_max.is_finite() && self.requests_per_s_max >= 1.0) {
+            bail!("requests_per_s_max: {} is not at least 1", self.requests_per_s_max);
+        }
         let p = &self.planning;
         let most = planner::validate::MAX_SCENARIOS;
         if !(1..=most).contains(&p.paths) {
@@ -215,7 +213,7 @@ impl Config {
         if let Some((key, value)) = durations.into_iter().find(|(_, v)| *v < 1000) {
             bail!("limits.{key}: {value} is under a second");
         }
-        p.rules()?;
+        self.budget.check().map_err(|what| anyhow::anyhow!("budget.{what}"))?;
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use fleet::{Class, OfferKey};
 use planner::gather::{Estimate, ObservedNode};
 use planner::input::{Commitment, LeadTime, Quota};
 use planner::rolling::Moment;
-use planner::scenarios::History;
+use planner::scenarios::{Declared, History};
 use planner::supply::{Rules, Supply};
 
 use providers::Hint;
@@ -15,8 +15,8 @@ use providers::Hint;
 use super::LoopError;
 use super::learn::Learnt;
 use super::sample::{STEP_S, demand};
-use crate::api::App;
-use crate::config::{Planning, Prior};
+use crate::api::{App, ForecastSpec};
+use crate::config::{BudgetSpec, Planning, Prior};
 
 /// What was gathered; `planner::rolling::Moment` borrows from it.
 #[derive(Debug)]
@@ -43,6 +43,10 @@ pub struct Inputs {
     pub quotas: Vec<Quota>,
     /// What is paid for whether used or not.
     pub commitments: Vec<Commitment>,
+    /// What may be spent and launched.
+    pub budget: BudgetSpec,
+    /// Demand that was declared.
+    pub declared: Vec<Declared>,
 }
 
 impl Inputs {
@@ -58,6 +62,7 @@ impl Inputs {
             nodes: &self.nodes,
             quotas: &self.quotas,
             commitments: &self.commitments,
+            declared: &self.declared,
             judged: &self.judged,
             history: &self.history,
         }
@@ -77,6 +82,8 @@ pub async fn gather(app: &App, planning: &Planning, now_ms: i64) -> Result<Input
         Some(document) => document.record()?,
         None => Learnt::default(),
     };
+    let budget = app.budget().await?.0;
+    let forecasts = app.forecasts().await?;
     let past = store.demand(now_ms - HISTORY_DAYS * 86_400_000).await?;
     let book = app.ledger.book();
     let hinted = |offer: &OfferKey| app.loops.hint(offer)?.fill;
@@ -94,10 +101,9 @@ pub async fn gather(app: &App, planning: &Planning, now_ms: i64) -> Result<Input
     }
     let names: Vec<&String> = book.classes().keys().collect();
     inputs.history = history(&names, past, &demand(&book), now_ms);
-    for quota in &planning.quota {
-        // A quota over offers that are not sold now limits nothing.
-        inputs.quotas.extend(quota.quota(&inputs.offers).ok());
-    }
+    inputs.quotas = budget.quotas(&inputs.offers);
+    inputs.budget = budget;
+    inputs.declared = declared(&forecasts, &names, now_ms);
     Ok(inputs)
 }
 
@@ -160,7 +166,20 @@ fn of_book(
         history: History { step_s: STEP_S, claims: Vec::new() },
         quotas: Vec::new(),
         commitments: Vec::new(),
+        budget: BudgetSpec::default(),
+        declared: Vec::new(),
     }
+}
+
+/// What was declared, in seconds from now; of classes that are there, and not over.
+fn declared(forecasts: &[ForecastSpec], classes: &[&String], now_ms: i64) -> Vec<Declared> {
+    let from_now_s = |at_ms: i64| (at_ms - now_ms) as f64 / 1000.0;
+    let one = |f: &ForecastSpec| {
+        let class = classes.iter().position(|name| **name == f.class)?;
+        let (from_s, until_s) = (from_now_s(f.from_ms), from_now_s(f.until_ms));
+        (until_s > 0.0).then_some(Declared { class, from_s, until_s, claims: f.claims })
+    };
+    forecasts.iter().filter_map(one).collect()
 }
 
 /// What a provider says is paid for in any case, for each of `periods`.

@@ -45,6 +45,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
                 counts
             })
             .await?;
+        context.app.metrics.interrupted(provider.name(), seen.gone + seen.noticed);
         found.add(seen);
     }
     let cleaned = if context.planning.dry_run {

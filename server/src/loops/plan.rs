@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::gather::gather;
 use super::{Context, LoopError};
 use crate::clock;
-use crate::config::Planning;
+use crate::config::BudgetSpec;
 use crate::store::{Document, write_document, write_plan};
 
 /// A plan with what it was made from.
@@ -49,7 +49,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         None => Memory::default(),
     };
     let last = app.store.plans(i64::MAX, 1).await?.first().map_or(0, |p| p.epoch);
-    let rules = context.planning.rules()?;
+    let rules = context.planning.rules(&inputs.budget)?;
     let epoch = last + 1;
     let began_ms = clock::now_ms();
     let (inputs, input, memory, made) = tokio::task::spawn_blocking(move || {
@@ -68,6 +68,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         }
     };
     app.metrics.planned("made", seconds, plan.epoch);
+    app.metrics.plan(&plan, &input, clock::now_ms());
     let paused = context.paused().await?;
     let acted = if context.planning.dry_run {
         Acted::DryRun
@@ -91,11 +92,11 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         return Ok(format!("plan {epoch}: launch {wanted}, release {} (not acted on)", releases.len()));
     }
     let ids: Vec<u64> = releases.into_iter().map(|i| inputs.ids[i]).collect();
-    let planning = (*context.planning).clone();
+    let (budget, life_ms) = (inputs.budget, (context.planning.launch_expires_s * 1000.0) as i64);
     let done = app
         .ledger
         .write_as_leader(term, move |book, now_ms| {
-            intend(book, epoch.unsigned_abs(), &launches, &ids, &planning, now_ms)
+            intend(book, epoch.unsigned_abs(), &launches, &ids, &budget, life_ms, now_ms)
         })
         .await?;
     app.loops.actor.notify_one();
@@ -115,7 +116,8 @@ fn intend(
     epoch: u64,
     launches: &[planner::plan::Launch],
     releases: &[u64],
-    planning: &Planning,
+    budget: &BudgetSpec,
+    life_ms: i64,
     now_ms: i64,
 ) -> Intended {
     let mut done = Intended::default();
@@ -130,11 +132,10 @@ fn intend(
     let mut spend_usd_per_h: f64 = book.nodes().values().filter(billed).map(|n| price(book, &n.offer)).sum();
     let recent = |n: &&fleet::book::Node| now_ms - n.asked_at_ms < 60_000;
     let asked = u32::try_from(book.nodes().values().filter(recent).count()).unwrap_or(u32::MAX);
-    let mut room = planning.launch_guard_nodes_per_min.saturating_sub(asked);
-    let life_ms = (planning.launch_expires_s * 1000.0) as i64;
+    let mut room = budget.launch_guard_nodes_per_min.saturating_sub(asked);
     for launch in launches {
         let each = price(book, &launch.offer);
-        let affordable = match planning.spend_guard_usd_per_h {
+        let affordable = match budget.spend_guard_usd_per_h {
             Some(guard) if each > 0.0 => ((guard - spend_usd_per_h) / each).floor().clamp(0.0, 1e6) as u32,
             _ => u32::MAX,
         };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use fleet::book::Book;
 
@@ -16,6 +17,9 @@ pub const STEP_S: u32 = 60;
 /// The step that is being sampled: `(its start, ms; highest so far by class)`.
 static OPEN: Mutex<(i64, BTreeMap<String, usize>)> = Mutex::new((0, BTreeMap::new()));
 
+/// When the last sample was taken, milliseconds since 1970.
+static LAST_MS: AtomicI64 = AtomicI64::new(0);
+
 /// Claims that have GPUs or wait, by class.
 pub fn demand(book: &Book) -> BTreeMap<String, usize> {
     let mut counts: BTreeMap<String, usize> = book.classes().keys().map(|k| (k.clone(), 0)).collect();
@@ -28,7 +32,18 @@ pub fn demand(book: &Book) -> BTreeMap<String, usize> {
 pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let step_ms = i64::from(STEP_S) * 1000;
     let start_ms = clock::now_ms() / step_ms * step_ms;
-    let now = demand(&context.app.ledger.book());
+    let now_ms = clock::now_ms();
+    let now = {
+        let book = context.app.ledger.book();
+        let now = demand(&book);
+        let last_ms = LAST_MS.swap(now_ms, Ordering::Relaxed);
+        // After a pause, or as a new leader, what happened meanwhile is not known.
+        let seconds = (now_ms - last_ms) as f64 / 1000.0;
+        if (0.0..=60.0).contains(&seconds) {
+            context.app.metrics.passed(&book, &now, seconds, now_ms);
+        }
+        now
+    };
     let finished = {
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         let finished = (open.0 != start_ms && open.0 != 0).then(|| std::mem::take(&mut *open));

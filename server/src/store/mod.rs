@@ -20,11 +20,13 @@ use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{AnyPool, ConnectOptions, SqlStr};
 
-pub use documents::{Document, EditError, put as put_document};
+pub use documents::{Document, EditError};
 pub use lease::Leadership;
 pub use ledger::{Ledger, OnConnection, WriteError};
-pub use reads::{EventRow, Page, PlanRow, TokenRow};
-pub use writes::{audit, forget_old, write_demand, write_document, write_new_document, write_plan};
+pub use reads::{AuditRow, EventRow, Page, PlanRow, TokenRow};
+pub use writes::{
+    EditedBy, audit, edit_document, forget_old, write_demand, write_document, write_new_document, write_plan,
+};
 
 /// The database cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -55,7 +55,42 @@ pub struct TokenRow {
     pub hash: String,
 }
 
+/// What somebody did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditRow {
+    /// Its number.
+    pub id: i64,
+    /// When, milliseconds since 1970.
+    pub at_ms: i64,
+    /// Name of the token.
+    pub token: String,
+    /// What was done.
+    pub action: String,
+    /// To what.
+    pub detail: String,
+}
+
 impl Store {
+    /// What people did, after a number.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn audits(&self, page: Page) -> Result<Vec<AuditRow>, StoreError> {
+        let failed = StoreError::database("read the audit log");
+        let query = "SELECT id, at_ms, token, action, detail FROM audit WHERE id > $1 ORDER BY id LIMIT $2";
+        let rows = sqlx::query(query).bind(page.after).bind(page.limit).fetch_all(&self.pool).await.map_err(&failed)?;
+        let one = |row: &sqlx::any::AnyRow| {
+            Ok(AuditRow {
+                id: row.try_get("id")?,
+                at_ms: row.try_get("at_ms")?,
+                token: row.try_get("token")?,
+                action: row.try_get("action")?,
+                detail: row.try_get("detail")?,
+            })
+        };
+        rows.iter().map(one).collect::<Result<_, _>>().map_err(&failed)
+    }
+
     /// Events after a number.
     ///
     /// # Errors

@@ -7,28 +7,46 @@ use super::documents::{self, Document, EditError};
 use super::{Ledger, Store, StoreError, TokenRow, WriteError};
 use crate::clock;
 
-/// Writes a document over whatever is there. Returns its version.
+/// Who edits, and what it is called in the audit log.
+pub type EditedBy = (std::sync::Arc<str>, &'static str);
+
+/// Writes a document. `expected`: the version that was read, 0 for a new one; `None` writes over whatever is there. With
+/// `by` it is noted in the audit log. Returns its version.
+///
+/// # Errors
+/// Outer: it was not written. Inner: somebody else was faster.
+pub async fn edit_document(
+    ledger: &Ledger,
+    document: Document,
+    expected: Option<i64>,
+    by: Option<EditedBy>,
+    term: Option<i64>,
+) -> Result<Result<i64, EditError>, WriteError> {
+    let (send, answer) = oneshot::channel();
+    let write: super::ledger::OnConnection = Box::new(move |connection, seq| {
+        Box::pin(async move {
+            let result = documents::put(&mut *connection, &document, expected, seq).await;
+            if let (Ok(_), Some((who, action))) = (&result, &by) {
+                audit(connection, who, action, &document.name).await?;
+            }
+            match result {
+                Err(EditError::Store(error)) => return Err(error),
+                result => drop(send.send(result)),
+            }
+            Ok(())
+        })
+    });
+    ledger.statements(term, write).await?;
+    answer.await.map_err(|_| WriteError::Closed)
+}
+
+/// Writes a document over whatever is there.
 ///
 /// # Errors
 /// It was not written.
-pub async fn write_document(ledger: &Ledger, document: Document, term: Option<i64>) -> Result<i64, WriteError> {
-    let (send, answer) = oneshot::channel();
-    let written = ledger.statements(
-        term,
-        Box::new(move |connection, seq| {
-            Box::pin(async move {
-                match documents::put(connection, &document, None, seq).await {
-                    Ok(version) => drop(send.send(version)),
-                    Err(EditError::Store(error)) => return Err(error),
-                    // Without an expected version nothing crosses.
-                    Err(EditError::Crossed { .. }) => {}
-                }
-                Ok(())
-            })
-        }),
-    );
-    written.await?;
-    answer.await.map_err(|_| WriteError::Closed)
+pub async fn write_document(ledger: &Ledger, document: Document, term: Option<i64>) -> Result<(), WriteError> {
+    // Without an expected version nothing crosses.
+    edit_document(ledger, document, None, None, term).await.map(drop)
 }
 
 /// Writes a document that is not there yet; one that is stays.
@@ -36,15 +54,7 @@ pub async fn write_document(ledger: &Ledger, document: Document, term: Option<i6
 /// # Errors
 /// It was not written.
 pub async fn write_new_document(ledger: &Ledger, document: Document) -> Result<(), WriteError> {
-    let write: super::ledger::OnConnection = Box::new(move |connection, seq| {
-        Box::pin(async move {
-            match documents::put(connection, &document, Some(0), seq).await {
-                Err(EditError::Store(error)) => Err(error),
-                Ok(_) | Err(EditError::Crossed { .. }) => Ok(()),
-            }
-        })
-    });
-    ledger.statements(None, write).await
+    edit_document(ledger, document, Some(0), None, None).await.map(drop)
 }
 
 /// Writes a plan, if it is the next: plans are numbered without gaps, each the child of the one before.

@@ -44,10 +44,17 @@ struct Running {
 }
 
 async fn running() -> Running {
+    running_with(CONFIG).await
+}
+
+async fn running_with(config: &str) -> Running {
+    running_in(tempfile::tempdir().expect("temp"), config).await
+}
+
+async fn running_in(folder: tempfile::TempDir, config: &str) -> Running {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let folder = tempfile::tempdir().expect("temp");
     std::fs::write(folder.path().join("offers.csv"), OFFERS).expect("written");
-    std::fs::write(folder.path().join("pilotlight.toml"), CONFIG).expect("written");
+    std::fs::write(folder.path().join("pilotlight.toml"), config).expect("written");
     let config = Config::read(&folder.path().join("pilotlight.toml")).expect("sensible");
     let (stop, stopped) = watch::channel(false);
     let database = format!("sqlite:{}", folder.path().join("x.db").display());
@@ -228,6 +235,208 @@ async fn an_agent_speaks_for_its_own_launch_only() {
     let answer = request.body(body.to_string()).send().await.expect("answers");
     assert_eq!(answer.status(), StatusCode::CONFLICT, "a report of another boot changes nothing");
     assert_ne!(run.get(&format!("/v1/nodes/{}", node["id"].as_str().expect("text"))).await["state"], "quarantined");
+}
+
+async fn put(run: &Running, path: &str, version: Option<&str>, body: &Value) -> (StatusCode, Option<String>, Value) {
+    let mut request = run.http.put(format!("{}{path}", run.server.url)).body(body.to_string());
+    request = match version {
+        Some("*") => request.header("if-none-match", "*"),
+        Some(version) => request.header("if-match", version),
+        None => request,
+    };
+    let answer = request.send().await.expect("answers");
+    let tag = answer.headers().get("etag").and_then(|v| v.to_str().ok()).map(str::to_owned);
+    (answer.status(), tag, answer.json().await.unwrap_or_default())
+}
+
+/// The guard that was written over the API holds the next plan back, and lets it go when it is lifted.
+#[tokio::test(flavor = "multi_thread")]
+async fn budgets_are_edited_and_obeyed() {
+    let run = running().await;
+    let budget = json!({ "spend_guard_usd_per_h": 10.0, "launch_guard_nodes_per_min": 60,
+        "quota": [{ "name": "sim", "for": { "provider": "sim" }, "limit_gpus": 64.0 }] });
+    assert_eq!(put(&run, "/v1/budget", None, &budget).await.2["code"], "version-needed");
+    let (status, version, _) = put(&run, "/v1/budget", Some("\"0\""), &budget).await;
+    assert_eq!((status, version.as_deref()), (StatusCode::OK, Some("\"1\"")));
+    assert_eq!(put(&run, "/v1/budget", Some("\"0\""), &budget).await.2["code"], "edit-crossed");
+    assert_eq!(run.get("/v1/budget").await["quota"][0]["for"]["provider"], "sim");
+    let wrong = json!({ "spend_guard_usd_per_h": -1.0 });
+    assert_eq!(put(&run, "/v1/budget", Some("\"1\""), &wrong).await.2["code"], "out-of-range");
+    let ask = json!({ "class": "chat", "on_empty": "queue", "wait_s": 60 });
+    let (_, claim) = run.post("/v1/claims", &ask).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(run.get("/v1/nodes").await["items"], json!([]), "a node costs $20 an hour");
+    let loops = run.get("/v1/loops").await.to_string();
+    assert!(loops.contains("spend guard"), "it says why: {loops}");
+    let open = json!({ "launch_guard_nodes_per_min": 60 });
+    assert_eq!(put(&run, "/v1/budget", Some("\"1\""), &open).await.0, StatusCode::OK);
+    let id = claim["id"].as_str().expect("text");
+    let granted = run.get(&format!("/v1/claims/{id}?wait_s=30")).await;
+    assert_eq!(granted["state"], "granted", "{granted}");
+    let audit = run.get("/v1/audit").await;
+    let done: Vec<&str> =
+        audit["items"].as_array().expect("list").iter().filter_map(|a| a["action"].as_str()).collect();
+    assert_eq!(done, ["write budget", "write budget"]);
+}
+
+/// Nobody claims anything; the fleet grows because somebody said that it will be needed.
+#[tokio::test(flavor = "multi_thread")]
+async fn declared_demand_is_there_before_it_comes() {
+    let run = running().await;
+    let now_ms = i64::try_from(std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_millis()).expect("small");
+    let spec =
+        json!({ "class": "chat", "from_ms": now_ms, "until_ms": now_ms + 600_000, "claims": 10.0, "note": "launch" });
+    let nobody = json!({ "class": "nobody", "from_ms": 0, "until_ms": 1, "claims": 1.0 });
+    assert_eq!(put(&run, "/v1/forecasts/launch", Some("*"), &nobody).await.2["code"], "unknown-class");
+    let backwards = json!({ "class": "chat", "from_ms": 2, "until_ms": 1, "claims": 1.0 });
+    assert_eq!(put(&run, "/v1/forecasts/launch", Some("*"), &backwards).await.2["code"], "out-of-range");
+    let (status, version, _) = put(&run, "/v1/forecasts/launch", Some("*"), &spec).await;
+    assert_eq!((status, version.as_deref()), (StatusCode::OK, Some("\"1\"")));
+    assert_eq!(run.get("/v1/forecasts").await["items"][0]["name"], "launch");
+    // Ten claims of two GPUs each.
+    let mut free = 0;
+    for _ in 0..100 {
+        free = run.get("/v1/classes/chat").await["free_gpus"].as_u64().expect("number");
+        if free >= 20 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(free >= 20, "{free} GPUs are free");
+    let gone = run.http.delete(format!("{}/v1/forecasts/launch", run.server.url)).header("if-match", "\"1\"");
+    assert_eq!(gone.send().await.expect("answers").status(), StatusCode::NO_CONTENT);
+    assert_eq!(run.get("/v1/forecasts").await["items"], json!([]));
+}
+
+/// A token that calls too often is told to wait; others are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_are_slowed_down_one_by_one() {
+    let run = running_with(&CONFIG.replace("listen =", "requests_per_s_max = 5\nlisten =")).await;
+    let store = &run.server.app.store;
+    for name in ["a", "b"] {
+        let row = TokenRow { name: name.into(), role: "viewer".into(), hash: hash_of(name) };
+        store.put_token(&run.server.app.ledger, row).await.expect("written");
+    }
+    run.server.app.tokens.set(&store.tokens().await.expect("read"), true);
+    let call = async |secret: &str| {
+        let request = run.http.get(format!("{}/v1/loops", run.server.url)).bearer_auth(secret);
+        let answer = request.send().await.expect("answers");
+        (answer.status().as_u16(), answer.headers().contains_key("retry-after"))
+    };
+    let mut answers = Vec::new();
+    for _ in 0..30 {
+        answers.push(call("a").await);
+    }
+    let slowed = answers.iter().filter(|a| **a == (429, true)).count();
+    assert!((10..=20).contains(&slowed), "ten at once, the rest wait: {answers:?}");
+    assert_eq!(call("b").await.0, 200);
+    let mut guesses = Vec::new();
+    for _ in 0..200 {
+        guesses.push(call("guess").await.0);
+    }
+    assert!(guesses.contains(&401) && guesses.contains(&429), "guessing is slowed down");
+}
+
+/// An agent hears of a change as it happens.
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_are_told_what_to_do() {
+    let run = running().await;
+    let (_, claim) = run.post("/v1/claims", &json!({ "class": "chat", "on_empty": "queue", "wait_s": 60 })).await;
+    let id = claim["id"].as_str().expect("text");
+    let granted = run.get(&format!("/v1/claims/{id}?wait_s=20")).await;
+    let node = granted["gpus"][0]["node"].as_str().expect("text").to_owned();
+    let instance = run.get(&format!("/v1/nodes/{node}")).await["instance"].as_str().expect("text").to_owned();
+    let secret = server::api::host_secret(&run.server.app.join_key, &instance);
+    let desired = async |query: &str| {
+        let url = format!("{}/v1/agents/{instance}/desired{query}", run.server.url);
+        let answer = run.http.get(url).bearer_auth(&secret).send().await.expect("answers");
+        answer.json::<Value>().await.expect("JSON")
+    };
+    let now = desired("").await;
+    assert_eq!(now["work"], "serve", "{now}");
+    let known = format!("?known={}&wait_s=30", now["version"]);
+    let waits = desired(&known);
+    let drains = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        run.post(&format!("/v1/nodes/{node}/drain"), &json!({ "reason": "test" })).await
+    };
+    let began = tokio::time::Instant::now();
+    let (told, (status, _)) = tokio::join!(waits, drains);
+    assert_eq!((status, &told["work"]), (StatusCode::OK, &json!("drain")), "{told}");
+    assert!(began.elapsed() < Duration::from_secs(10), "it did not wait for the end");
+    let same = desired(&format!("?known={}&wait_s=0.1", told["version"])).await;
+    assert_eq!(same["version"], told["version"]);
+    let wrong = run.http.get(format!("{}/v1/agents/{instance}/desired", run.server.url)).bearer_auth("guess");
+    assert_eq!(wrong.send().await.expect("answers").status(), StatusCode::FORBIDDEN);
+}
+
+/// What people watch is there: the list of names that dashboards may count on.
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_have_their_names() {
+    // Forecasts are judged when their moment has come: at the end of this horizon.
+    let run = running_with(&CONFIG.replace("[5, 5, 10, 20]", "[1, 1, 1, 1]")).await;
+    let (_, claim) = run.post("/v1/claims", &json!({ "class": "chat", "on_empty": "queue", "wait_s": 60 })).await;
+    run.get(&format!("/v1/claims/{}?wait_s=20", claim["id"].as_str().expect("text"))).await;
+    tokio::time::sleep(Duration::from_secs(16)).await;
+    let text = run.http.get(format!("{}/metrics", run.server.url)).send().await.expect("answers").text().await;
+    let text = text.expect("text");
+    for name in [
+        "claims_total",
+        "claim_duration_seconds_bucket",
+        "claim_hits",
+        "claim_misses",
+        "hit_target_ratios",
+        "claims_waiting",
+        "nodes",
+        "gpus_free",
+        "idle_gpu_seconds_total",
+        "idle_cost_usd_total",
+        "miss_cost_usd",
+        "launches_total",
+        "lead_time_seconds_bucket",
+        "supply_estimate_nodes",
+        "plan_target_nodes",
+        "plan_shadow_price_usd_per_hour",
+        "plan_churn_nodes_total",
+        "solve_duration_seconds_bucket",
+        "plans_total",
+        "plan_epoch",
+        "forecast_judged_total",
+        "forecast_covered_total",
+        "forecast_pinball_loss_claims_total",
+        "leads",
+    ] {
+        let there = text
+            .lines()
+            .any(|l| l.starts_with(&format!("pilotlight_{name}{{")) || l.starts_with(&format!("pilotlight_{name} ")));
+        assert!(there, "pilotlight_{name} is missing:\n{text}");
+    }
+    let idle = text.lines().find_map(|l| l.strip_prefix("pilotlight_idle_cost_usd_total ")).expect("there");
+    assert!(idle.parse::<f64>().is_ok_and(|usd| usd > 0.0), "six GPUs were idle: {idle}");
+}
+
+/// With a certificate it speaks TLS, HTTP/2 among it, and not to those who do not trust it.
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_spoken() {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).expect("made");
+    let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    let tls = "[tls]\ncertificate = \"c.pem\"\nkey = \"k.pem\"\n";
+    let config = format!("{CONFIG}{tls}");
+    let folder = tempfile::tempdir().expect("temp");
+    std::fs::write(folder.path().join("c.pem"), &certificate).expect("written");
+    std::fs::write(folder.path().join("k.pem"), &key).expect("written");
+    let run = running_in(folder, &config).await;
+    let port = run.server.url.rsplit(':').next().expect("a port");
+    assert!(run.server.url.starts_with("https://"));
+    let url = format!("https://localhost:{port}/v1/loops");
+    let trusted = reqwest::Certificate::from_pem(certificate.as_bytes()).expect("PEM");
+    let client = Client::builder().add_root_certificate(trusted).build().expect("built");
+    let answer = client.get(&url).send().await.expect("answers");
+    assert_eq!((answer.status(), answer.version()), (StatusCode::OK, reqwest::Version::HTTP_2));
+    assert!(run.http.get(&url).send().await.is_err(), "nobody vouches for it");
+    let plain = run.http.get(url.replace("https", "http")).send().await;
+    assert!(plain.is_err(), "no plain HTTP beside it");
+    assert_eq!(client.get(&url).send().await.expect("answers").status(), StatusCode::OK, "it goes on");
 }
 
 /// `docs/openapi.json` is what the server says of itself. `UPDATE_EXPECT=1` writes it anew.

@@ -3,16 +3,13 @@
 #![allow(clippy::disallowed_methods, reason = "a real server takes real time")]
 
 use std::collections::BTreeSet;
-use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use reqwest::{Client, StatusCode};
+use reqwest::Client;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
 
 use crate::moto::{self, Fault, Moto, Proxy};
+use crate::serving::{Serving, serve, until};
 
 const CONFIG: &str = r#"
 listen = "127.0.0.1:0"
@@ -47,66 +44,14 @@ const OFFERS: &str =
 aws,us-east-1,us-east-1a,p5.48xlarge,on-demand,H100-SXM,8,55.04,,0
 ";
 
-struct Serving {
-    url: String,
-    http: Client,
-    process: Child,
-}
-
-/// Starts the server on the database in a folder.
-async fn serve(folder: &Path) -> Serving {
-    let mut process = Command::new(env!("CARGO_BIN_EXE_pilotlight"))
-        .args(["serve", "--config", "pilotlight.toml", "--database", "sqlite:x.db"])
-        .current_dir(folder)
-        .env("AWS_ACCESS_KEY_ID", "key")
-        .env("AWS_SECRET_ACCESS_KEY", "a-secret-nobody-may-log")
-        .env("NO_COLOR", "1")
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("starts");
-    let mut lines = BufReader::new(process.stderr.take().expect("piped")).lines();
-    let url = loop {
-        let line = lines.next_line().await.expect("text").expect("it says where it listens");
-        if let Some(rest) = line.strip_prefix("pilotlight listens on ") {
-            break rest.split(' ').next().expect("a URL").to_owned();
-        }
-    };
-    tokio::spawn(async move {
-        while let Ok(Some(line)) = lines.next_line().await {
-            assert!(!line.contains("a-secret-nobody-may-log") && !line.contains("plj_"), "a secret in the log: {line}");
-            eprintln!("{line}");
-        }
-    });
-    Serving { url, http: Client::new(), process }
-}
-
+/// What the tests do with a server.
 impl Serving {
-    async fn get(&self, path: &str) -> Value {
-        let got = self.http.get(format!("{}{path}", self.url)).send().await.expect("answers");
-        assert!(got.status().is_success(), "{path}: {}", got.status());
-        got.json().await.expect("JSON")
-    }
-
-    async fn post(&self, path: &str, secret: Option<&str>, body: &Value) -> (StatusCode, Value) {
-        let mut request = self.http.post(format!("{}{path}", self.url)).body(body.to_string());
-        if let Some(secret) = secret {
-            request = request.bearer_auth(secret);
-        }
-        let sent = request.send().await.expect("answers");
-        (sent.status(), sent.json().await.unwrap_or_default())
-    }
-
     async fn claim(&self, key: &str) -> String {
         let ask =
             json!({ "class": "chat", "idempotency_key": key, "on_empty": "queue", "wait_s": 240, "lease_s": 600 });
         let (status, claim) = self.post("/v1/claims", None, &ask).await;
         assert!(status.is_success(), "{claim}");
         claim["id"].as_str().expect("text").to_owned()
-    }
-
-    async fn kill(mut self) {
-        self.process.kill().await.expect("killed");
     }
 
     /// Plays the agents of all hosts that have started: what they join with is in their user data.
@@ -175,14 +120,6 @@ async fn ready(room: usize) -> (Moto, tempfile::TempDir) {
     (moto, folder)
 }
 
-async fn until(what: &str, limit: Duration, mut met: impl AsyncFnMut() -> bool) {
-    let began = Instant::now();
-    while !met().await {
-        assert!(began.elapsed() < limit, "not within {limit:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
 /// Every instance that runs is a node that is known, but for `others`, and no launch was made twice.
 async fn nothing_is_lost(serving: &Serving, proxy: &Proxy, others: usize) {
     let same = async || {
@@ -207,7 +144,7 @@ async fn claims_are_served_through_every_fault() {
     proxy.next("RunInstances", Fault::Refused { status: 503, code: "RequestLimitExceeded" });
     proxy.next("RunInstances", Fault::Refused { status: 500, code: "InternalError" });
     proxy.next("RunInstances", Fault::Lost);
-    let serving = serve(folder.path()).await;
+    let serving = serve(folder.path(), "sqlite:x.db", &[]).await;
     let claim = serving.claim("k1").await;
     // An internal error may have launched: for a minute the launch is looked for before the call is made again.
     until("the launch whose answer is lost", Duration::from_secs(120), async || !proxy.launches().is_empty()).await;
@@ -236,11 +173,11 @@ async fn a_killed_server_launches_nothing_twice() {
     let (moto, folder) = ready(8).await;
     let proxy = &moto.proxy;
     proxy.next("RunInstances", Fault::Held(Duration::from_secs(20)));
-    let serving = serve(folder.path()).await;
+    let serving = serve(folder.path(), "sqlite:x.db", &[]).await;
     let claim = serving.claim("k1").await;
     until("a launch", Duration::from_secs(60), async || proxy.running() > 0).await;
     serving.kill().await;
-    let serving = serve(folder.path()).await;
+    let serving = serve(folder.path(), "sqlite:x.db", &[]).await;
     serving.granted(&claim, proxy).await;
     nothing_is_lost(&serving, proxy, 0).await;
 }
@@ -261,7 +198,7 @@ async fn strays_are_ended_and_what_is_gone_is_noticed() {
     };
     assert!(run("tests").await.contains("<instanceId>"), "a stray");
     assert!(run("others").await.contains("<instanceId>"), "of another fleet");
-    let serving = serve(folder.path()).await;
+    let serving = serve(folder.path(), "sqlite:x.db", &[]).await;
     let claim = serving.claim("k1").await;
     let granted = serving.granted(&claim, proxy).await;
     // Taken away behind its back.

@@ -11,6 +11,9 @@ mod imports;
 #[path = "../../../providers/tests/moto/mod.rs"]
 mod moto;
 mod plans;
+mod process;
+mod replicas;
+mod serving;
 mod shared_data;
 mod simulations;
 mod store;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use fleet::book::{Book, ClaimError, ClaimRequest, ClassRule, Limits};
 use fleet::{ClaimState, Offer, OnEmpty};
 use server::config::ClassSpec;
-use server::store::{Document, EditError, Ledger, Page, Store, StoreError, WriteError, put_document, write_document};
+use server::store::{Document, EditError, Ledger, Page, Store, StoreError, WriteError, edit_document, write_document};
 
 use crate::databases::{self, Database};
 
@@ -172,16 +172,8 @@ mod check {
         let edit = |expected: i64| {
             let ledger = ledger.clone();
             async move {
-                let (send, answer) = tokio::sync::oneshot::channel();
                 let document = Document { kind: "note".into(), name: "a".into(), version: 0, body: "1".into() };
-                let run: server::store::OnConnection = Box::new(move |connection, seq| {
-                    Box::pin(async move {
-                        drop(send.send(put_document(connection, &document, Some(expected), seq).await));
-                        Ok(())
-                    })
-                });
-                ledger.statements(None, run).await.expect("durable");
-                answer.await.expect("answered")
+                edit_document(&ledger, document, Some(expected), None, None).await.expect("durable")
             }
         };
         assert!(matches!(edit(3).await, Err(EditError::Crossed { now: 0, .. })));

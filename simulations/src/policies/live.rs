@@ -58,6 +58,7 @@ impl Policy for Live {
             quotas: seen.quotas,
             commitments: &[],
             judged: seen.judged,
+            declared: &[],
             history: &history,
         };
         let input = rolling::input(&self.rules, &mut self.memory, &moment);

@@ -1,10 +1,16 @@
 //! What Prometheus reads at `/metrics`. Counts are kept as things happen, levels are read from the book when asked.
 
-use std::collections::BTreeMap;
+mod plans;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use fleet::NodeState;
 use fleet::book::{Book, ClaimError, Taken};
+use planner::input::PlanInput;
+use planner::plan::Plan;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -12,6 +18,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+use plans::{Forecast, PlanMetrics};
 
 /// How a claim was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -54,6 +62,11 @@ struct OfPlan {
     status: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfProvider {
+    provider: String,
+}
+
 /// The counts and times of one server.
 #[derive(Debug)]
 pub struct Metrics {
@@ -72,8 +85,18 @@ pub struct Metrics {
     plan_seconds: Histogram,
     plan_epoch: Gauge,
     leads: Gauge,
+    idle_gpu_seconds: Counter<f64, AtomicU64>,
+    idle_cost_usd: Counter<f64, AtomicU64>,
+    miss_cost_usd: Family<OfClass, Gauge<f64, AtomicU64>>,
+    interruptions: Family<OfProvider, Counter>,
+    plan: PlanMetrics,
+    /// Forecasts for moments that are to come.
+    ahead: Mutex<VecDeque<Forecast>>,
     start: Instant,
 }
+
+/// Forecasts that wait for their moment at most.
+const AHEAD_MAX: usize = 10_000;
 
 /// Seconds from 1 ms to 10 s.
 const CLAIM_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 10.0];
@@ -100,6 +123,12 @@ impl Default for Metrics {
             plan_seconds: Histogram::new(PLAN_BUCKETS),
             plan_epoch: Gauge::default(),
             leads: Gauge::default(),
+            idle_gpu_seconds: Counter::default(),
+            idle_cost_usd: Counter::default(),
+            miss_cost_usd: Family::default(),
+            interruptions: Family::default(),
+            plan: PlanMetrics::default(),
+            ahead: Mutex::default(),
             start: now(),
         };
         let r = made.registry.sub_registry_with_prefix("pilotlight");
@@ -117,6 +146,11 @@ impl Default for Metrics {
         r.register_with_unit("solve_duration", "Time to make a plan", Unit::Seconds, made.plan_seconds.clone());
         r.register("plan_epoch", "Number of the last plan", made.plan_epoch.clone());
         r.register("leads", "1 where this replica leads", made.leads.clone());
+        r.register("idle_gpu_seconds", "GPU-seconds that were healthy and free", made.idle_gpu_seconds.clone());
+        r.register("idle_cost_usd", "Dollars that they cost", made.idle_cost_usd.clone());
+        r.register("miss_cost_usd", "Dollars that misses cost, since the beginning", made.miss_cost_usd.clone());
+        r.register("interruptions", "Nodes that a provider took back or lost", made.interruptions.clone());
+        made.plan.register(r);
         made
     }
 }
@@ -165,6 +199,39 @@ impl Metrics {
         self.plan_epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
     }
 
+    /// A plan says this, and was made from that.
+    pub fn plan(&self, plan: &Plan, input: &PlanInput, now_ms: i64) {
+        self.plan.planned(plan, input);
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        ahead.extend(plans::forecasts(input, now_ms));
+        let excess = ahead.len().saturating_sub(AHEAD_MAX);
+        ahead.drain(..excess);
+    }
+
+    /// So long has passed, at the end of which the fleet and the demand are these.
+    pub fn passed(&self, book: &Book, demand: &BTreeMap<String, usize>, seconds: f64, now_ms: i64) {
+        for node in book.nodes().values().filter(|n| n.state.takes_claims()) {
+            let (Some(p), free) = (book.offer(&node.offer), f64::from(node.free.count())) else { continue };
+            let offer = &book.offers()[p];
+            let share = free / f64::from(node.gpus.max(1));
+            self.idle_gpu_seconds.inc_by(free * seconds);
+            self.idle_cost_usd.inc_by(offer.price_usd_micros_per_h.usd() * share * seconds / 3600.0);
+        }
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        // In the order in which they were made, which is that of their moments.
+        while ahead.front().is_some_and(|f| f.at_ms <= now_ms) {
+            let Some(forecast) = ahead.pop_front() else { break };
+            if let Some(came) = demand.get(&forecast.class) {
+                self.plan.judged(&forecast, *came as f64);
+            }
+        }
+    }
+
+    /// A provider took nodes back, or lost them.
+    pub fn interrupted(&self, provider: &str, nodes: u32) {
+        self.interruptions.get_or_create(&OfProvider { provider: provider.into() }).inc_by(u64::from(nodes));
+    }
+
     /// Whether this replica leads.
     pub fn set_leads(&self, leads: bool) {
         self.leads.set(i64::from(leads));
@@ -206,6 +273,8 @@ impl Metrics {
             self.misses.get_or_create(&of).set(tally.misses.cast_signed());
             self.waiting.get_or_create(&of).set(i64::try_from(book.queue(name)).unwrap_or(i64::MAX));
             self.hit_target.get_or_create(&of).set(rule.class.hit_rate_target);
+            let missed_usd = tally.misses as f64 * rule.class.miss_cost_usd_micros.usd();
+            self.miss_cost_usd.get_or_create(&of).set(missed_usd);
         }
         let mut text = String::new();
         // Writing to a string does not fail.

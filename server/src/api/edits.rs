@@ -1,0 +1,55 @@
+//! What people write whole, with a version against edits that cross: `ETag` out, `If-Match` in.
+
+use axum::Json;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::App;
+use super::auth::Caller;
+use super::problem::{ApiError, Code};
+use crate::store::{Document, edit_document};
+
+/// An answer with its version as `ETag`.
+pub fn with_version(version: i64, body: impl Serialize) -> Response {
+    let mut response = (StatusCode::OK, Json(body)).into_response();
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{version}\"")) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+}
+
+/// The version that an edit was made from: `If-Match: "3"`, `If-None-Match: *` for a new one.
+pub fn expected(headers: &HeaderMap) -> Result<i64, ApiError> {
+    let text = |name| headers.get(name).and_then(|v| v.to_str().ok());
+    if text(header::IF_NONE_MATCH) == Some("*") {
+        return Ok(0);
+    }
+    let given = text(header::IF_MATCH).and_then(|v| v.trim_matches('"').parse().ok());
+    given.ok_or_else(|| {
+        let detail = "send the ETag that you read as If-Match, or 'If-None-Match: *' for a new one";
+        ApiError::new(Code::VersionNeeded, detail)
+    })
+}
+
+/// Writes, or deletes with an empty body; notes who did; wakes the planner. Returns the new version.
+pub async fn edit(
+    app: &App,
+    caller: &Caller,
+    kind: &str,
+    name: &str,
+    body: String,
+    action: &'static str,
+    headers: &HeaderMap,
+) -> Result<i64, ApiError> {
+    let document = Document { kind: kind.into(), name: name.into(), version: 0, body };
+    let by = Some((caller.name.clone(), action));
+    let version = edit_document(&app.ledger, document, Some(expected(headers)?), by, None).await??;
+    app.wake_planner();
+    Ok(version)
+}
+
+/// The JSON text of what is written.
+pub fn text_of(body: &impl Serialize) -> Result<String, ApiError> {
+    serde_json::to_string(body).map_err(|e| ApiError::new(Code::Internal, e.to_string()))
+}

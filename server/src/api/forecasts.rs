@@ -1,0 +1,131 @@
+//! Demand that somebody knows of before it comes: a launch, a load test, a campaign.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::auth::{Caller, Role};
+use super::edits::{edit, text_of, with_version};
+use super::problem::{ApiError, Code, Problem};
+use super::{App, Body, Listed};
+use crate::store::StoreError;
+
+/// Demand that is declared: every plan counts on at least so much.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForecastSpec {
+    /// Class.
+    pub class: String,
+    /// From when, milliseconds since 1970.
+    pub from_ms: i64,
+    /// Until when, milliseconds since 1970.
+    pub until_ms: i64,
+    /// Claims at the same time.
+    pub claims: f64,
+    /// Why, for people.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// One that was written down.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ForecastView {
+    /// Its name.
+    pub name: String,
+    /// Its version, as its `ETag` has it.
+    pub version: i64,
+    /// What it says.
+    pub spec: ForecastSpec,
+}
+
+/// Most claims that can be declared.
+const CLAIMS_MAX: f64 = 1e6;
+/// Most forecasts that are kept.
+const FORECASTS_MAX: usize = 1000;
+/// Longest name.
+const NAME_MAX: usize = 63;
+
+impl App {
+    /// All that is declared.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn forecasts(&self) -> Result<Vec<ForecastSpec>, StoreError> {
+        self.store.documents("forecast").await?.iter().map(|d| d.record()).collect()
+    }
+}
+
+/// All that is declared.
+#[utoipa::path(
+    get, path = "/v1/forecasts", tag = "forecasts",
+    responses((status = 200, description = "All of them, by name", body = Listed<ForecastView>))
+)]
+pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Listed<ForecastView>>, ApiError> {
+    caller.may(Role::Viewer)?;
+    let one = |d: &crate::store::Document| {
+        Ok::<_, StoreError>(ForecastView { name: d.name.clone(), version: d.version, spec: d.record()? })
+    };
+    let items = app.store.documents("forecast").await?.iter().map(one).collect::<Result<_, _>>()?;
+    Ok(Json(Listed { items, next: None }))
+}
+
+/// Declares demand.
+#[utoipa::path(
+    put, path = "/v1/forecasts/{name}", tag = "forecasts", request_body = ForecastSpec,
+    params(("name" = String, Path, description = "Its name")),
+    responses(
+        (status = 200, description = "Written; the next plan counts on it", body = ForecastSpec),
+        (status = 404, description = "There is no such class", body = Problem),
+        (status = 412, description = "Somebody else edited it first", body = Problem),
+        (status = 422, description = "A number is out of its range", body = Problem),
+        (status = 428, description = "`If-Match` is missing", body = Problem),
+    )
+)]
+pub async fn put(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    Body(spec): Body<ForecastSpec>,
+) -> Result<Response, ApiError> {
+    caller.may(Role::Operator)?;
+    let wrong = |detail: String| Err(ApiError::new(Code::OutOfRange, detail));
+    if name.is_empty() || name.len() > NAME_MAX || spec.note.len() > 1000 {
+        return wrong(format!("a name has 1 to {NAME_MAX} bytes, a note 1000 at most"));
+    }
+    if !(spec.claims.is_finite() && spec.claims >= 0.0 && spec.claims <= CLAIMS_MAX) {
+        return wrong(format!("claims: {} is not in 0..={CLAIMS_MAX}", spec.claims));
+    }
+    if spec.until_ms <= spec.from_ms {
+        return wrong("until_ms must come after from_ms".into());
+    }
+    if !app.ledger.book().classes().contains_key(&spec.class) {
+        return Err(ApiError::new(Code::UnknownClass, format!("there is no class '{}'", spec.class)));
+    }
+    if app.store.documents("forecast").await?.len() >= FORECASTS_MAX {
+        return wrong(format!("there are {FORECASTS_MAX} forecasts: delete those that are over"));
+    }
+    let version = edit(&app, &caller, "forecast", &name, text_of(&spec)?, "write forecast", &headers).await?;
+    Ok(with_version(version, spec))
+}
+
+/// Takes one back.
+#[utoipa::path(
+    delete, path = "/v1/forecasts/{name}", tag = "forecasts", params(("name" = String, Path, description = "Its name")),
+    responses((status = 204, description = "Deleted"), (status = 412, description = "Somebody else edited it first", body = Problem))
+)]
+pub async fn delete(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<StatusCode, ApiError> {
+    caller.may(Role::Operator)?;
+    edit(&app, &caller, "forecast", &name, String::new(), "delete forecast", &headers).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,68 @@
+//! What may be spent and launched: in the configuration at first, over the API after that.
+
+use fleet::UsdMicros;
+use planner::input::Quota;
+use serde::{Deserialize, Serialize};
+use simulations::parts::QuotaPart;
+use utoipa::ToSchema;
+
+/// What may be spent and launched.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BudgetSpec {
+    /// Spend that plans aim to stay under, dollars an hour; none: any.
+    pub budget_usd_per_h: Option<f64>,
+    /// Spend above which nothing is launched, whatever a plan says, dollars an hour; none: any.
+    pub spend_guard_usd_per_h: Option<f64>,
+    /// Nodes that are launched in a minute at most, whatever a plan says.
+    pub launch_guard_nodes_per_min: u32,
+    /// Quotas of the cloud accounts: `{"name": "alpha H100", "for": {"provider": "alpha", "gpu": "H100-SXM"}, "limit_gpus": 64}`.
+    #[schema(value_type = Vec<Object>)]
+    pub quota: Vec<QuotaPart>,
+}
+
+impl Default for BudgetSpec {
+    fn default() -> Self {
+        Self { budget_usd_per_h: None, spend_guard_usd_per_h: None, launch_guard_nodes_per_min: 60, quota: Vec::new() }
+    }
+}
+
+/// Most quotas that are taken.
+const QUOTAS_MAX: usize = 200;
+
+impl BudgetSpec {
+    /// What the types do not say.
+    ///
+    /// # Errors
+    /// The first key that makes no sense.
+    pub fn check(&self) -> Result<(), String> {
+        for (key, value) in
+            [("budget_usd_per_h", self.budget_usd_per_h), ("spend_guard_usd_per_h", self.spend_guard_usd_per_h)]
+        {
+            if let Some(usd) = value {
+                let money = UsdMicros::from_usd(usd).map_err(|e| format!("{key}: {e}"))?;
+                if money <= UsdMicros(0) {
+                    return Err(format!("{key}: {usd} buys nothing; leave it out for no limit, or pause"));
+                }
+            }
+        }
+        if self.quota.len() > QUOTAS_MAX {
+            return Err(format!("quota: at most {QUOTAS_MAX}"));
+        }
+        for (i, quota) in self.quota.iter().enumerate() {
+            if !(quota.limit_gpus.is_finite() && quota.limit_gpus >= 0.0) {
+                return Err(format!("quota '{}': limit_gpus is no number of GPUs", quota.name));
+            }
+            if self.quota[..i].iter().any(|q| q.name == quota.name) {
+                return Err(format!("quota '{}' is there twice", quota.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// The quotas over `offers`. One over offers that are not sold now limits nothing.
+    #[must_use]
+    pub fn quotas(&self, offers: &[fleet::Offer]) -> Vec<Quota> {
+        self.quota.iter().filter_map(|q| q.quota(offers).ok()).collect()
+    }
+}
