@@ -35,6 +35,7 @@ soak: setup
 # The provider for Amazon EC2 and a whole server on it, against moto. The SDK compiles for four minutes the first time.
 test-aws: setup
 	@scripts/setup-moto
+	target/moto/bin/python -m openapi_spec_validator docs/openapi.json
 	cargo $(CARGO_TEST) --workspace --features server/aws $(if $(findstring nextest,$(CARGO_TEST)),-E 'test(aws::)',aws::)
 
 lint: setup

@@ -45,6 +45,12 @@ enum Command {
     /// Read and edit classes.
     #[command(subcommand)]
     Class(commands::client::classes::Command),
+    /// Budget, guards and quotas.
+    #[command(subcommand)]
+    Budget(commands::client::budget::Command),
+    /// Demand that you know of before it comes.
+    #[command(subcommand)]
+    Forecast(commands::client::forecasts::Command),
     /// Stop acting on plans; claims go on.
     Pause(commands::client::Remote),
     /// Act on plans again.
@@ -99,6 +105,8 @@ pub fn main() -> ExitCode {
         Command::Release(args) => commands::client::claims::release(&args),
         Command::Events(args) => commands::client::events::run(&args),
         Command::Class(command) => commands::client::classes::run(&command),
+        Command::Budget(command) => commands::client::budget::run(&command),
+        Command::Forecast(command) => commands::client::forecasts::run(&command),
         Command::Pause(remote) => commands::client::status::switch(&remote, "/v1/pause"),
         Command::Resume(remote) => commands::client::status::switch(&remote, "/v1/resume"),
         Command::Plan(args) => commands::plan::run(&args),

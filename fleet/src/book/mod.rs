@@ -64,6 +64,8 @@ pub struct Book {
     /// Those above the caps.
     above: BTreeMap<String, Vec<usize>>,
     nodes: BTreeMap<u64, Node>,
+    /// Nodes by the cloud's name for them.
+    by_instance: HashMap<String, BTreeSet<u64>>,
     claims: BTreeMap<u64, Claim>,
     keys: HashMap<String, u64>,
     /// Claims that have ended and whose key is asked for again: `(claim, digest)`.
@@ -220,7 +222,7 @@ impl Book {
     pub fn forget_ended(&mut self, changes: &Changes) {
         for id in &changes.nodes {
             if self.nodes.get(id).is_some_and(|n| n.state == crate::NodeState::Terminated) {
-                self.nodes.remove(id);
+                self.remove_node(*id);
             }
         }
         for id in &changes.claims {

@@ -113,8 +113,26 @@ impl Book {
         self.node_event(id, NodeEvent::Accepted, &format!("the provider launched {instance}"), now_ms)?;
         if let Some(node) = self.nodes.get_mut(&id) {
             node.instance = Some(instance.to_owned());
+            self.by_instance.entry(instance.to_owned()).or_default().insert(id);
         }
         Ok(())
+    }
+
+    /// The nodes that an instance is or was, as far as they are known, the newest first: a machine of one's own may be one
+    /// after another.
+    pub fn nodes_of(&self, instance: &str) -> impl Iterator<Item = &Node> {
+        let ids = self.by_instance.get(instance).into_iter().flat_map(|ids| ids.iter().rev());
+        ids.filter_map(|id| self.nodes.get(id))
+    }
+
+    pub(super) fn remove_node(&mut self, id: u64) {
+        let Some(instance) = self.nodes.remove(&id).and_then(|n| n.instance) else { return };
+        if let Some(ids) = self.by_instance.get_mut(&instance) {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.by_instance.remove(&instance);
+            }
+        }
     }
 
     /// The agent of a node has started in a boot of its host. The gate follows.
@@ -348,8 +366,11 @@ impl Book {
         let id = node.id;
         self.skip_ids(id + 1);
         self.off_shelf(id);
-        self.nodes.remove(&id);
+        self.remove_node(id);
         if node.state != NodeState::Terminated {
+            if let Some(instance) = &node.instance {
+                self.by_instance.entry(instance.clone()).or_default().insert(id);
+            }
             self.nodes.insert(id, node);
             self.on_shelf(id);
         }

@@ -108,14 +108,11 @@ const HEARTBEAT_S: u32 = 10;
 /// Finds the node of an instance whose launch has this secret.
 fn node_of(app: &App, secret: &Secret, instance: &str) -> Result<u64, ApiError> {
     let book = app.ledger.book();
-    // A machine of one's own may be one node after another.
-    let nodes = book.nodes().values().filter(|n| n.instance.as_deref() == Some(instance));
     // The same answer for a wrong secret and an unknown host: nobody learns which hosts there are.
     let refused = || ApiError::new(Code::Forbidden, format!("no launch of {instance} has this secret"));
     let own = host_secret(&app.join_key, instance) == secret.0;
     let of_launch = |i: u64| join_secret(&app.join_key, &book.launch_token(i)) == secret.0;
-    // The newest: its earlier nodes have ended.
-    let mut mine = nodes.rev().filter(|n| own || n.intent.is_some_and(of_launch));
+    let mut mine = book.nodes_of(instance).filter(|n| own || n.intent.is_some_and(of_launch));
     let Some(id) = mine.next().map(|n| n.id) else {
         app.rates.take(None)?;
         return Err(refused());

@@ -40,10 +40,25 @@ pub fn document() -> String {
 
 /// Its text.
 pub fn text(document: OpenApi) -> String {
+    let mut document = document;
+    name_operations(&mut document);
     // A document made of strings and maps always has a JSON text.
     let mut text = document.to_pretty_json().unwrap_or_default();
     text.push('\n');
     text
+}
+
+/// Gives each operation a name of its own: what it does and to what, `list_claims`. Handlers of different things have the
+/// same names in the code.
+fn name_operations(document: &mut OpenApi) {
+    for (path, item) in &mut document.paths.paths {
+        let thing = path.trim_start_matches("/v1").split('/').find(|s| !s.is_empty()).unwrap_or("").to_owned();
+        for operation in [&mut item.get, &mut item.put, &mut item.post, &mut item.delete].into_iter().flatten() {
+            let verb = operation.operation_id.take().unwrap_or_default();
+            let name = if verb == thing { verb } else { format!("{verb}_{thing}") };
+            operation.operation_id = Some(name.replace('-', "_"));
+        }
+    }
 }
 
 /// `/openapi.json`, a page that shows it, and the pages of the error codes.

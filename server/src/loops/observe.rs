@@ -99,7 +99,7 @@ impl Counts {
 }
 
 fn node_of(book: &Book, instance: &str) -> Option<u64> {
-    book.nodes().values().find(|n| n.instance.as_deref() == Some(instance)).map(|n| n.id)
+    book.nodes_of(instance).next().map(|n| n.id)
 }
 
 /// CAP-3: every instance that is billed is known, or adopted and ended.

@@ -451,9 +451,12 @@ fn the_committed_description_is_the_servers() {
     assert!(committed == now, "docs/openapi.json is out of date: UPDATE_EXPECT=1 writes it anew");
     let api: Value = serde_json::from_str(&now).expect("JSON");
     assert!(api["openapi"].as_str().is_some_and(|v| v.starts_with("3.1")));
+    let mut names = std::collections::BTreeSet::new();
     for (path, verbs) in api["paths"].as_object().expect("paths") {
         for (verb, operation) in verbs.as_object().expect("verbs") {
             let place = format!("{verb} {path}");
+            let name = operation["operationId"].as_str().expect("a name").to_owned();
+            assert!(names.insert(name.clone()), "{place}: another operation is called {name}");
             assert!(operation["summary"].is_string() || operation["description"].is_string(), "{place} has no summary");
             for (status, answer) in operation["responses"].as_object().expect("responses") {
                 assert!(answer["description"].as_str().is_some_and(|d| !d.is_empty()), "{place} {status}");

@@ -1,12 +1,11 @@
 //! `pilotlight class list | show | edit | delete`.
 
 use std::path::PathBuf;
-use std::process::Command as Process;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde_json::Value;
 
-use super::{Client, Remote, block_on, number, print_json, text};
+use super::{Client, Remote, block_on, in_editor, number, print_json, text};
 use crate::commands::Format;
 use crate::config::ClassSpec;
 use crate::render::table;
@@ -133,15 +132,4 @@ fn edit(name: &str, file: Option<&PathBuf>, remote: &Remote) -> anyhow::Result<(
         eprintln!("wrote {name}; the planner looks at it now");
         Ok(())
     })
-}
-
-fn in_editor(text: &str) -> anyhow::Result<String> {
-    let file = tempfile::Builder::new().suffix(".toml").tempfile()?;
-    std::fs::write(file.path(), text)?;
-    let editor = std::env::var("VISUAL").or_else(|_| std::env::var("EDITOR")).unwrap_or_else(|_| "vi".into());
-    let ran = Process::new("sh").arg("-c").arg(format!("{editor} \"$0\"")).arg(file.path()).status();
-    match ran {
-        Ok(status) if status.success() => Ok(std::fs::read_to_string(file.path())?),
-        _ => bail!("set EDITOR, or give the text with --file: '{editor}' did not end well"),
-    }
 }

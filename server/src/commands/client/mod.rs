@@ -1,9 +1,11 @@
 //! Commands that speak to a running server.
 
+pub mod budget;
 pub mod claims;
 pub mod classes;
 pub mod events;
 pub mod fleet;
+pub mod forecasts;
 pub mod plans;
 pub mod status;
 
@@ -222,4 +224,16 @@ fn duration(ms: i64) -> String {
 fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
+}
+
+/// Lets the user change a text in their editor.
+fn in_editor(text: &str) -> anyhow::Result<String> {
+    let file = tempfile::Builder::new().suffix(".toml").tempfile()?;
+    std::fs::write(file.path(), text)?;
+    let editor = std::env::var("VISUAL").or_else(|_| std::env::var("EDITOR")).unwrap_or_else(|_| "vi".into());
+    let ran = std::process::Command::new("sh").arg("-c").arg(format!("{editor} \"$0\"")).arg(file.path()).status();
+    match ran {
+        Ok(status) if status.success() => Ok(std::fs::read_to_string(file.path())?),
+        _ => bail!("set EDITOR, or give the text with --file: '{editor}' did not end well"),
+    }
 }
