@@ -116,6 +116,11 @@ impl Supply {
         }
     }
 
+    /// Takes the published interruption rate as the prior of the hazard.
+    pub fn published_hazard(&mut self, per_h: f64) {
+        self.prior_hazard_per_h = per_h.max(0.0);
+    }
+
     /// Takes a cloud's new hint for the prior mean of the fill.
     pub fn hint(&mut self, prior_fill: f64) {
         self.prior_fill = prior_fill.clamp(0.01, 0.99);

@@ -22,6 +22,8 @@ pub const MAX_SCENARIOS: usize = 512;
 pub const MAX_OFFERS: usize = 100_000;
 /// Most of any count; larger numbers are mistakes, and would blunt the solver's tolerances.
 pub const MAX_COUNT: f64 = 1e7;
+/// Largest budget, dollars an hour.
+pub const MAX_BUDGET_USD_PER_H: f64 = 1e9;
 
 struct Checker(Vec<InputError>);
 
@@ -208,7 +210,7 @@ fn limits(c: &mut Checker, input: &PlanInput) {
         if budget.0 == 0 {
             c.fail("policy.budget_usd_micros_per_h", "0 dollars an hour buys nothing: leave it out for no budget");
         }
-        c.range("policy.budget_usd_micros_per_h", budget.usd(), 0.0, 1e9);
+        c.range("policy.budget_usd_micros_per_h", budget.usd(), 0.0, MAX_BUDGET_USD_PER_H);
     }
     if let Some(rate) = policy.launch_rate_nodes_per_min {
         c.range("policy.launch_rate_nodes_per_min", rate, 0.0, MAX_COUNT);

@@ -50,6 +50,12 @@ impl Pace {
         Err(((1.0 - self.tokens) / self.per_s * 1000.0).ceil() as i64)
     }
 
+    /// Whether nothing was taken for a while.
+    #[must_use]
+    pub fn is_full(&self, now_ms: i64) -> bool {
+        self.tokens + (now_ms - self.at_ms).max(0) as f64 / 1000.0 * self.per_s >= self.limit.burst
+    }
+
     /// The cloud said that it is too fast: nothing for now, and half as fast from here on.
     pub fn throttled(&mut self) {
         self.tokens = 0.0;

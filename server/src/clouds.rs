@@ -55,6 +55,11 @@ pub async fn open(config: &Config) -> anyhow::Result<Clouds> {
         }
     }
     clouds.extend(sims.iter().map(|s| Arc::clone(s) as Arc<dyn Provider>));
+    for (i, cloud) in clouds.iter().enumerate() {
+        if clouds[..i].iter().any(|c| c.name() == cloud.name()) {
+            bail!("provider '{}' is there twice: two accounts cannot share a name", cloud.name());
+        }
+    }
     Ok((clouds, sims))
 }
 

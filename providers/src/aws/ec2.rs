@@ -38,7 +38,7 @@ impl Error for Ec2Error {
 /// How instances are paid for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Purchase {
-    /// On demand.
+    /// On demand; never into a reservation, which would be used up behind the planner's back.
     OnDemand,
     /// Spot, at the market's price, ended when taken back.
     Spot,
@@ -180,16 +180,17 @@ pub trait Ec2: Send + Sync + fmt::Debug {
     /// DescribeInstanceStatus with scheduled events that end or stop an instance, and DescribeSpotInstanceRequests that
     /// are marked for an end.
     async fn warnings(&self) -> Result<Vec<Warning>, Ec2Error>;
-    /// DescribeInstanceTypes.
+    /// DescribeInstanceTypes; types that the region does not have are left out.
     async fn instance_types(&self, names: &[String]) -> Result<Vec<InstanceType>, Ec2Error>;
     /// DescribeInstanceTypeOfferings by zone: type and zone.
     async fn offerings(&self, types: &[String]) -> Result<Vec<(String, String)>, Ec2Error>;
     /// DescribeSpotPriceHistory of Linux, the present price of each pool.
     async fn spot_prices(&self, types: &[String], now_ms: i64) -> Result<Vec<SpotPrice>, Ec2Error>;
-    /// GetSpotPlacementScores of the region's zones for `count` instances of one type.
-    async fn placement_scores(&self, instance_type: &str, count: u32) -> Result<Vec<PlacementScore>, Ec2Error>;
+    /// GetSpotPlacementScores of the region's zones for `count` instances of any of the types.
+    async fn placement_scores(&self, types: &[String], count: u32) -> Result<Vec<PlacementScore>, Ec2Error>;
     /// DescribeAvailabilityZones: identifier and name.
     async fn zones(&self) -> Result<Vec<(String, String)>, Ec2Error>;
-    /// DescribeCapacityReservations that are active.
+    /// DescribeCapacityReservations that are active, on demand, of Linux and of default tenancy: Capacity Blocks are bought
+    /// and launched in another way.
     async fn capacity_reservations(&self) -> Result<Vec<Reservation>, Ec2Error>;
 }

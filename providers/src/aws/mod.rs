@@ -77,6 +77,8 @@ pub struct AwsProvider {
 struct Known {
     /// Regions of the instances that run.
     instances: BTreeMap<String, String>,
+    /// What each region sold when it last answered.
+    offers: BTreeMap<String, Vec<RawOffer>>,
     /// What the types have, by region.
     types: BTreeMap<String, Vec<InstanceType>>,
     /// Active reservations, by offer.
@@ -133,10 +135,11 @@ impl AwsProvider {
     }
 
     fn instance(&self, region: &str, described: &Described) -> Instance {
-        let market = match (&described.reservation, described.spot) {
-            (Some(_), _) => Market::Reserved,
-            (None, true) => Market::Spot,
-            (None, false) => Market::OnDemand,
+        let reserved = described.reservation.is_some() && self.account.markets.contains(&Market::Reserved);
+        let market = match (reserved, described.spot) {
+            (true, _) => Market::Reserved,
+            (false, true) => Market::Spot,
+            (false, false) => Market::OnDemand,
         };
         let tag = |name: &str| described.tags.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
         Instance {
@@ -183,11 +186,22 @@ impl Provider for AwsProvider {
     }
 
     async fn offers(&self) -> Result<Vec<RawOffer>, ProviderError> {
-        let mut all = Vec::new();
+        let (mut all, mut answered, mut failed) = (Vec::new(), false, None);
         for region in &self.regions {
-            all.extend(self.offers_of(region).await?);
+            match self.offers_of(region).await {
+                Ok(offers) => {
+                    answered = true;
+                    self.known().offers.insert(region.name.clone(), offers);
+                }
+                Err(error) => failed = Some(error),
+            }
+            // A region that does not answer sells what it sold: launches there find out.
+            all.extend(self.known().offers.get(&region.name).cloned().unwrap_or_default());
         }
-        Ok(all)
+        match failed {
+            Some(error) if !answered => Err(error),
+            _ => Ok(all),
+        }
     }
 
     async fn hints(&self) -> Result<Vec<Hint>, ProviderError> {
@@ -239,16 +253,22 @@ impl Provider for AwsProvider {
 
     async fn notices(&self) -> Result<Vec<Notice>, ProviderError> {
         let now_ms = (self.clock)();
-        let mut all = Vec::new();
+        let notice = |w: ec2::Warning| Notice { instance: w.instance, at_ms: w.at_ms.unwrap_or(now_ms + NOTICE_MS) };
+        let (mut all, mut answered, mut failed) = (Vec::new(), false, None);
         for region in &self.regions {
-            let warnings = region.ec2.warnings().await?;
-            all.extend(
-                warnings
-                    .into_iter()
-                    .map(|w| Notice { instance: w.instance, at_ms: w.at_ms.unwrap_or(now_ms + NOTICE_MS) }),
-            );
+            // The warnings of other regions do not wait for one that does not answer.
+            match region.ec2.warnings().await {
+                Ok(warnings) => {
+                    answered = true;
+                    all.extend(warnings.into_iter().map(notice));
+                }
+                Err(error) => failed = Some(error.into()),
+            }
         }
-        Ok(all)
+        match failed {
+            Some(error) if !answered => Err(error),
+            _ => Ok(all),
+        }
     }
 
     async fn stop(&self, instance: &str) -> Result<(), ProviderError> {

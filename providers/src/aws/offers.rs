@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fleet::{Market, OfferKey};
+use fleet::{Market, Offer, OfferKey};
 
 use super::ec2::{InstanceType, SpotPrice};
 use super::{AwsProvider, Region};
@@ -14,6 +14,8 @@ use crate::provider::{Hint, ProviderError};
 const SCORES_MS: i64 = 3_600_000;
 /// Nodes that scores are asked for.
 const SCORED_NODES: u32 = 4;
+/// Types that a score means something for.
+const SCORED_TYPES_MIN: usize = 3;
 /// The best score, 10, is likely and not certain.
 const FILL_MAX: f64 = 0.95;
 
@@ -41,18 +43,19 @@ impl AwsProvider {
                 delisted: false,
                 interconnect: None,
             };
-            let listed = self
-                .account
-                .list_prices
-                .iter()
-                .find(|o| o.key.region == region.name && o.key.instance_type == *instance_type);
-            let list_usd = listed.map(|o| o.price_usd_micros_per_h.usd());
+            let listed = |market| {
+                let same = |o: &&Offer| {
+                    o.key.market == market && o.key.region == region.name && o.key.instance_type == *instance_type
+                };
+                self.account.list_prices.iter().find(same)
+            };
+            let list_usd = listed(Market::OnDemand).map(|o| o.price_usd_micros_per_h.usd());
             if buys(Market::OnDemand) {
                 offers.push(raw(Market::OnDemand, list_usd, 0.0));
             }
             if buys(Market::Spot) {
                 let price = spot.get(&(instance_type.clone(), zone.clone())).copied();
-                offers.push(raw(Market::Spot, price, listed.map_or(0.0, |o| o.interruption_per_h)));
+                offers.push(raw(Market::Spot, price, listed(Market::Spot).map_or(0.0, |o| o.interruption_per_h)));
             }
             // A reservation is billed at the list price, used or not (EC2 user guide, capacity reservation billing).
             if self.known().reservations.contains_key(&key(Market::Reserved)) {
@@ -114,20 +117,24 @@ impl AwsProvider {
         Ok(merged(hints))
     }
 
+    /// One score for all types together in each zone: for one or two types EC2's score is always low and says nothing
+    /// (EC2 API reference, GetSpotPlacementScores).
     async fn scores(&self) -> Result<Vec<Hint>, ProviderError> {
+        let types = &self.account.instance_types;
         let mut hints = Vec::new();
+        if types.len() < SCORED_TYPES_MIN {
+            return Ok(hints);
+        }
         for region in &self.regions {
             let zones = region.ec2.zones().await?;
-            for instance_type in &self.account.instance_types {
-                for score in region.ec2.placement_scores(instance_type, SCORED_NODES).await? {
-                    let Some((_, zone)) = zones.iter().find(|(id, _)| *id == score.zone_id) else { continue };
-                    hints.push(Hint {
-                        offer: self.key(&region.name, zone, instance_type, Market::Spot),
-                        fill: Some((f64::from(score.score) / 10.0).clamp(0.05, FILL_MAX)),
-                        launch_limit_nodes: None,
-                        committed_nodes: 0,
-                    });
-                }
+            for score in region.ec2.placement_scores(types, SCORED_NODES).await? {
+                let Some((_, zone)) = zones.iter().find(|(id, _)| *id == score.zone_id) else { continue };
+                hints.extend(types.iter().map(|instance_type| Hint {
+                    offer: self.key(&region.name, zone, instance_type, Market::Spot),
+                    fill: Some((f64::from(score.score) / 10.0).clamp(0.05, FILL_MAX)),
+                    launch_limit_nodes: None,
+                    committed_nodes: 0,
+                }));
             }
         }
         Ok(hints)

@@ -136,6 +136,11 @@ fn spot_options() -> api::InstanceMarketOptionsRequest {
         .build()
 }
 
+fn outside_reservations() -> api::CapacityReservationSpecification {
+    let preference = api::CapacityReservationPreference::None;
+    api::CapacityReservationSpecification::builder().capacity_reservation_preference(preference).build()
+}
+
 fn into_reservation(id: &str) -> api::CapacityReservationSpecification {
     let target = api::CapacityReservationTarget::builder().capacity_reservation_id(id).build();
     api::CapacityReservationSpecification::builder().capacity_reservation_target(target).build()
@@ -169,7 +174,7 @@ impl Ec2 for SdkEc2 {
             call = call.iam_instance_profile(api::IamInstanceProfileSpecification::builder().name(name).build());
         }
         call = match &launch.purchase {
-            Purchase::OnDemand => call,
+            Purchase::OnDemand => call.capacity_reservation_specification(outside_reservations()),
             Purchase::Spot => call.instance_market_options(spot_options()),
             Purchase::Reservation(id) => call.capacity_reservation_specification(into_reservation(id)),
         };
@@ -244,8 +249,9 @@ impl Ec2 for SdkEc2 {
     }
 
     async fn instance_types(&self, names: &[String]) -> Result<Vec<InstanceType>, Ec2Error> {
-        let call = self.client.describe_instance_types().set_instance_types(typed(names));
-        let answer = call.send().await.map_err(failed("DescribeInstanceTypes"))?;
+        // By filter: by name, one type that the region lacks would fail the whole call.
+        let by_name = filter("instance-type", names.to_vec());
+        let mut pages = self.client.describe_instance_types().filters(by_name).into_paginator().send();
         let one = |info: &api::InstanceTypeInfo| {
             let gpu = info.gpu_info()?.gpus().first()?;
             Some(InstanceType {
@@ -254,7 +260,12 @@ impl Ec2 for SdkEc2 {
                 gpus: count(gpu.count()),
             })
         };
-        Ok(answer.instance_types().iter().filter_map(one).collect())
+        let mut all = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(failed("DescribeInstanceTypes"))?;
+            all.extend(page.instance_types().iter().filter_map(one));
+        }
+        Ok(all)
     }
 
     async fn offerings(&self, types: &[String]) -> Result<Vec<(String, String)>, Ec2Error> {
@@ -301,11 +312,11 @@ impl Ec2 for SdkEc2 {
         Ok(all)
     }
 
-    async fn placement_scores(&self, instance_type: &str, nodes: u32) -> Result<Vec<PlacementScore>, Ec2Error> {
+    async fn placement_scores(&self, types: &[String], nodes: u32) -> Result<Vec<PlacementScore>, Ec2Error> {
         let call = self
             .client
             .get_spot_placement_scores()
-            .instance_types(instance_type)
+            .set_instance_types(Some(types.to_vec()))
             .target_capacity(i32::try_from(nodes).unwrap_or(i32::MAX))
             .single_availability_zone(true)
             .region_names(&self.region);
@@ -329,7 +340,12 @@ impl Ec2 for SdkEc2 {
         let mut all = Vec::new();
         while let Some(page) = pages.next().await {
             let page = page.map_err(failed("DescribeCapacityReservations"))?;
-            all.extend(page.capacity_reservations().iter().filter_map(|r| {
+            let plain = |r: &&api::CapacityReservation| {
+                r.reservation_type().is_none_or(|t| *t == api::CapacityReservationType::Default)
+                    && r.tenancy().is_none_or(|t| *t == api::CapacityReservationTenancy::Default)
+                    && r.instance_platform().is_none_or(|p| p.as_str().starts_with("Linux"))
+            };
+            all.extend(page.capacity_reservations().iter().filter(plain).filter_map(|r| {
                 Some(Reservation {
                     id: r.capacity_reservation_id()?.to_owned(),
                     instance_type: r.instance_type()?.to_owned(),

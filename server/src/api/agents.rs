@@ -117,6 +117,7 @@ fn node_of(app: &App, secret: &Secret, instance: &str) -> Result<u64, ApiError> 
         app.rates.take(None)?;
         return Err(refused());
     };
+    app.rates.take_host(id)?;
     Ok(id)
 }
 

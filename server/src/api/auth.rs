@@ -109,7 +109,13 @@ impl Tokens {
 pub struct Rates {
     limit: CallRate,
     paces: Mutex<HashMap<Arc<str>, Pace>>,
+    hosts: Mutex<HashMap<u64, Pace>>,
 }
+
+/// Calls of one host: a heartbeat each ten seconds, a long poll, reports. A workload can read its host's secret.
+const HOST: CallRate = CallRate { burst: 40.0, per_s: 4.0 };
+/// Hosts that are remembered before those that were quiet are forgotten.
+const HOSTS_MAX: usize = 20_000;
 
 /// Calls without a token that is known, all together.
 const STRANGERS: CallRate = CallRate { burst: 100.0, per_s: 20.0 };
@@ -118,7 +124,21 @@ impl Rates {
     /// With so many requests a second for each token; twice as many at once.
     #[must_use]
     pub fn new(per_s: f64) -> Self {
-        Self { limit: CallRate { burst: 2.0 * per_s, per_s }, paces: Mutex::default() }
+        Self { limit: CallRate { burst: 2.0 * per_s, per_s }, paces: Mutex::default(), hosts: Mutex::default() }
+    }
+
+    /// Takes a request of the agent of a node.
+    ///
+    /// # Errors
+    /// `rate-limited`.
+    pub fn take_host(&self, node: u64) -> Result<(), ApiError> {
+        let now_ms = crate::clock::now_ms();
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        if hosts.len() >= HOSTS_MAX {
+            hosts.retain(|_, pace| !pace.is_full(now_ms));
+        }
+        let taken = hosts.entry(node).or_insert_with(|| Pace::new(HOST, now_ms)).take(now_ms);
+        taken.map_err(|wait_ms| too_fast(HOST, wait_ms))
     }
 
     /// Takes a request of a token; `None` for strangers.
@@ -134,13 +154,15 @@ impl Rates {
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
         // Names are of tokens that were made: there are as many as an operator made.
         let taken = paces.entry(name).or_insert_with(|| Pace::new(limit, now_ms)).take(now_ms);
-        taken.map_err(|wait_ms| {
-            let detail = format!("more than {} requests a second; try again in {wait_ms} ms", limit.per_s);
-            let mut error = ApiError::new(Code::RateLimited, detail);
-            error.retry_after_s = Some(u32::try_from(wait_ms.unsigned_abs().div_ceil(1000)).unwrap_or(60));
-            error
-        })
+        taken.map_err(|wait_ms| too_fast(limit, wait_ms))
     }
+}
+
+fn too_fast(limit: CallRate, wait_ms: i64) -> ApiError {
+    let detail = format!("more than {} requests a second; try again in {wait_ms} ms", limit.per_s);
+    let mut error = ApiError::new(Code::RateLimited, detail);
+    error.retry_after_s = Some(u32::try_from(wait_ms.unsigned_abs().div_ceil(1000)).unwrap_or(60));
+    error
 }
 
 /// Who calls.

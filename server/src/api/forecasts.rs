@@ -45,6 +45,8 @@ pub struct ForecastView {
 
 /// Most claims that can be declared.
 const CLAIMS_MAX: f64 = 1e6;
+/// The year 2100.
+const TIME_MAX_MS: i64 = 4_102_444_800_000;
 /// Most forecasts that are kept.
 const FORECASTS_MAX: usize = 1000;
 /// Longest name.
@@ -100,6 +102,9 @@ pub async fn put(
     }
     if !(spec.claims.is_finite() && spec.claims >= 0.0 && spec.claims <= CLAIMS_MAX) {
         return wrong(format!("claims: {} is not in 0..={CLAIMS_MAX}", spec.claims));
+    }
+    if !(0..=TIME_MAX_MS).contains(&spec.from_ms) || !(0..=TIME_MAX_MS).contains(&spec.until_ms) {
+        return wrong(format!("from_ms and until_ms are milliseconds since 1970, {TIME_MAX_MS} at most"));
     }
     if spec.until_ms <= spec.from_ms {
         return wrong("until_ms must come after from_ms".into());

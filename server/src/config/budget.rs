@@ -2,6 +2,7 @@
 
 use fleet::UsdMicros;
 use planner::input::Quota;
+use planner::validate::{MAX_BUDGET_USD_PER_H, MAX_COUNT};
 use serde::{Deserialize, Serialize};
 use simulations::parts::QuotaPart;
 use utoipa::ToSchema;
@@ -41,6 +42,9 @@ impl BudgetSpec {
         {
             if let Some(usd) = value {
                 let money = UsdMicros::from_usd(usd).map_err(|e| format!("{key}: {e}"))?;
+                if usd > MAX_BUDGET_USD_PER_H {
+                    return Err(format!("{key}: {usd} is more than {MAX_BUDGET_USD_PER_H}; leave it out for no limit"));
+                }
                 if money <= UsdMicros(0) {
                     return Err(format!("{key}: {usd} buys nothing; leave it out for no limit, or pause"));
                 }
@@ -50,8 +54,9 @@ impl BudgetSpec {
             return Err(format!("quota: at most {QUOTAS_MAX}"));
         }
         for (i, quota) in self.quota.iter().enumerate() {
-            if !(quota.limit_gpus.is_finite() && quota.limit_gpus >= 0.0) {
-                return Err(format!("quota '{}': limit_gpus is no number of GPUs", quota.name));
+            if !(0.0..=MAX_COUNT).contains(&quota.limit_gpus) {
+                let name = &quota.name;
+                return Err(format!("quota '{name}': limit_gpus {} is not in 0..={MAX_COUNT}", quota.limit_gpus));
             }
             if self.quota[..i].iter().any(|q| q.name == quota.name) {
                 return Err(format!("quota '{}' is there twice", quota.name));

@@ -179,8 +179,11 @@ impl Config {
         for spec in &self.class {
             spec.rule()?;
         }
-        for part in &self.provider {
+        for (i, part) in self.provider.iter().enumerate() {
             part.check(self)?;
+            for other in &self.provider[..i] {
+                part.beside(other)?;
+            }
         }
         if !(self.requests_per_s_max.is_finite() && self.requests_per_s_max >= 1.0) {
             bail!("requests_per_s_max: {} is not at least 1", self.requests_per_s_max);

@@ -127,6 +127,37 @@ impl ProviderPart {
     }
 }
 
+impl ProviderPart {
+    /// The word that its offers carry; simulated clouds have those of their table.
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Sim { .. } => None,
+            Self::Static { name, .. } => Some(name),
+            Self::Aws(part) => Some(&part.name),
+        }
+    }
+
+    /// What two accounts may not share: each would take the other's nodes for gone, or for strays.
+    ///
+    /// # Errors
+    /// They share it.
+    pub fn beside(&self, other: &Self) -> anyhow::Result<()> {
+        if let (Some(one), Some(two)) = (self.name(), other.name())
+            && one == two
+        {
+            bail!("provider.name: '{one}' is there twice; give each [[provider]] a name of its own");
+        }
+        if let (Self::Aws(one), Self::Aws(two)) = (self, other)
+            && one.fleet == two.fleet
+            && let Some(region) = one.region.iter().find(|r| two.region.iter().any(|t| t.name == r.name))
+        {
+            let (one, two, fleet) = (&one.name, &two.name, &one.fleet);
+            bail!("provider.fleet: '{one}' and '{two}' both have '{fleet}' in {}; give one another fleet", region.name);
+        }
+        Ok(())
+    }
+}
+
 fn aws() -> String {
     "aws".into()
 }

@@ -86,12 +86,14 @@ pub async fn gather(app: &App, planning: &Planning, now_ms: i64) -> Result<Input
     let forecasts = app.forecasts().await?;
     let past = store.demand(now_ms - HISTORY_DAYS * 86_400_000).await?;
     let book = app.ledger.book();
-    let hinted = |offer: &OfferKey| app.loops.hint(offer)?.fill;
+    let hinted = |offer: &OfferKey| app.loops.hint(offer)?.0.fill;
     let mut inputs = of_book(&book, &learnt.supply, hinted, &planning.prior, now_ms);
     for (p, (offer, estimate)) in inputs.offers.iter().zip(&mut inputs.estimates).enumerate() {
-        if let Some(hint) = app.loops.hint(&offer.key) {
+        if let Some((hint, at_ms)) = app.loops.hint(&offer.key) {
             inputs.commitments.extend(commitment(p, &hint, planning.periods_s.len()));
-            let room = hint.launch_limit_nodes.map_or(f64::INFINITY, f64::from);
+            // What was asked for since takes of the room that was told.
+            let since = book.nodes().values().filter(|n| n.offer == offer.key && n.asked_at_ms >= at_ms).count();
+            let room = hint.launch_limit_nodes.map_or(f64::INFINITY, |n| (f64::from(n) - since as f64).max(0.0));
             estimate.launch_limit_nodes = estimate.launch_limit_nodes.min(room);
         }
         // Its nodes are still of use; more of them cannot be had.
@@ -142,6 +144,7 @@ fn of_book(
     let estimate = |offer: &fleet::Offer| {
         let fresh = || Supply::new(Rules::default(), now_s, 0.9, offer.interruption_per_h);
         let mut supply = learnt.get(&offer.key).cloned().unwrap_or_else(fresh);
+        supply.published_hazard(offer.interruption_per_h);
         if let Some(fill) = hinted(&offer.key) {
             supply.hint(fill);
         }
@@ -173,7 +176,7 @@ fn of_book(
 
 /// What was declared, in seconds from now; of classes that are there, and not over.
 fn declared(forecasts: &[ForecastSpec], classes: &[&String], now_ms: i64) -> Vec<Declared> {
-    let from_now_s = |at_ms: i64| (at_ms - now_ms) as f64 / 1000.0;
+    let from_now_s = |at_ms: i64| at_ms.saturating_sub(now_ms) as f64 / 1000.0;
     let one = |f: &ForecastSpec| {
         let class = classes.iter().position(|name| **name == f.class)?;
         let (from_s, until_s) = (from_now_s(f.from_ms), from_now_s(f.until_ms));

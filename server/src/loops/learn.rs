@@ -8,6 +8,7 @@ use fleet::book::{Intent, Node};
 use planner::supply::{Outcome, Rules, Supply};
 use serde::{Deserialize, Serialize};
 
+use super::observe::TAKEN_BACK;
 use super::{Context, LoopError};
 use crate::store::{Document, Page};
 
@@ -106,6 +107,12 @@ async fn page(context: &Context, term: i64) -> Result<(usize, usize), LoopError>
                 if let Some(node) = store.node(id).await?.filter(|n| learnt.waits(n)) {
                     count += 1;
                     learnt.answered(&node, Outcome::Unhealthy, at_s);
+                }
+            }
+            ("node", _, "draining") if event.reason == TAKEN_BACK => {
+                // Its hours are counted when it has ended.
+                if let Some(node) = store.node(id).await? {
+                    learnt.of(&node.offer, at_s).observe_life(at_s, 0.0, 1);
                 }
             }
             ("node", "terminating", "terminated") => learnt.lived(store.node(id).await?, event.at_ms, 0),

@@ -58,8 +58,10 @@ pub struct Board {
     paused: AtomicBool,
     /// What providers sell now; `None` until they were asked.
     sold: Mutex<Option<BTreeSet<OfferKey>>>,
-    /// What providers tell of their offers.
-    hints: Mutex<BTreeMap<OfferKey, Hint>>,
+    /// What providers tell of their offers, and when they did, milliseconds since 1970.
+    hints: Mutex<BTreeMap<OfferKey, (Hint, i64)>>,
+    /// The term in which the providers were last asked what they sell.
+    asked_in: AtomicI64,
     /// Term of this replica's lead; 0 while another leads.
     term: AtomicI64,
     /// Plans that were made wake the actor.
@@ -99,17 +101,28 @@ impl Board {
         *self.sold.lock().unwrap_or_else(PoisonError::into_inner) = Some(sold);
     }
 
-    /// What the provider tells of an offer beside its price.
+    /// What the provider tells of an offer beside its price, and when it did, milliseconds since 1970.
     #[must_use]
-    pub fn hint(&self, offer: &OfferKey) -> Option<Hint> {
+    pub fn hint(&self, offer: &OfferKey) -> Option<(Hint, i64)> {
         self.hints.lock().unwrap_or_else(PoisonError::into_inner).get(offer).cloned()
+    }
+
+    /// Whether the providers were asked in this term what they sell: before that a plan would go by what was long ago.
+    #[must_use]
+    pub fn was_asked_in(&self, term: i64) -> bool {
+        self.asked_in.load(Ordering::Acquire) == term
+    }
+
+    pub(crate) fn set_asked_in(&self, term: i64) {
+        self.asked_in.store(term, Ordering::Release);
     }
 
     /// Replaces what one provider told.
     pub(crate) fn set_hints(&self, provider: &str, hints: Vec<Hint>) {
         let mut all = self.hints.lock().unwrap_or_else(PoisonError::into_inner);
+        let now_ms = clock::now_ms();
         all.retain(|offer, _| offer.provider != provider);
-        all.extend(hints.into_iter().map(|h| (h.offer.clone(), h)));
+        all.extend(hints.into_iter().map(|h| (h.offer.clone(), (h, now_ms))));
     }
 
     /// The term in which this replica leads, if it does.
@@ -258,7 +271,9 @@ fn spawn<F, R>(
                 }
             };
             if let Some(term) = context.app.loops.term() {
-                once(&context, name, run(context.clone(), term)).await;
+                // On a task of its own: one that panics has failed, and runs again like any other.
+                let task = tokio::spawn(run(context.clone(), term));
+                once(&context, name, async { task.await.unwrap_or_else(|error| Err(error.into())) }).await;
                 // The period counts from the end of a run; signals are gathered for a moment.
                 tokio::select! {
                     () = async { tokio::time::sleep(DEBOUNCE.min(period)).await; woken.await } => {}

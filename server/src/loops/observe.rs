@@ -9,6 +9,8 @@ use providers::{Instance, InstanceState};
 use super::{Context, LoopError};
 use crate::clock;
 
+/// Why a node that the provider takes back drains.
+pub const TAKEN_BACK: &str = "the provider takes it back";
 /// A launch may be missing from lists for so long, milliseconds.
 const VISIBLE_AFTER_MS: i64 = 60_000;
 
@@ -32,21 +34,29 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
             failed.push(format!("{name}: notices: {error}"));
             Vec::new()
         });
-        let seen = context
+        let (seen, strangers) = context
             .app
             .ledger
             .write_as_leader(term, move |book, now_ms| {
-                let mut counts = reconcile(book, &name, &listed, asked_ms, dry_run, now_ms);
+                let (mut counts, strangers) = reconcile(book, &name, &listed, asked_ms, dry_run, now_ms);
                 for notice in &notices {
                     let node = node_of(book, &notice.instance);
-                    let reason = "the provider takes it back";
-                    counts.noticed += u32::from(node.is_some_and(|id| book.drain_once(id, reason, now_ms)));
+                    counts.noticed += u32::from(node.is_some_and(|id| book.drain_once(id, TAKEN_BACK, now_ms)));
                 }
-                counts
+                (counts, strangers)
             })
             .await?;
         context.app.metrics.interrupted(provider.name(), seen.gone + seen.noticed);
         found.add(seen);
+        if !dry_run && !context.paused().await? {
+            for instance in &strangers {
+                // It has no node to write an intent for, and ending it twice does no harm.
+                match provider.terminate(instance).await {
+                    Ok(()) => tracing::warn!(instance, "ended: it has our tag, and nobody sells its kind any more"),
+                    Err(error) => failed.push(format!("{}: end {instance}: {error}", provider.name())),
+                }
+            }
+        }
     }
     let cleaned = if context.planning.dry_run {
         0
@@ -62,7 +72,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         found.instances, found.gone, found.bound, found.adopted, found.noticed
     );
     if found.unknown > 0 {
-        failed.push(format!("{} instances carry our tag and are of an unknown type: end them by hand", found.unknown));
+        failed.push(format!("{} instances carry our tag and are of a kind that nobody sells", found.unknown));
     }
     if failed.is_empty() { Ok(text) } else { Err(format!("{text}; failed: {}", failed.join("; ")).into()) }
 }
@@ -102,7 +112,11 @@ fn node_of(book: &Book, instance: &str) -> Option<u64> {
     book.nodes_of(instance).next().map(|n| n.id)
 }
 
-/// CAP-3: every instance that is billed is known, or adopted and ended.
+/// Instances of kinds that nobody sells which are ended at once.
+const STRANGERS_MAX: usize = 5;
+
+/// CAP-3: every instance that is billed is known, or adopted and ended. Those of kinds that nobody sells cannot become
+/// nodes: their names are returned.
 fn reconcile(
     book: &mut Book,
     provider: &str,
@@ -110,7 +124,8 @@ fn reconcile(
     asked_ms: i64,
     dry_run: bool,
     now_ms: i64,
-) -> Counts {
+) -> (Counts, Vec<String>) {
+    let mut strangers = Vec::new();
     let mut counts = Counts { instances: listed.len(), ..Counts::default() };
     let running: BTreeMap<&str, &Instance> =
         listed.iter().filter(|i| i.state != InstanceState::Ended).map(|i| (i.id.as_str(), i)).collect();
@@ -153,12 +168,15 @@ fn reconcile(
         if dry_run {
             continue;
         }
-        counts.unknown += u32::from(book.offer(&instance.offer).is_none());
+        if book.offer(&instance.offer).is_none() && strangers.len() < STRANGERS_MAX {
+            counts.unknown += 1;
+            strangers.push(instance.id.clone());
+        }
         if let Ok(node) = book.adopt(&instance.offer, &instance.id, now_ms) {
             counts.adopted += 1;
             let ended = book.intend_end(node, "nobody asked for it", now_ms);
             debug_assert!(ended.is_ok(), "{ended:?}");
         }
     }
-    counts
+    (counts, strangers)
 }

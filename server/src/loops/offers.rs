@@ -44,6 +44,10 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let still = known.iter().filter(|o| silent.contains(&o.key.provider) && context.app.loops.is_sold(&o.key));
     sold.extend(still.map(|o| o.key.clone()).collect::<Vec<_>>());
     context.app.loops.set_sold(sold);
+    if !context.app.loops.was_asked_in(term) {
+        context.app.loops.set_asked_in(term);
+        context.app.wake_planner();
+    }
     let text = format!(
         "{} offers, {} changed, {} set aside{}",
         catalogue.offers.len(),

@@ -39,6 +39,9 @@ pub enum Acted {
 
 pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let app = &context.app;
+    if !app.loops.was_asked_in(term) {
+        return Ok("waits until the providers have said what they sell".into());
+    }
     let inputs = gather(app, &context.planning, clock::now_ms()).await?;
     if inputs.classes.is_empty() || inputs.offers.is_empty() {
         return Ok(format!("{} classes, {} offers: nothing to plan", inputs.classes.len(), inputs.offers.len()));

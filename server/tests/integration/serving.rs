@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, StatusCode};
@@ -17,6 +18,15 @@ pub struct Serving {
     /// For calls to it.
     pub http: Client,
     process: Child,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = log.iter().find(|line| line.contains(SECRET) || line.contains("plj_"));
+        assert!(std::thread::panicking() || told.is_none(), "a secret in the log: {told:?}");
+    }
 }
 
 /// What no log may have.
@@ -38,22 +48,25 @@ pub async fn serve(folder: &Path, database: &str, wrapper: &[&str]) -> Serving {
         .spawn()
         .expect("starts");
     let mut lines = BufReader::new(process.stderr.take().expect("piped")).lines();
-    let mut said = Vec::new();
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&log);
+    let note = move |line: &str| {
+        eprintln!("{line}");
+        noted.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_owned());
+    };
     let url = loop {
-        let line = lines.next_line().await.expect("text");
-        let line = line.unwrap_or_else(|| panic!("it ended: {}", said.join("\n")));
+        let line = lines.next_line().await.expect("text").expect("it says where it listens");
+        note(&line);
         if let Some(rest) = line.strip_prefix("pilotlight listens on ") {
             break rest.split(' ').next().expect("a URL").to_owned();
         }
-        said.push(line);
     };
     tokio::spawn(async move {
         while let Ok(Some(line)) = lines.next_line().await {
-            assert!(!line.contains(SECRET) && !line.contains("plj_"), "a secret in the log: {line}");
-            eprintln!("{line}");
+            note(&line);
         }
     });
-    Serving { url, http: Client::new(), process }
+    Serving { url, http: Client::new(), process, log }
 }
 
 impl Serving {

@@ -29,6 +29,8 @@ pub struct State {
     pub warnings: Vec<Warning>,
     pub launches: u32,
     pub scores_asked: u32,
+    /// Reads fail.
+    pub down: bool,
 }
 
 impl FakeEc2 {
@@ -66,6 +68,10 @@ impl State {
         let found = self.instances.iter_mut().find(|i| i.id == id);
         found.ok_or_else(|| error(call, Some("InvalidInstanceID.NotFound"), true))?.state = state;
         self.due(call, true)
+    }
+
+    fn up(&self, call: &'static str) -> Result<(), Ec2Error> {
+        if self.down { Err(error(call, Some("InternalError"), false)) } else { Ok(()) }
     }
 
     fn running(&self) -> usize {
@@ -125,13 +131,16 @@ impl Ec2 for FakeEc2 {
 
     async fn describe_instances(&self, (key, value): (&str, &str)) -> Result<Vec<Described>, Ec2Error> {
         let mut state = self.lock();
+        state.up("DescribeInstances")?;
         state.due("DescribeInstances", false)?;
         let shown = |i: &&Described| i.tags.iter().any(|(k, v)| k == key && v == value);
         Ok(if state.hidden { Vec::new() } else { state.instances.iter().filter(shown).cloned().collect() })
     }
 
     async fn warnings(&self) -> Result<Vec<Warning>, Ec2Error> {
-        Ok(self.lock().warnings.clone())
+        let state = self.lock();
+        state.up("DescribeInstanceStatus")?;
+        Ok(state.warnings.clone())
     }
 
     async fn instance_types(&self, names: &[String]) -> Result<Vec<InstanceType>, Ec2Error> {
@@ -139,6 +148,7 @@ impl Ec2 for FakeEc2 {
     }
 
     async fn offerings(&self, types: &[String]) -> Result<Vec<(String, String)>, Ec2Error> {
+        self.lock().up("DescribeInstanceTypeOfferings")?;
         Ok(types.iter().map(|t| (t.clone(), "us-east-1a".to_owned())).collect())
     }
 
@@ -153,7 +163,7 @@ impl Ec2 for FakeEc2 {
         Ok(types.iter().flat_map(|t| [pool(t, 20.0, now_ms), pool(t, 99.0, now_ms - 1)]).collect())
     }
 
-    async fn placement_scores(&self, _type: &str, _count: u32) -> Result<Vec<PlacementScore>, Ec2Error> {
+    async fn placement_scores(&self, _types: &[String], _count: u32) -> Result<Vec<PlacementScore>, Ec2Error> {
         self.lock().scores_asked += 1;
         Ok(vec![PlacementScore { zone_id: "use1-az1".into(), score: 3 }])
     }

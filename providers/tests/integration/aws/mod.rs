@@ -39,7 +39,7 @@ fn list_price() -> Offer {
         interconnect: gpu.interconnect(),
         price_usd_micros_per_h: UsdMicros(55_040_000),
         price_day: None,
-        interruption_per_h: 0.01,
+        interruption_per_h: 0.0,
     }
 }
 
@@ -48,10 +48,19 @@ pub fn account(fleet: &str) -> Account {
     Account {
         name: "aws".into(),
         fleet: fleet.into(),
-        instance_types: vec!["p5.48xlarge".into()],
+        instance_types: ["p5.48xlarge", "p5e.48xlarge", "p5en.48xlarge"].map(str::to_owned).to_vec(),
         markets: vec![Market::OnDemand, Market::Spot, Market::Reserved],
         user_data: "secret = {secret}".into(),
-        list_prices: vec![list_price()],
+        // The table has spot rows as well, whose prices are of some other day.
+        list_prices: vec![
+            Offer {
+                key: key(Market::Spot),
+                price_usd_micros_per_h: UsdMicros(1),
+                interruption_per_h: 0.01,
+                ..list_price()
+            },
+            list_price(),
+        ],
     }
 }
 
@@ -82,8 +91,10 @@ async fn offers_have_present_prices() {
     let sold = cloud.offers().await.expect("sells");
     assert_eq!(price(&sold, Market::OnDemand), Some(55.04));
     assert_eq!(price(&sold, Market::Spot), Some(20.0), "the newest, whatever the order");
-    assert_eq!(sold.len(), 2, "no reservation is there");
-    assert!(sold.iter().all(|o| o.gpu == "H100-SXM"), "the type tells more than EC2's word");
+    let spot = sold.iter().find(|o| o.key == key(Market::Spot)).expect("sold");
+    assert!((spot.interruption_per_h - 0.01).abs() < 1e-9, "spot nodes are lost, on-demand nodes are not");
+    assert_eq!(sold.iter().filter(|o| o.key.instance_type == "p5.48xlarge").count(), 2, "no reservation is there");
+    assert_eq!(spot.gpu, "H100-SXM", "the type tells more than EC2's word");
 
     let reservation = |id: &str, total, available| Reservation {
         id: id.into(),
@@ -100,7 +111,8 @@ async fn offers_have_present_prices() {
     assert_eq!(spot.fill, Some(0.3));
     cloud.hints().await.expect("answers");
     assert_eq!(ec2.lock().scores_asked, 1, "EC2 limits how often it may be asked");
-    assert_eq!(cloud.offers().await.expect("sells").len(), 3);
+    let sold = cloud.offers().await.expect("sells");
+    assert_eq!(sold.iter().filter(|o| o.key.market == Market::Reserved).count(), 1);
     let launched = cloud.launch(&request(&key(Market::Reserved), "r1", 1)).await.expect("room");
     assert_eq!(launched[0].offer.market, Market::Reserved);
     assert_eq!(ec2.lock().instances[0].reservation.as_deref(), Some("cr-2"), "the one with room");
@@ -164,6 +176,27 @@ async fn warnings_are_notices() {
     let notices = cloud.notices().await.expect("answers");
     let told: Vec<(&str, i64)> = notices.iter().map(|n| (n.instance.as_str(), n.at_ms)).collect();
     assert_eq!(told, [("i-1", 5), ("i-2", clock() + 120_000)]);
+}
+
+/// A region that does not answer takes nothing from the others.
+#[tokio::test]
+async fn regions_fail_one_by_one() {
+    let (east, west) = (Arc::new(FakeEc2::with_room(4)), Arc::new(FakeEc2::with_room(4)));
+    let region = |name: &str, ec2: &Arc<FakeEc2>| Region {
+        name: name.into(),
+        template: Template::default(),
+        subnets: BTreeMap::new(),
+        ec2: Arc::clone(ec2) as Arc<dyn Ec2>,
+    };
+    let cloud = AwsProvider::new(account("tests"), vec![region("us-east-1", &east), region("us-west-2", &west)], clock);
+    let all = cloud.offers().await.expect("sells").len();
+    east.lock().down = true;
+    west.lock().warnings = vec![Warning { instance: "i-1".into(), code: "instance-stop".into(), at_ms: Some(5) }];
+    assert_eq!(cloud.offers().await.expect("the other answers").len(), all, "what it sold a moment ago");
+    assert_eq!(cloud.notices().await.expect("the other answers").len(), 1);
+    assert!(cloud.list().await.is_err(), "a list that is not whole would make nodes look gone");
+    west.lock().down = true;
+    assert!(cloud.offers().await.is_err() && cloud.notices().await.is_err());
 }
 
 /// An instance is ended in its own region, known or not.
