@@ -72,6 +72,9 @@ enum Command {
     /// Tokens of the API.
     #[command(subcommand)]
     Token(commands::token::Command),
+    /// What evidence of GPU faults means: policies, kernel logs, diagnostics.
+    #[command(subcommand)]
+    Health(commands::health::Command),
     /// Look at a server's configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -116,6 +119,10 @@ pub fn main() -> ExitCode {
         Command::Simulate(args) => commands::simulate::run(&args),
         Command::Demo(args) => commands::demo::run(&args),
         Command::Token(command) => commands::token::run(&command),
+        Command::Health(command) => match commands::health::run(&command) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Config(ConfigCommand::Check { file }) => config::Config::read(&file).map(|config| {
             let (classes, providers) = (config.class.len(), config.provider.len());
             eprintln!("{}: {classes} classes, {providers} providers, all well", file.display());

@@ -4,6 +4,7 @@ pub mod client;
 pub mod demand;
 pub mod demo;
 pub mod explain;
+pub mod health;
 pub mod offers;
 pub mod plan;
 pub mod serve;

@@ -1,0 +1,425 @@
+//! What a document, with the way the process ended, proves about the GPUs.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::document::{Document, Problem, Status, TestResult, Warning};
+use super::errors::{Severity, Version, name_of};
+use crate::verdict::Verdict;
+
+/// How the process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exit {
+    /// By itself, with this code: DCGM's return value as an unsigned byte.
+    Code(u8),
+    /// By a signal that was not ours.
+    Signal(i32),
+    /// By us, because its time was over.
+    TimedOut,
+    /// By us, because somebody wanted the GPUs.
+    Preempted,
+}
+
+/// `DCGM_ST_OK`.
+const OK: u8 = 0;
+/// `DCGM_ST_NVVS_ERROR` (-30): something was found, be it a setting.
+const FOUND: u8 = 226;
+/// `DCGM_ST_NVVS_ISOLATE_ERROR` (-51): something was found that isolates a GPU.
+const ISOLATE: u8 = 205;
+/// `DCGM_ST_DIAG_ALREADY_RUNNING` (-39).
+const RUNNING: u8 = 217;
+
+/// A GPU that was to be tested.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expected {
+    /// DCGM's number of it.
+    pub entity: u32,
+    /// Its serial number, where the GPU tells it.
+    pub serial: Option<String>,
+}
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Tests that were to run.
+    pub tests: BTreeSet<String>,
+    /// Tests among them that this GPU model does not have: they prove nothing and need not.
+    pub not_applicable: BTreeSet<String>,
+    /// GPUs that were to be tested.
+    pub gpus: Vec<Expected>,
+}
+
+impl Plan {
+    /// The tests of a level, 1 to 4 (DCGM user guide, "Run Levels and Tests"), for a version.
+    #[must_use]
+    pub fn of_level(level: u8, version: Version, gpus: Vec<Expected>) -> Self {
+        let mut tests = vec!["software"];
+        if level >= 2 {
+            tests.extend(["memory", "pcie"]);
+        }
+        if level >= 3 {
+            tests.extend(["diagnostic", "memory_bandwidth", "targeted_stress", "targeted_power"]);
+            if version >= Version(4, 0, 0) {
+                tests.push("nvbandwidth");
+            }
+        }
+        if level >= 4 {
+            tests.extend(["memtest", "pulse_test"]);
+        }
+        let tests = tests.into_iter().map(str::to_owned).collect();
+        Self { tests, not_applicable: BTreeSet::new(), gpus }
+    }
+
+    /// A list of tests, as `-r memory,targeted_stress` takes it.
+    #[must_use]
+    pub fn of_tests(tests: &[&str], gpus: Vec<Expected>) -> Self {
+        let tests = tests.iter().map(|t| (*t).to_owned()).collect();
+        Self { tests, not_applicable: BTreeSet::new(), gpus }
+    }
+}
+
+/// Something that was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Test.
+    pub test: String,
+    /// GPU; none where it does not say.
+    pub gpu: Option<u32>,
+    /// What it asks for.
+    pub severity: Severity,
+    /// DCGM's id.
+    pub error: Option<i64>,
+    /// DCGM's text.
+    pub text: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.test)?;
+        if let Some(gpu) = self.gpu {
+            write!(f, " on GPU {gpu}")?;
+        }
+        if let Some(error) = self.error {
+            write!(f, ", {}", name_of(error).map_or_else(|| format!("error {error}"), str::to_owned))?;
+        }
+        write!(f, " ({}): {}", self.severity.name(), self.text.trim())
+    }
+}
+
+/// Why something was not measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// There is no document.
+    NoDocument(Problem),
+    /// A test that was to run has no result.
+    Missing {
+        /// Test.
+        test: String,
+        /// GPU; none where it is missing altogether.
+        gpu: Option<u32>,
+    },
+    /// A test was left out.
+    Skipped {
+        /// Test.
+        test: String,
+        /// GPU.
+        gpu: Option<u32>,
+    },
+    /// A status that is not known.
+    UnknownStatus {
+        /// Test.
+        test: String,
+        /// The word.
+        status: String,
+    },
+    /// Exit code and document say different things.
+    Inconsistent {
+        /// The code.
+        code: u8,
+    },
+    /// Another diagnostic is running: to be tried again later.
+    AlreadyRunning,
+    /// It ended with a code that is not one of a diagnostic that ran.
+    ExitCode(u8),
+    /// It was killed by somebody else.
+    Killed(i32),
+    /// It took too long.
+    TimedOut,
+    /// We stopped it for a claim.
+    Preempted,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let on = |gpu: &Option<u32>| gpu.map_or_else(String::new, |g| format!(" on GPU {g}"));
+        match self {
+            Self::NoDocument(problem) => write!(f, "no document: {problem}"),
+            Self::Missing { test, gpu } => write!(f, "{test} has no result{}", on(gpu)),
+            Self::Skipped { test, gpu } => write!(f, "{test} was left out{}", on(gpu)),
+            Self::UnknownStatus { test, status } => write!(f, "{test} ended with {status}"),
+            Self::Inconsistent { code } => write!(f, "exit code {code} says something else than the document"),
+            Self::AlreadyRunning => write!(f, "another diagnostic is running"),
+            Self::ExitCode(code) => write!(f, "exit code {code}"),
+            Self::Killed(signal) => write!(f, "killed by signal {signal}"),
+            Self::TimedOut => write!(f, "it took too long"),
+            Self::Preempted => write!(f, "stopped for a claim"),
+        }
+    }
+}
+
+/// One test on one GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Tested {
+    /// Test.
+    pub test: String,
+    /// GPU.
+    pub gpu: u32,
+    /// What it says.
+    pub verdict: Verdict,
+}
+
+/// What is to be done, the mildest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// Nothing.
+    Nothing,
+    /// Written down.
+    Record,
+    /// Tried again later: nothing was said about the GPUs.
+    TryAgain,
+    /// The machine is set up, and the test repeated. Never a reason for quarantine.
+    FixAndRepeat,
+    /// Repeated once; quarantined if it is so again.
+    Repeat,
+    /// Drained, reset, checked again.
+    ResetAndRecheck,
+    /// Taken out, with the evidence.
+    Quarantine,
+}
+
+/// What it proves.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Judgement {
+    /// All together.
+    pub verdict: Verdict,
+    /// What is to be done.
+    pub action: Action,
+    /// What was found.
+    pub findings: Vec<Finding>,
+    /// What was not measured, and why.
+    pub unmeasured: Vec<Reason>,
+    /// GPUs that were to be tested and are not there.
+    pub missing_gpus: Vec<u32>,
+    /// Every GPU has the same wrong setting: the image is to blame.
+    pub image_fault: bool,
+    /// By test and GPU.
+    pub tests: Vec<Tested>,
+}
+
+/// Judges what `dcgmi diag -j` printed.
+#[must_use]
+pub fn judge(text: &str, exit: Exit, plan: &Plan) -> Judgement {
+    let mut made = Judgement {
+        verdict: Verdict::Unmeasured,
+        action: Action::TryAgain,
+        findings: Vec::new(),
+        unmeasured: Vec::new(),
+        missing_gpus: Vec::new(),
+        image_fault: false,
+        tests: Vec::new(),
+    };
+    let ended = match exit {
+        Exit::Preempted => Some(Reason::Preempted),
+        Exit::TimedOut => Some(Reason::TimedOut),
+        Exit::Signal(signal) => Some(Reason::Killed(signal)),
+        Exit::Code(RUNNING) => Some(Reason::AlreadyRunning),
+        Exit::Code(OK | FOUND | ISOLATE) => None,
+        Exit::Code(code) => Some(Reason::ExitCode(code)),
+    };
+    if let Some(reason) = ended {
+        // What it printed before it was stopped may be half a result.
+        made.unmeasured.push(reason);
+        return made;
+    }
+    let document = match Document::read(text) {
+        Ok(document) => document,
+        Err(problem) => {
+            made.unmeasured.push(Reason::NoDocument(problem));
+            return made;
+        }
+    };
+    made.missing_gpus = missing_gpus(&document, plan);
+    for result in &document.results {
+        made.findings.extend(findings(result, document.version));
+    }
+    made.cover(&document, plan);
+    if let Exit::Code(code) = exit
+        && !made.agrees(&document, code)
+    {
+        made.unmeasured.push(Reason::Inconsistent { code });
+    }
+    made.conclude(plan);
+    made
+}
+
+/// GPUs that no result is about, or whose serial number is another's.
+fn missing_gpus(document: &Document, plan: &Plan) -> Vec<u32> {
+    let missing = |gpu: &&Expected| {
+        let listed = document.gpus.get(&gpu.entity);
+        let another = matches!((listed, &gpu.serial), (Some(Some(there)), Some(bought)) if there != bought);
+        let seen = listed.is_some() || document.results.iter().any(|r| r.gpu == Some(gpu.entity));
+        // Old documents list no GPUs, and their software tests name none: a level 1 run of theirs tells of no GPU at all.
+        let told = !document.gpus.is_empty() || document.results.iter().any(|r| r.gpu.is_some());
+        another || (told && !seen)
+    };
+    plan.gpus.iter().filter(missing).map(|g| g.entity).collect()
+}
+
+/// What a result reports.
+fn findings(result: &TestResult, version: Option<Version>) -> Vec<Finding> {
+    let finding = |severity: Severity, warning: Option<&Warning>| Finding {
+        test: result.test.clone(),
+        gpu: result.gpu,
+        severity,
+        error: warning.and_then(|w| w.error),
+        text: warning.map_or_else(|| format!("{} without a reason", result.status), |w| w.text.clone()),
+    };
+    let judged = |warning: &Warning| {
+        let by_number = |number| match version {
+            Some(version) => Severity::of_number(number, version),
+            // Which of the two meanings a number has is not known.
+            None => warning.error.map_or(Severity::Triage, Severity::of_error),
+        };
+        let severity = match (warning.severity, warning.error) {
+            (Some(number), _) => by_number(number),
+            (None, Some(error)) => Severity::of_error(error),
+            (None, None) => Severity::Triage,
+        };
+        // An error beside a pass: the test says two things.
+        let contradicts = result.status == Status::Pass && warning.error.is_some_and(|e| e != 0);
+        finding(if contradicts { severity.max(Severity::Triage) } else { severity }, Some(warning))
+    };
+    let is_bad = matches!(result.status, Status::Fail | Status::Warn);
+    let counts = |w: &&Warning| is_bad || w.error.is_some_and(|e| e != 0);
+    let mut all: Vec<Finding> = result.warnings.iter().filter(counts).map(judged).collect();
+    if is_bad && all.is_empty() {
+        all.push(finding(Severity::Triage, None));
+    }
+    all
+}
+
+impl Judgement {
+    /// Every test that was to run needs a result for each GPU, in each repetition.
+    fn cover(&mut self, document: &Document, plan: &Plan) {
+        for test in &plan.tests {
+            let needed = !plan.not_applicable.contains(test);
+            for gpu in &plan.gpus {
+                let mut verdict = Verdict::Pass;
+                for iteration in 0..document.iterations {
+                    let of = |r: &&TestResult| {
+                        r.test == *test && r.iteration == iteration && r.gpu.is_none_or(|g| g == gpu.entity)
+                    };
+                    let results: Vec<&TestResult> = document.results.iter().filter(of).collect();
+                    verdict = verdict.max(self.one(test, gpu.entity, &results, needed));
+                }
+                if document.iterations == 0 {
+                    verdict = Verdict::Unmeasured;
+                }
+                self.tests.push(Tested { test: test.clone(), gpu: gpu.entity, verdict });
+            }
+        }
+        let mut seen = BTreeSet::new();
+        self.unmeasured.retain(|r| seen.insert(r.to_string()));
+    }
+
+    fn one(&mut self, test: &str, gpu: u32, results: &[&TestResult], needed: bool) -> Verdict {
+        let test_name = || test.to_owned();
+        // The machine's own result counts for each GPU in the software test only; elsewhere a GPU needs its own.
+        let own = results.iter().any(|r| r.gpu == Some(gpu) || (r.gpu.is_none() && test == "software"));
+        if !own {
+            if needed {
+                self.unmeasured.push(Reason::Missing { test: test_name(), gpu: Some(gpu) });
+                return Verdict::Unmeasured;
+            }
+            return Verdict::Pass;
+        }
+        let mut verdict = Verdict::Pass;
+        for result in results {
+            let said = match &result.status {
+                Status::Pass => Verdict::Pass,
+                Status::Warn | Status::Fail => Verdict::Fail,
+                Status::NotRun if !needed => Verdict::Pass,
+                Status::NotRun => {
+                    self.unmeasured.push(Reason::Skipped { test: test_name(), gpu: Some(gpu) });
+                    Verdict::Unmeasured
+                }
+                Status::Unknown(word) => {
+                    self.unmeasured.push(Reason::UnknownStatus { test: test_name(), status: word.clone() });
+                    Verdict::Unmeasured
+                }
+            };
+            verdict = verdict.max(said);
+        }
+        verdict
+    }
+
+    /// Whether the exit code says what the document says.
+    fn agrees(&self, document: &Document, code: u8) -> bool {
+        let bad = document.results.iter().any(|r| matches!(r.status, Status::Fail | Status::Warn));
+        let failed = document.results.iter().any(|r| r.status == Status::Fail);
+        let isolates = self.findings.iter().any(|f| f.severity == Severity::Isolate);
+        match code {
+            OK => !failed,
+            ISOLATE => isolates,
+            _ => bad,
+        }
+    }
+
+    fn conclude(&mut self, plan: &Plan) {
+        let inconsistent = self.unmeasured.iter().any(|r| matches!(r, Reason::Inconsistent { .. }));
+        let worst = self.findings.iter().map(|f| f.severity).max();
+        self.image_fault = self.is_image_fault(plan);
+        let from_findings = match worst {
+            None => (Verdict::Pass, Action::Nothing),
+            Some(Severity::Monitor) => (Verdict::Degraded, Action::Record),
+            // A machine that is set up wrongly was not measured as it will run.
+            Some(Severity::Config) => (Verdict::Unmeasured, Action::FixAndRepeat),
+            Some(Severity::Triage) => (Verdict::Fail, Action::Repeat),
+            Some(Severity::Reset) => (Verdict::Fail, Action::ResetAndRecheck),
+            Some(Severity::Isolate) => (Verdict::Fail, Action::Quarantine),
+        };
+        let (mut verdict, mut action) = from_findings;
+        if !self.unmeasured.is_empty() {
+            verdict = verdict.max(Verdict::Unmeasured);
+            action = action.max(Action::TryAgain);
+        }
+        if inconsistent {
+            // Neither of the two can be believed.
+            (verdict, action) = (Verdict::Unmeasured, action.clamp(Action::TryAgain, Action::Repeat));
+        }
+        if !self.missing_gpus.is_empty() {
+            (verdict, action) = (Verdict::Fail, Action::Quarantine);
+        }
+        if plan.gpus.is_empty() || plan.tests.is_empty() {
+            (verdict, action) = (verdict.max(Verdict::Unmeasured), action.max(Action::TryAgain));
+        }
+        (self.verdict, self.action) = (verdict, action);
+    }
+
+    /// The same wrong setting on every GPU of a host with several.
+    fn is_image_fault(&self, plan: &Plan) -> bool {
+        let config: Vec<&Finding> = self.findings.iter().filter(|f| f.severity == Severity::Config).collect();
+        plan.gpus.len() > 1
+            && config.iter().any(|first| {
+                let same = |gpu: &Expected| {
+                    config.iter().any(|f| f.error == first.error && f.gpu.is_none_or(|g| g == gpu.entity))
+                };
+                plan.gpus.iter().all(same)
+            })
+    }
+}

@@ -1,0 +1,6 @@
+//! Health logic from the outside.
+#![allow(clippy::print_stdout, reason = "tests say what they skip")]
+
+mod conditions;
+mod dcgm;
+mod kernel;
