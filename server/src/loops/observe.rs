@@ -48,7 +48,8 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
             .await?;
         context.app.metrics.interrupted(provider.name(), seen.gone + seen.noticed);
         found.add(seen);
-        if !dry_run && !context.paused().await? {
+        // Before the providers have said what they sell, everything looks strange.
+        if !dry_run && context.app.loops.was_asked_in(term) && !context.paused().await? {
             for instance in &strangers {
                 // It has no node to write an intent for, and ending it twice does no harm.
                 match provider.terminate(instance).await {

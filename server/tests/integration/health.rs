@@ -49,7 +49,8 @@ fn a_diagnostic_is_judged() {
           not measured: pcie was left out on GPU 1
           not measured: pcie has no result on GPU 2
           not measured: software has no result on GPU 2
-    "#]].assert_eq(&ran.out);
+    "#]]
+    .assert_eq(&ran.out);
 }
 
 #[test]
