@@ -47,6 +47,8 @@ pub enum What {
     GatePassed {
         /// Which.
         gpu: Option<PciAddress>,
+        /// The last event before it began: what was seen after that is not ended by it.
+        after_seq: u64,
     },
     /// The GPU at that place is another one; without a place, the whole host is.
     Replaced {
@@ -69,23 +71,30 @@ pub struct Event {
 }
 
 impl What {
-    /// What a line of the kernel log means, with the driver's major version for its sub-codes.
+    /// What a line of the kernel log means, with the driver's major version for its sub-codes. None where it is about a
+    /// device that is none of the GPUs.
     #[must_use]
-    pub fn of_record(record: &Record, driver_major: u32) -> Self {
+    pub fn of_record(record: &Record, driver_major: u32, gpus: &[PciAddress]) -> Option<Self> {
         let mut decoded = None;
         let cause = match &record.fault {
             Fault::Xid { code, registers } => {
-                decoded = nvlink::decode(*code, registers, driver_major).and_then(|d| d.effect);
+                decoded = nvlink::decode(*code, registers, driver_major).map(|d| d.effect);
                 Cause::Xid(*code)
             }
             Fault::RecoveryAction { action } => Cause::Driver(*action),
             Fault::SXid { fatal, .. } => Cause::SXid { fatal: *fatal },
             Fault::OffTheBus => Cause::Xid(79),
             Fault::InitFailed => Cause::InitFailed,
+            // Disks and network cards report in the same way.
+            Fault::PcieCorrected | Fault::PcieUncorrected { .. }
+                if !record.device.is_some_and(|d| gpus.contains(&d)) =>
+            {
+                return None;
+            }
             Fault::PcieCorrected => Cause::PcieCorrected,
             Fault::PcieUncorrected { .. } => Cause::PcieUncorrected,
         };
-        Self::Fault { cause, gpu: record.device, decoded, text: record.text.clone() }
+        Some(Self::Fault { cause, gpu: record.device, decoded, text: record.text.clone() })
     }
 }
 
@@ -109,6 +118,8 @@ pub struct Condition {
     pub raised_at_ms: i64,
     /// When it was last seen, milliseconds since 1970.
     pub seen_at_ms: i64,
+    /// The event with which it was last seen; 0 in an earlier boot.
+    pub seen_seq: u64,
     /// Episodes within the escalation's time, this one among them.
     pub episodes: u32,
     /// The reset or reboot that it needs was made; the gate is to follow.
@@ -142,13 +153,27 @@ pub struct Standing {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     boot: String,
+    /// Boots before that: their events come too late.
+    past_boots: VecDeque<String>,
     seq: Option<u64>,
     #[serde(with = "as_list")]
     conditions: BTreeMap<Key, Condition>,
-    /// When the episodes of each cause began, the newest last, milliseconds since 1970.
+    /// The episodes of each cause, the newest last.
     #[serde(with = "as_list")]
-    episodes: BTreeMap<Key, VecDeque<i64>>,
+    episodes: BTreeMap<Key, VecDeque<Episode>>,
 }
+
+/// Lines of one cause that belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Episode {
+    began_ms: i64,
+    last_ms: i64,
+    /// Something was done against it, and the gate passed.
+    over: bool,
+}
+
+/// Boots that are remembered.
+const BOOTS_MAX: usize = 32;
 
 /// JSON has only text as keys.
 mod as_list {
@@ -190,16 +215,9 @@ impl Host {
     /// Takes an event in. One that was seen before, or is of another boot, changes nothing.
     pub fn observe(&mut self, policy: &Policy, event: &Event) -> Vec<Change> {
         let mut changes = self.tick(event.at_ms);
-        if event.what == What::Booted {
-            if self.boot != event.boot {
-                self.boot.clone_from(&event.boot);
-                self.seq = Some(event.seq);
-                self.mend(|clear, _| matches!(clear, ClearRule::AfterReset | ClearRule::AfterReboot));
-            }
-            return changes;
-        }
-        if self.boot.is_empty() {
-            self.boot.clone_from(&event.boot);
+        // An event of a boot that nobody announced is the announcement: what it says must not be lost.
+        if event.boot != self.boot && !self.past_boots.contains(&event.boot) {
+            self.booted(&event.boot);
         }
         if event.boot != self.boot || self.seq.is_some_and(|last| event.seq <= last) {
             return changes;
@@ -209,13 +227,12 @@ impl Host {
             What::Fault { cause, gpu, decoded, text } => {
                 changes.extend(self.fault(policy, (*gpu, *cause), *decoded, text, event.at_ms));
             }
-            What::Reset { gpu } => {
-                self.mend(|clear, on| clear == ClearRule::AfterReset && on.is_none_or(|g| g == *gpu))
-            }
-            What::GatePassed { gpu } => {
+            // Which GPU a condition without one is of is not known: a reset of one does not mend it, a reboot does.
+            What::Reset { gpu } => self.mend(|clear, on| clear == ClearRule::AfterReset && on == Some(*gpu)),
+            What::GatePassed { gpu, after_seq } => {
                 let passes = |c: &Condition| {
                     let there = gpu.is_none_or(|g| c.gpu == Some(g));
-                    there && (c.mended || c.clear == ClearRule::AfterGate)
+                    there && c.seen_seq <= *after_seq && (c.mended || c.clear == ClearRule::AfterGate)
                 };
                 changes.extend(self.end(passes));
             }
@@ -235,7 +252,34 @@ impl Host {
 
     fn end(&mut self, is_over: impl Fn(&Condition) -> bool) -> Vec<Change> {
         let over: Vec<Key> = self.conditions.iter().filter(|(_, c)| is_over(c)).map(|(key, _)| *key).collect();
-        over.iter().filter_map(|key| self.conditions.remove(key)).map(Change::Cleared).collect()
+        let mut changes = Vec::new();
+        for key in over {
+            let Some(condition) = self.conditions.remove(&key) else { continue };
+            // After a reset that was to mend it, the next line is of another episode, however soon it comes.
+            if condition.mended
+                && let Some(last) = self.episodes.get_mut(&key).and_then(VecDeque::back_mut)
+            {
+                last.over = true;
+            }
+            changes.push(Change::Cleared(condition));
+        }
+        changes
+    }
+
+    fn booted(&mut self, boot: &str) {
+        let first = self.boot.is_empty();
+        let before = std::mem::replace(&mut self.boot, boot.to_owned());
+        self.seq = None;
+        if first {
+            return;
+        }
+        self.past_boots.push_back(before);
+        let excess = self.past_boots.len().saturating_sub(BOOTS_MAX);
+        self.past_boots.drain(..excess);
+        self.mend(|clear, _| matches!(clear, ClearRule::AfterReset | ClearRule::AfterReboot));
+        for condition in self.conditions.values_mut() {
+            condition.seen_seq = 0;
+        }
     }
 
     fn mend(&mut self, by: impl Fn(ClearRule, Option<PciAddress>) -> bool) {
@@ -246,19 +290,26 @@ impl Host {
 
     fn fault(&mut self, policy: &Policy, key: Key, decoded: Option<Effect>, text: &str, at_ms: i64) -> Option<Change> {
         let rule = policy.rule(key.1);
-        let seen_at_ms = self.conditions.get(&key).map(|c| c.seen_at_ms);
-        let times = self.episode(key, seen_at_ms, at_ms);
+        let before = self.conditions.get(&key).cloned();
+        let times = self.episode(key, before.as_ref().is_some_and(|b| b.mended), at_ms);
         let within = |hours: u32| {
             let since = at_ms.saturating_sub(i64::from(hours) * 3_600_000);
-            u32::try_from(times.iter().filter(|at| **at >= since).count()).unwrap_or(u32::MAX)
+            u32::try_from(times.iter().filter(|e| e.began_ms >= since).count()).unwrap_or(u32::MAX)
         };
         let episodes = rule.escalate.map_or(1, |e| within(e.within_h));
-        let plain = decoded.unwrap_or(rule.effect);
-        let (effect, clear) = match rule.escalate {
-            Some(e) if episodes >= e.episodes => (plain.max(e.to), cleared_at_least_by(rule.clear, e.to)),
-            _ => (plain, cleared_at_least_by(rule.clear, plain)),
+        // A sub-code decides where the rule leaves it open; it never makes less of a rule that says more.
+        let plain = match decoded {
+            Some(decoded) if rule.effect == Effect::Recheck => decoded,
+            Some(decoded) => decoded.max(rule.effect),
+            None => rule.effect,
         };
-        let before = self.conditions.get(&key).cloned();
+        let effect = match rule.escalate {
+            Some(e) if episodes >= e.episodes => plain.max(e.to),
+            _ => plain,
+        };
+        // What is merely recorded after all ends by silence.
+        let rule_clear = if effect == Effect::Record { ClearRule::Quiet } else { rule.clear };
+        let clear = cleared_at_least_by(rule_clear, effect);
         let condition = Condition {
             gpu: key.0,
             cause: key.1,
@@ -268,6 +319,7 @@ impl Host {
             shadow: rule.shadow,
             raised_at_ms: before.as_ref().map_or(at_ms, |b| b.raised_at_ms),
             seen_at_ms: at_ms.max(before.as_ref().map_or(at_ms, |b| b.seen_at_ms)),
+            seen_seq: self.seq.unwrap_or(0),
             episodes,
             // It came again: whatever was done did not mend it.
             mended: false,
@@ -281,19 +333,23 @@ impl Host {
         }
     }
 
-    /// Notes when an episode began, unless it is the last one going on. Returns all that are remembered.
-    fn episode(&mut self, key: Key, seen_at_ms: Option<i64>, at_ms: i64) -> VecDeque<i64> {
+    /// Notes an episode: the last one going on, or a new one after a silence, or after what was done against the last.
+    /// Returns all that are remembered.
+    fn episode(&mut self, key: Key, was_mended: bool, at_ms: i64) -> VecDeque<Episode> {
         if self.episodes.len() >= KEYS_MAX && !self.episodes.contains_key(&key) {
             // The one that was quiet the longest.
-            let oldest = self.episodes.iter().min_by_key(|(_, times)| times.back().copied()).map(|(k, _)| *k);
+            let oldest = self.episodes.iter().min_by_key(|(_, times)| times.back().map(|e| e.last_ms)).map(|(k, _)| *k);
             oldest.and_then(|k| self.episodes.remove(&k));
         }
         let times = self.episodes.entry(key).or_default();
-        let last = seen_at_ms.or(times.back().copied());
-        if last.is_none_or(|last| at_ms.saturating_sub(last) > EPISODE_GAP_MS) {
-            times.push_back(at_ms);
+        match times.back_mut() {
+            Some(e) if !e.over && !was_mended && at_ms.saturating_sub(e.last_ms) <= EPISODE_GAP_MS => {
+                e.last_ms = at_ms.max(e.last_ms);
+            }
+            _ => times.push_back(Episode { began_ms: at_ms, last_ms: at_ms, over: false }),
         }
-        while times.len() > EPISODES_MAX || times.front().is_some_and(|t| at_ms.saturating_sub(*t) > FORGOTTEN_MS) {
+        let forgotten = |e: &Episode| at_ms.saturating_sub(e.last_ms) > FORGOTTEN_MS;
+        while times.len() > EPISODES_MAX || times.front().is_some_and(forgotten) {
             times.pop_front();
         }
         times.clone()

@@ -153,7 +153,8 @@ fn nvrm(text: &str) -> Option<(Option<PciAddress>, Fault)> {
             (79, _) => Fault::OffTheBus,
             _ => Fault::Xid { code, registers: registers(rest) },
         };
-        return Some((address.parse().ok(), fault));
+        // With MIG the instance follows: `0000:01:00 GPU-I:05`.
+        return Some((address.split(' ').next()?.parse().ok(), fault));
     }
     if said.contains("RmInitAdapter failed") {
         return Some((address_in(said), Fault::InitFailed));
@@ -173,7 +174,9 @@ fn recovery_action(text: &str) -> Option<u32> {
 fn registers(text: &str) -> Vec<u32> {
     let inside = text.rsplit_once('(').map_or("", |(_, rest)| rest.split(')').next().unwrap_or(""));
     let number = |word: &str| u32::from_str_radix(word.trim().strip_prefix("0x")?, 16).ok();
-    inside.split_whitespace().map_while(number).take(16).collect()
+    let read: Vec<u32> = inside.split_whitespace().map_while(number).take(16).collect();
+    // One number in brackets is something else: a channel, a unit.
+    if read.len() >= 2 { read } else { Vec::new() }
 }
 
 fn switch(text: &str) -> Option<(Option<PciAddress>, Fault)> {
@@ -198,9 +201,10 @@ fn pcie(text: &str) -> Option<(Option<PciAddress>, Fault)> {
     if !text.contains("AER:") && !text.contains("PCIe Bus Error") {
         return None;
     }
+    // "Corrected" and "Uncorrected" until Linux 6.8, "Correctable" and "Uncorrectable" after it.
     let fault = if text.contains("Uncorrect") {
         Fault::PcieUncorrected { fatal: text.contains("(Fatal)") }
-    } else if text.contains("Corrected") {
+    } else if text.contains("Correct") {
         Fault::PcieCorrected
     } else {
         return None;

@@ -21,8 +21,8 @@ struct Row {
 pub struct Decoded {
     /// Unit, as NVIDIA names it.
     pub unit: &'static str,
-    /// What is to be done; none where the driver's own verdict (Xid 154) says it.
-    pub effect: Option<Effect>,
+    /// What is to be done.
+    pub effect: Effect,
 }
 
 fn table() -> &'static [Row] {
@@ -57,28 +57,39 @@ fn fits(pattern: &str, register: u32) -> bool {
         })
 }
 
+/// Xid 149 numbers its statuses; the others set bits.
+const NUMBERED: u32 = 149;
+
 /// Decodes an error by `intrinfo` and the error status: the row of that very status, or else those of its bits, of which
-/// the worst counts. None where the table does not know it.
+/// the worst counts. None where the table does not know it, or not all of its bits.
 #[must_use]
 pub fn decode(code: u32, registers: &[u32], driver_major: u32) -> Option<Decoded> {
     let (intrinfo, status) = (*registers.first()?, *registers.get(1)?);
     let pattern = |row: &Row| if driver_major < 575 { row.before_575 } else { row.from_575 };
     let of_unit: Vec<&Row> = table().iter().filter(|row| row.code == code && fits(pattern(row), intrinfo)).collect();
-    let exact = of_unit.iter().any(|row| row.status == Some(status));
-    let hits = |row: &&&Row| match row.status {
-        Some(known) if exact => known == status,
-        Some(known) => known.is_power_of_two() && known & status != 0,
-        None => !exact,
+    let exact: Vec<&Row> = of_unit.iter().copied().filter(|row| row.status == Some(status)).collect();
+    let rows = if exact.is_empty() {
+        let any = of_unit.iter().copied().filter(|row| row.status.is_none());
+        let bits = of_unit.iter().copied().filter(|row| {
+            code != NUMBERED && row.status.is_some_and(|known| known.is_power_of_two() && known & status != 0)
+        });
+        let bits: Vec<&Row> = bits.collect();
+        let known = bits.iter().filter_map(|row| row.status).fold(0, |all, bit| all | bit);
+        let all: Vec<&Row> = any.chain(bits.iter().copied().filter(|_| known == status)).collect();
+        all
+    } else {
+        exact
     };
     let decoded = |row: &Row| Decoded {
         unit: row.unit,
         effect: match row.immediate {
-            "IGNORE" => Some(Effect::Record),
-            "RESET_GPU" => Some(Effect::DrainReset),
-            _ => None,
+            "IGNORE" => Effect::Record,
+            "RESET_GPU" => Effect::DrainReset,
+            // The driver's own verdict says it, in a line of its own: until then the gate decides.
+            _ => Effect::Recheck,
         },
     };
-    of_unit.iter().filter(hits).map(|row| decoded(row)).max_by_key(|d| d.effect)
+    rows.into_iter().map(decoded).max_by_key(|d| d.effect)
 }
 
 #[cfg(test)]

@@ -310,11 +310,12 @@ impl Policy {
 /// NVIDIA's words for what is to be done at once.
 fn of_catalogue(immediate: &str) -> (Effect, ClearRule) {
     match immediate {
-        "IGNORE" | "RESTART_APP" | "WORKFLOW_XID_45" | "XID_154" => (Effect::Record, ClearRule::Quiet),
+        "IGNORE" | "RESTART_APP" | "WORKFLOW_XID_45" => (Effect::Record, ClearRule::Quiet),
         "RESET_GPU" | "WORKFLOW_XID_48" | "WORKFLOW_NVLINK_ERR" => (Effect::DrainReset, ClearRule::AfterReset),
         "RESTART_BM" | "RESTART_VM" => (Effect::DrainReboot, ClearRule::AfterReboot),
         "CHECK_MECHANICALS" => (Effect::Quarantine, ClearRule::AfterReplace),
-        // Ask somebody, update something, decode: the gate says whether it works.
+        // Xid 154 is read by its number (`driver:`); a line of it that cannot be read says something, and not what. Ask
+        // somebody, update something, decode: the gate says whether it works.
         _ => (Effect::Recheck, ClearRule::AfterGate),
     }
 }

@@ -96,6 +96,10 @@ pub struct TestResult {
     pub warnings: Vec<Warning>,
     /// Measurements, as text.
     pub info: Vec<String>,
+    /// It is the test's summary: it may report something, and proves nothing of any GPU.
+    pub is_summary: bool,
+    /// The check of version 3 that version 4 has inside `software`.
+    pub part: Option<String>,
     /// Which repetition it is of.
     pub iteration: u32,
 }
@@ -194,6 +198,8 @@ impl Document {
             status: Status::of(from.get("status").and_then(Value::as_str)),
             warnings: warnings(from),
             info: info(from),
+            is_summary: false,
+            part: is_software.then(|| said.to_owned()),
             iteration: self.iterations,
         };
         let mut found = Vec::new();
@@ -206,7 +212,7 @@ impl Document {
         }
         // The summary repeats what the results say. What it alone says counts.
         if let Some(summary) = test.get("test_summary") {
-            let mut only = result(None, summary);
+            let mut only = TestResult { is_summary: true, ..result(None, summary) };
             only.warnings.retain(|w| !found.iter().any(|r: &TestResult| r.warnings.contains(w)));
             let told = found.iter().any(|r| r.status == only.status);
             if !only.warnings.is_empty() || !told {
@@ -231,7 +237,6 @@ fn name_of(said: &str) -> String {
     let name = said.trim().to_ascii_lowercase().replace([' ', '-'], "_");
     match name.as_str() {
         "gpu_memory" => "memory".into(),
-        "sm_stress" => "diagnostic".into(),
         _ => name,
     }
 }

@@ -65,6 +65,9 @@ impl Plan {
             if version >= Version(4, 0, 0) {
                 tests.push("nvbandwidth");
             }
+            if version >= Version(4, 5, 0) {
+                tests.push("nccl_tests");
+            }
         }
         if level >= 4 {
             tests.extend(["memtest", "pulse_test"]);
@@ -255,7 +258,9 @@ pub fn judge(text: &str, exit: Exit, plan: &Plan) -> Judgement {
     };
     made.missing_gpus = missing_gpus(&document, plan);
     for result in &document.results {
-        made.findings.extend(findings(result, document.version));
+        // The form of version 4 has one enumeration only.
+        let version = document.version.or(document.is_v4.then_some(Version(4, 0, 0)));
+        made.findings.extend(findings(result, version));
     }
     made.cover(&document, plan);
     if let Exit::Code(code) = exit
@@ -292,8 +297,12 @@ fn findings(result: &TestResult, version: Option<Version>) -> Vec<Finding> {
     let judged = |warning: &Warning| {
         let by_number = |number| match version {
             Some(version) => Severity::of_number(number, version),
-            // Which of the two meanings a number has is not known.
-            None => warning.error.map_or(Severity::Triage, Severity::of_error),
+            // Which of the two meanings the number has is not known: the worse one, and no better than usual.
+            None => {
+                let (old, new) = (Version(3, 1, 0), Version(3, 3, 0));
+                let usual = warning.error.map_or(Severity::Triage, Severity::of_error);
+                Severity::of_number(number, old).max(Severity::of_number(number, new)).max(usual)
+            }
         };
         let severity = match (warning.severity, warning.error) {
             (Some(number), _) => by_number(number),
@@ -313,6 +322,19 @@ fn findings(result: &TestResult, version: Option<Version>) -> Vec<Finding> {
     all
 }
 
+/// Checks of which version 3's software test consists, as far as they tell of GPUs (DCGM user guide, deployment plugin).
+const V3_SOFTWARE: [&str; 4] = ["NVML Library", "CUDA Main Library", "Page Retirement/Row Remap", "Inforom"];
+
+/// Whether a test has a result for a GPU. That of the machine counts in version 3's software test only, which names no
+/// GPU and has all its parts.
+fn document_covers(document: &Document, test: &str, gpu: u32, results: &[&TestResult]) -> bool {
+    if results.iter().any(|r| r.gpu == Some(gpu)) {
+        return true;
+    }
+    let has = |part: &str| results.iter().any(|r| !r.is_summary && r.part.as_deref() == Some(part));
+    !document.is_v4 && test == "software" && V3_SOFTWARE.iter().all(|part| has(part))
+}
+
 impl Judgement {
     /// Every test that was to run needs a result for each GPU, in each repetition.
     fn cover(&mut self, document: &Document, plan: &Plan) {
@@ -325,7 +347,8 @@ impl Judgement {
                         r.test == *test && r.iteration == iteration && r.gpu.is_none_or(|g| g == gpu.entity)
                     };
                     let results: Vec<&TestResult> = document.results.iter().filter(of).collect();
-                    verdict = verdict.max(self.one(test, gpu.entity, &results, needed));
+                    let own = document_covers(document, test, gpu.entity, &results);
+                    verdict = verdict.max(self.one(test, gpu.entity, &results, own, needed));
                 }
                 if document.iterations == 0 {
                     verdict = Verdict::Unmeasured;
@@ -337,10 +360,8 @@ impl Judgement {
         self.unmeasured.retain(|r| seen.insert(r.to_string()));
     }
 
-    fn one(&mut self, test: &str, gpu: u32, results: &[&TestResult], needed: bool) -> Verdict {
+    fn one(&mut self, test: &str, gpu: u32, results: &[&TestResult], own: bool, needed: bool) -> Verdict {
         let test_name = || test.to_owned();
-        // The machine's own result counts for each GPU in the software test only; elsewhere a GPU needs its own.
-        let own = results.iter().any(|r| r.gpu == Some(gpu) || (r.gpu.is_none() && test == "software"));
         if !own {
             if needed {
                 self.unmeasured.push(Reason::Missing { test: test_name(), gpu: Some(gpu) });

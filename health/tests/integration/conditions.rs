@@ -37,6 +37,11 @@ impl Bench {
         self.send(What::Fault { cause, gpu: Some(gpu(1)), decoded: None, text: "evidence".into() })
     }
 
+    /// The gate begins now, and passes.
+    fn gate(&mut self, gpu: Option<PciAddress>) -> Vec<Change> {
+        self.send(What::GatePassed { gpu, after_seq: self.seq })
+    }
+
     fn effect(&self) -> Option<Effect> {
         self.host.standing().effect
     }
@@ -63,14 +68,14 @@ fn a_pending_reset_serves_on_and_is_not_claimable() {
         b.now_ms += 30 * DAY_MS;
         b.host.tick(b.now_ms);
         assert!(!b.host.standing().claimable, "time mends nothing");
-        b.send(What::GatePassed { gpu: None });
+        b.gate(None);
         assert!(!b.host.standing().claimable, "nor does a gate without a reset");
         b.send(What::Reset { gpu: gpu(2) });
-        b.send(What::GatePassed { gpu: None });
+        b.gate(None);
         assert!(!b.host.standing().claimable, "nor another GPU's reset");
         b.send(What::Reset { gpu: gpu(1) });
         assert!(!b.host.standing().claimable, "the gate has to say so");
-        assert!(matches!(b.send(What::GatePassed { gpu: Some(gpu(1)) })[..], [Change::Cleared(_)]));
+        assert!(matches!(b.gate(Some(gpu(1)))[..], [Change::Cleared(_)]));
         assert!(b.host.standing().claimable);
     }
 }
@@ -111,14 +116,14 @@ fn what_a_reset_did_not_mend_is_taken_out() {
     b.fault("xid:95");
     assert_eq!(b.effect(), Some(Effect::DrainReset));
     b.send(What::Reset { gpu: gpu(1) });
-    b.send(What::GatePassed { gpu: None });
+    b.gate(None);
     assert_eq!(b.effect(), None);
     b.now_ms += DAY_MS;
     b.fault("xid:95");
     assert_eq!(b.effect(), Some(Effect::Quarantine));
     b.send(What::Reset { gpu: gpu(1) });
     b.reboot();
-    b.send(What::GatePassed { gpu: None });
+    b.gate(None);
     assert_eq!(b.effect(), Some(Effect::Quarantine), "only another GPU ends that");
     b.send(What::Replaced { gpu: Some(gpu(1)) });
     assert_eq!(b.effect(), None);
@@ -132,8 +137,67 @@ fn the_gate_of_before_proves_nothing_after() {
     b.send(What::Reset { gpu: gpu(1) });
     b.now_ms += 1000;
     assert!(matches!(b.fault("xid:95")[..], [Change::Worsened(_)]));
-    b.send(What::GatePassed { gpu: None });
-    assert_eq!(b.effect(), Some(Effect::DrainReset));
+    b.gate(None);
+    assert_eq!(b.effect(), Some(Effect::Quarantine), "a second one after a reset, however soon");
+    // Nor one that was seen while the gate ran.
+    let mut b = bench();
+    let began = b.seq;
+    b.fault("log-gap");
+    b.send(What::GatePassed { gpu: None, after_seq: began });
+    assert_eq!(b.effect(), Some(Effect::Recheck));
+    b.gate(None);
+    assert_eq!(b.effect(), None);
+}
+
+/// A burst that goes on while gates pass is one episode all the same.
+#[test]
+fn gates_do_not_cut_a_burst() {
+    let mut b = bench();
+    for second in 0..40 {
+        b.fault("thermal");
+        if second % 8 == 7 {
+            b.gate(None);
+        }
+        b.now_ms += 30_000;
+    }
+    b.fault("thermal");
+    assert_eq!(b.effect(), Some(Effect::Recheck));
+}
+
+/// What was announced late, twice, or not at all.
+#[test]
+fn boots_only_go_forward() {
+    let mut b = bench();
+    b.send(What::Booted);
+    b.fault("xid:63");
+    let first = b.boot.clone();
+    b.reboot();
+    let now = b.host.clone();
+    let late = Event { at_ms: b.now_ms, boot: first, seq: 99, what: What::Booted };
+    b.host.observe(&b.policy, &late);
+    assert_eq!(b.host, now, "an earlier boot does not come back");
+    b.fault("xid:79");
+    assert_eq!(b.effect(), Some(Effect::Quarantine), "and nothing of this one is lost");
+    // A fault of a boot that nobody announced.
+    let mut b = bench();
+    b.send(What::Booted);
+    b.boot = "b2".into();
+    b.seq = 0;
+    b.fault("xid:79");
+    assert_eq!(b.effect(), Some(Effect::Quarantine));
+}
+
+/// Which GPU it was is not known: only what holds for all of them mends it.
+#[test]
+fn a_fault_without_a_gpu_is_nobody_elses() {
+    let mut b = bench();
+    b.send(What::Fault { cause: Cause::Xid(94), gpu: None, decoded: None, text: String::new() });
+    b.send(What::Reset { gpu: gpu(1) });
+    b.gate(None);
+    assert_eq!(b.effect(), Some(Effect::ResetAtIdle));
+    b.reboot();
+    b.gate(None);
+    assert_eq!(b.effect(), None);
 }
 
 /// The driver's own verdict, unknown codes, sub-codes.
@@ -143,17 +207,17 @@ fn unknown_is_never_healthy() {
         let mut b = bench();
         b.fault(cause);
         assert_eq!(b.effect(), Some(Effect::Recheck), "{cause}");
-        b.send(What::GatePassed { gpu: None });
+        b.gate(None);
         assert_eq!(b.effect(), None, "{cause}: the gate decides");
     }
     let mut b = bench();
     b.fault("driver:2");
     assert_eq!(b.effect(), Some(Effect::DrainReboot));
     b.send(What::Reset { gpu: gpu(1) });
-    b.send(What::GatePassed { gpu: None });
+    b.gate(None);
     assert_eq!(b.effect(), Some(Effect::DrainReboot), "a reset is no reboot");
     b.reboot();
-    b.send(What::GatePassed { gpu: None });
+    b.gate(None);
     assert_eq!(b.effect(), None);
 }
 
@@ -165,13 +229,14 @@ fn nvlink_sub_codes_decide() {
         ("0x2", Effect::DrainReset),
         ("0x3", Effect::DrainReset),
         ("0x40000000", Effect::Recheck),
+        ("0x40000001", Effect::Recheck),
     ] {
         let mut b = bench();
         let line = format!(
             "NVRM: Xid (PCI:0000:01:00): 144, SAW_MVB Non-fatal XC0 i0 Link 0 (0x00000001 {status} 0x0 0x0 0x0 0x0)"
         );
         let record = read(&line).expect("reads");
-        b.send(What::of_record(&record, 580));
+        b.send(What::of_record(&record, 580, &[]).expect("a GPU's"));
         assert_eq!(b.effect(), Some(effect), "{status}");
     }
 }
@@ -187,8 +252,6 @@ fn evidence_counts_once_and_of_this_boot_only() {
     b.host.observe(&b.policy, &event);
     let older = Event { seq: 49, ..event.clone() };
     b.host.observe(&b.policy, &older);
-    let other = Event { boot: "b0".into(), seq: 99, ..event };
-    b.host.observe(&b.policy, &other);
     assert_eq!(b.host, after);
 }
 
@@ -251,7 +314,7 @@ fn any_event() -> impl Strategy<Value = (i64, What)> {
     let what = prop_oneof![
         6 => fault,
         1 => (0_u8..4).prop_map(|n| What::Reset { gpu: gpu(n) }),
-        1 => place.prop_map(|gpu| What::GatePassed { gpu }),
+        1 => place.prop_map(|gpu| What::GatePassed { gpu, after_seq: u64::MAX }),
         1 => Just(What::Booted),
     ];
     (0_i64..3 * 3_600_000, what)
@@ -271,7 +334,7 @@ proptest! {
             }
         }
         b.reboot();
-        b.send(What::GatePassed { gpu: None });
+        b.gate(None);
         b.now_ms += DAY_MS;
         b.host.tick(b.now_ms);
         for c in b.host.conditions() {

@@ -36,7 +36,8 @@ fn v4(count: u32) -> Value {
 fn v3(count: u32, version: &str) -> Value {
     let own = |gpu: u32| json!({ "gpu_id": gpu.to_string(), "status": "Pass", "info": "GPU 0 GPU 0 Allocated, 97.3%" });
     let test = |name: &str| json!({ "name": name, "results": (0..count).map(own).collect::<Vec<_>>() });
-    let deployment = ["Denylist", "NVML Library", "Persistence Mode", "Page Retirement/Row Remap"];
+    let deployment =
+        ["Denylist", "NVML Library", "CUDA Main Library", "Persistence Mode", "Page Retirement/Row Remap", "Inforom"];
     let software: Vec<Value> =
         deployment.iter().map(|n| json!({ "name": n, "results": [{ "status": "Pass" }] })).collect();
     let serials: Value =
@@ -150,6 +151,18 @@ fn what_was_not_run_is_not_healthy() {
     at(&mut word, "pcie")["results"][0]["status"] = json!("Probably");
     assert_eq!(judged(&word, 0, 8).verdict, Verdict::Unmeasured);
 
+    // A summary proves nothing of any GPU, nor does another device, nor one of version 3's many checks.
+    let level_1 = Plan::of_level(1, Version(4, 5, 2), gpus(8));
+    let summary = json!({ "DCGM Diagnostic": { "test_categories": [{ "category": "Deployment", "tests": [
+        { "name": "software", "results": [], "test_summary": { "status": "Pass" } }] }] } });
+    assert_eq!(judge(&summary.to_string(), Exit::Code(0), &level_1).verdict, Verdict::Unmeasured);
+    let cpu = json!({ "DCGM Diagnostic": { "test_categories": [{ "category": "Deployment", "tests": [
+        { "name": "software", "results": [{ "entity_group": "CPU", "entity_id": 0, "status": "Pass" }] }] }] } });
+    assert_eq!(judge(&cpu.to_string(), Exit::Code(0), &level_1).verdict, Verdict::Unmeasured);
+    let one = json!({ "DCGM GPU Diagnostic": { "test_categories": [{ "category": "Deployment", "tests": [
+        { "name": "NVML Library", "results": [{ "status": "Pass" }] }] }] } });
+    assert_eq!(judge(&one.to_string(), Exit::Code(0), &level_1).verdict, Verdict::Unmeasured);
+
     // A model without the test needs none.
     let mut plan = plan(8);
     plan.not_applicable.insert("memory".into());
@@ -221,6 +234,19 @@ fn warnings_are_read_in_every_form() {
     at(&mut alone, "pcie")["test_summary"] =
         json!({ "status": "Fail", "warnings": [{ "warning": "x", "error_id": 38, "error_severity": 2 }] });
     assert_eq!(judged(&alone, 205, 8).action, Action::Quarantine);
+}
+
+/// Without a version the number of a severity is taken for the worse of what it may mean.
+#[test]
+fn severities_of_no_version_are_not_thrown_away() {
+    let mut document = v4(8);
+    document["metadata"].as_object_mut().expect("map").remove("version");
+    warn(&mut document, "memory", 0, "Fail", json!({ "warning": "x", "error_id": 51, "error_severity": 6 }));
+    assert_eq!(judged(&document, 226, 8).action, Action::ResetAndRecheck, "the form of version 4 says which");
+    let mut document = v3(8, "3.1.8");
+    document["DCGM GPU Diagnostic"].as_object_mut().expect("map").remove("version");
+    warn(&mut document, "GPU Memory", 0, "Fail", json!({ "warning": "x", "error_id": 10, "error_severity": 1 }));
+    assert_eq!(judged(&document, 205, 8).action, Action::Quarantine);
 }
 
 /// One wrong setting on all GPUs is the image's fault, on one of them it is not.
@@ -308,7 +334,9 @@ fn paths(value: &Value, at: &str, all: &mut Vec<String>) {
 
 proptest! {
     #[test]
-    fn a_failure_is_never_mended_by_a_broken_document(pick in any::<prop::sample::Index>(), with in 0_usize..6, old in any::<bool>()) {
+    fn a_failure_is_never_mended_by_a_broken_document(
+        pick in any::<prop::sample::Index>(), with in 0_usize..6, old in any::<bool>(), ended in 0_usize..3,
+    ) {
         let mut document = if old { v3(2, "3.3.9") } else { v4(2) };
         let test = if old { "GPU Memory" } else { "memory" };
         let warning = json!({ "warning": "x", "error_id": 38, "error_severity": 2 });
@@ -320,7 +348,7 @@ proptest! {
         if let Some(place) = document.pointer_mut(path) {
             *place = value;
         }
-        let made = judged(&document, 205, 2);
+        let made = judged(&document, [0, 205, 226][ended], 2);
         prop_assert_ne!(made.verdict, Verdict::Pass, "{} {:?}", path, made);
         prop_assert!(made.action > Action::Record, "{} {:?}", path, made);
     }

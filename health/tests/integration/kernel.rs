@@ -26,6 +26,12 @@ fn lines_of_every_kind_read() {
             "0000:3b:00",
             Fault::OffTheBus,
         ),
+        ("NVRM: Xid (PCI:0000:01:00 GPU-I:05): 94, pid=7194, Contained: CE User Channel (0x9)", "0000:01:00", xid(94)),
+        (
+            "pcieport 0000:00:01.0: AER: Correctable error message received from 0000:3b:00.0",
+            "0000:3b:00",
+            Fault::PcieCorrected,
+        ),
         ("NVRM: GPU 0000:3b:00.0: GPU has fallen off the bus.", "0000:3b:00", Fault::OffTheBus),
         (
             "NVRM: Xid (PCI:0002:00:00): 149, NETIR_LINK_EVT Fatal XC0 i0 Link 8 (0x004505c6 0x00000001 0x0 0x0 0x0 0x0)",

@@ -159,7 +159,12 @@ fn replay(log: &Path, policy: &Policy, driver: u32, output: Format) -> anyhow::R
         let changes = host.observe(policy, &event);
         steps.extend(changes.into_iter().map(|change| Step { at_s: at_ms as f64 / 1000.0, change }));
     };
-    let mut seen = 0;
+    let records = || text.lines().filter_map(kernel_log::read);
+    let is_gpu = |r: &kernel_log::Record| r.text.contains("NVRM:") || r.text.contains("nvidia 0");
+    let gpus: Vec<_> = records().filter(is_gpu).filter_map(|r| r.device).collect();
+    if gpus.is_empty() && records().next().is_none() {
+        bail!("{}: no line says anything of a GPU; is it the output of dmesg?", log.display());
+    }
     for line in text.lines() {
         let seq = kernel_log::sequence(line);
         if let (Some(last), Some(seq)) = (last_seq, seq)
@@ -170,10 +175,9 @@ fn replay(log: &Path, policy: &Policy, driver: u32, output: Format) -> anyhow::R
         }
         last_seq = seq.or(last_seq);
         let Some(record) = kernel_log::read(line) else { continue };
-        seen += 1;
         // Lines without a time follow each other by a second.
         at_ms = record.at_us.map_or(at_ms + 1000, |us| i64::try_from(us / 1000).unwrap_or(i64::MAX));
-        let what = What::of_record(&record, driver);
+        let Some(what) = What::of_record(&record, driver, &gpus) else { continue };
         if let What::Fault { cause, gpu, .. } = &what {
             let place = gpu.map_or_else(|| "host".to_owned(), |g| g.to_string());
             let sum = sums.entry((*cause, place)).or_default();
@@ -181,9 +185,6 @@ fn replay(log: &Path, policy: &Policy, driver: u32, output: Format) -> anyhow::R
             sum.nvidia = matches!(cause, Cause::Xid(_)).then(|| catalogue.rule(*cause).effect);
         }
         send(&mut host, at_ms, what);
-    }
-    if seen == 0 {
-        bail!("{}: no line says anything of a GPU; is it the output of dmesg?", log.display());
     }
     for step in &steps {
         let (Change::Raised(c) | Change::Worsened(c)) = &step.change else { continue };
