@@ -171,6 +171,14 @@ impl AwsProvider {
     }
 }
 
+/// What the regions that answered said; the error where none did.
+fn of_some<T>(all: Vec<T>, answered: bool, failed: Option<ProviderError>) -> Result<Vec<T>, ProviderError> {
+    match failed {
+        Some(error) if !answered => Err(error),
+        _ => Ok(all),
+    }
+}
+
 #[async_trait]
 impl Provider for AwsProvider {
     fn name(&self) -> &str {
@@ -198,10 +206,7 @@ impl Provider for AwsProvider {
             // A region that does not answer sells what it sold: launches there find out.
             all.extend(self.known().offers.get(&region.name).cloned().unwrap_or_default());
         }
-        match failed {
-            Some(error) if !answered => Err(error),
-            _ => Ok(all),
-        }
+        of_some(all, answered, failed)
     }
 
     async fn hints(&self) -> Result<Vec<Hint>, ProviderError> {
@@ -265,10 +270,7 @@ impl Provider for AwsProvider {
                 Err(error) => failed = Some(error.into()),
             }
         }
-        match failed {
-            Some(error) if !answered => Err(error),
-            _ => Ok(all),
-        }
+        of_some(all, answered, failed)
     }
 
     async fn stop(&self, instance: &str) -> Result<(), ProviderError> {

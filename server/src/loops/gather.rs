@@ -91,10 +91,12 @@ pub async fn gather(app: &App, planning: &Planning, now_ms: i64) -> Result<Input
     for (p, (offer, estimate)) in inputs.offers.iter().zip(&mut inputs.estimates).enumerate() {
         if let Some((hint, at_ms)) = app.loops.hint(&offer.key) {
             inputs.commitments.extend(commitment(p, &hint, planning.periods_s.len()));
-            // What was asked for since takes of the room that was told.
-            let since = book.nodes().values().filter(|n| n.offer == offer.key && n.asked_at_ms >= at_ms).count();
-            let room = hint.launch_limit_nodes.map_or(f64::INFINITY, |n| (f64::from(n) - since as f64).max(0.0));
-            estimate.launch_limit_nodes = estimate.launch_limit_nodes.min(room);
+            if let Some(room) = hint.launch_limit_nodes {
+                // What was asked for since takes of the room that was told.
+                let since = book.nodes().values().filter(|n| n.offer == offer.key && n.asked_at_ms >= at_ms).count();
+                let left = (f64::from(room) - since as f64).max(0.0);
+                estimate.launch_limit_nodes = estimate.launch_limit_nodes.min(left);
+            }
         }
         // Its nodes are still of use; more of them cannot be had.
         if !app.loops.is_sold(&offer.key) {

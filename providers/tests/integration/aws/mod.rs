@@ -178,9 +178,8 @@ async fn warnings_are_notices() {
     assert_eq!(told, [("i-1", 5), ("i-2", clock() + 120_000)]);
 }
 
-/// A region that does not answer takes nothing from the others.
-#[tokio::test]
-async fn regions_fail_one_by_one() {
+/// `us-east-1`, `us-west-2`, and an account in both.
+fn two_regions() -> (Arc<FakeEc2>, Arc<FakeEc2>, AwsProvider) {
     let (east, west) = (Arc::new(FakeEc2::with_room(4)), Arc::new(FakeEc2::with_room(4)));
     let region = |name: &str, ec2: &Arc<FakeEc2>| Region {
         name: name.into(),
@@ -188,7 +187,15 @@ async fn regions_fail_one_by_one() {
         subnets: BTreeMap::new(),
         ec2: Arc::clone(ec2) as Arc<dyn Ec2>,
     };
-    let cloud = AwsProvider::new(account("tests"), vec![region("us-east-1", &east), region("us-west-2", &west)], clock);
+    let regions = vec![region("us-east-1", &east), region("us-west-2", &west)];
+    let cloud = AwsProvider::new(account("tests"), regions, clock);
+    (east, west, cloud)
+}
+
+/// A region that does not answer takes nothing from the others.
+#[tokio::test]
+async fn regions_fail_one_by_one() {
+    let (east, west, cloud) = two_regions();
     let all = cloud.offers().await.expect("sells").len();
     east.lock().down = true;
     west.lock().warnings = vec![Warning { instance: "i-1".into(), code: "instance-stop".into(), at_ms: Some(5) }];
@@ -202,14 +209,7 @@ async fn regions_fail_one_by_one() {
 /// An instance is ended in its own region, known or not.
 #[tokio::test]
 async fn calls_go_to_the_region_of_the_instance() {
-    let (east, west) = (Arc::new(FakeEc2::with_room(4)), Arc::new(FakeEc2::with_room(4)));
-    let region = |name: &str, ec2: &Arc<FakeEc2>| Region {
-        name: name.into(),
-        template: Template::default(),
-        subnets: BTreeMap::new(),
-        ec2: Arc::clone(ec2) as Arc<dyn Ec2>,
-    };
-    let cloud = AwsProvider::new(account("tests"), vec![region("us-east-1", &east), region("us-west-2", &west)], clock);
+    let (east, west, cloud) = two_regions();
     let offer = OfferKey { region: "us-west-2".into(), zone: "us-west-2a".into(), ..key(Market::OnDemand) };
     let made = cloud.launch(&request(&offer, "t1", 1)).await.expect("room");
     // Not told where it is, it asks the others first.
