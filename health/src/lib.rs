@@ -6,6 +6,7 @@
 
 pub mod condition;
 pub mod dcgm;
+pub mod gate;
 pub mod kernel_log;
 pub mod nvlink;
 pub mod policy;

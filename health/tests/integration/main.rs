@@ -3,4 +3,5 @@
 
 mod conditions;
 mod dcgm;
+mod gate;
 mod kernel;

@@ -1,0 +1,66 @@
+//! The command line, with the probe that answers in the children: the real one in the agent, a scripted one in tests.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::check;
+use crate::host::Host;
+use crate::probe::Probe;
+use crate::worker::{Program, serve};
+
+/// Checks the health of a GPU host, and reports it.
+#[derive(Debug, Parser)]
+#[command(name = "pilotlight-agent", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Runs the boot gate once and prints numbers, limits and verdicts. Exit code: 0 pass, 3 degraded, 4 unmeasured, 5 fail.
+    Check(check::Options),
+    /// Answers questions about GPUs; the agent starts it.
+    #[command(hide = true)]
+    Probe,
+}
+
+/// What tests turn on. The shipped agent has no way to.
+#[derive(Debug, Clone)]
+pub struct Switches {
+    /// A product that is spoiled.
+    pub spoil: Option<u32>,
+    /// Folders of the host.
+    pub host: Host,
+    /// Deadlines are multiplied by this.
+    pub patience: f64,
+}
+
+impl Default for Switches {
+    fn default() -> Self {
+        Self { spoil: None, host: Host::default(), patience: 1.0 }
+    }
+}
+
+/// Runs it.
+pub fn main(probe: &mut dyn Probe, switches: &Switches) -> ExitCode {
+    let cli = Cli::parse();
+    let program =
+        || -> anyhow::Result<Program> { Ok(Program { path: std::env::current_exe()?, args: vec!["probe".into()] }) };
+    let done = match &cli.command {
+        Command::Probe => {
+            serve(probe);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check(options) => program().and_then(|p| check::run(options, p, switches)),
+    };
+    done.unwrap_or_else(|error| {
+        // The cause last, each on its line.
+        eprintln!("error: {error}");
+        for cause in error.chain().skip(1) {
+            eprintln!("  because: {cause}");
+        }
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,11 @@
+//! The agent on each GPU host: checks the host's health, and reports it.
+
+pub mod check;
+pub mod cli;
+pub mod gate;
+pub mod gpu;
+pub mod host;
+pub mod kmsg;
+pub mod nvml;
+pub mod probe;
+pub mod worker;

@@ -1,0 +1,129 @@
+//! Questions to a GPU, and who answers them. They are asked in processes of their own, see [`crate::worker`].
+
+use health::gate::{Bandwidth, Context, CopyRates, Driver, Identity, Look, Memory, Peer, Products, Readings, Unseen};
+use health::kernel_log::PciAddress;
+use serde::{Deserialize, Serialize};
+
+use crate::gpu::{self, Effort, Measured};
+use crate::nvml::{Library, Nvml, read_all};
+
+/// A question.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ask {
+    /// Which driver and GPUs are there.
+    Survey,
+    /// Who a GPU is, by the library's number.
+    Identity(u32),
+    /// All numbers of a GPU.
+    Read(u32),
+    /// Make a context on a GPU, which later questions are about.
+    Context(PciAddress),
+    /// Patterns in memory.
+    Memory,
+    /// Bandwidth of memory.
+    Bandwidth,
+    /// Copies to and from the host.
+    Copies,
+    /// Products.
+    Products(Effort),
+    /// Copies in a ring of GPUs.
+    Peers(Vec<(u32, PciAddress)>),
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// To [`Ask::Survey`].
+    Survey(Driver, Vec<(u32, PciAddress)>),
+    /// To [`Ask::Identity`].
+    Identity(Identity),
+    /// To [`Ask::Read`].
+    Readings(#[serde(with = "pairs")] Readings),
+    /// To [`Ask::Context`].
+    Context(Context),
+    /// To [`Ask::Memory`].
+    Memory(Memory),
+    /// To [`Ask::Bandwidth`].
+    Bandwidth(Bandwidth),
+    /// To [`Ask::Copies`].
+    Copies(CopyRates),
+    /// To [`Ask::Products`].
+    Products(Products),
+    /// To [`Ask::Peers`].
+    Peers(Vec<Peer>),
+}
+
+/// Maps as lists of pairs.
+mod pairs {
+    use health::gate::Readings;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(map: &Readings, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(map)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Readings, D::Error> {
+        Ok(Vec::deserialize(from)?.into_iter().collect())
+    }
+}
+
+/// Who answers. A question may take for ever.
+pub trait Probe {
+    /// Answers.
+    ///
+    /// # Errors
+    /// What was asked for cannot be seen.
+    fn answer(&mut self, ask: &Ask) -> Look<Answer>;
+}
+
+/// The management library and one GPU.
+#[derive(Debug, Default)]
+pub struct Hardware {
+    library: Option<Library>,
+    gpu: Option<Measured>,
+}
+
+impl Probe for Hardware {
+    fn answer(&mut self, ask: &Ask) -> Look<Answer> {
+        match ask {
+            Ask::Survey | Ask::Identity(_) | Ask::Read(_) => {
+                if self.library.is_none() {
+                    self.library = Some(Library::load()?);
+                }
+                let library = self.library.as_ref().ok_or_else(|| Unseen::NoDriver("not loaded".into()))?;
+                asked(library, ask)
+            }
+            Ask::Context(address) => {
+                let (gpu, context) = Measured::open(*address)?;
+                self.gpu = Some(gpu);
+                Ok(Answer::Context(context))
+            }
+            Ask::Memory => Ok(Answer::Memory(self.gpu()?.memory()?)),
+            Ask::Bandwidth => Ok(Answer::Bandwidth(self.gpu()?.bandwidth()?)),
+            Ask::Copies => Ok(Answer::Copies(self.gpu()?.copies()?)),
+            Ask::Products(effort) => Ok(Answer::Products(self.gpu()?.products(*effort)?)),
+            Ask::Peers(gpus) => Ok(Answer::Peers(gpu::peers(gpus)?)),
+        }
+    }
+}
+
+impl Hardware {
+    fn gpu(&mut self) -> Look<&mut Measured> {
+        self.gpu.as_mut().ok_or_else(|| Unseen::NotReached("there is no context".into()))
+    }
+}
+
+/// What a management library says to the questions that are for it.
+///
+/// # Errors
+/// It does not answer, or the question is not for it.
+pub fn asked(nvml: &dyn Nvml, ask: &Ask) -> Look<Answer> {
+    match ask {
+        Ask::Survey => Ok(Answer::Survey(nvml.driver()?, nvml.gpus()?)),
+        Ask::Identity(index) => Ok(Answer::Identity(nvml.identity(*index)?)),
+        Ask::Read(index) => Ok(Answer::Readings(read_all(nvml, *index))),
+        _ => Err(Unseen::Error("this is no question for the management library".into())),
+    }
+}

@@ -1,0 +1,77 @@
+//! The agent with faults that a test asks for, in environment variables. It is built for tests and never shipped.
+//!
+//! | variable | effect |
+//! |---|---|
+//! | `STAND_IN_SCRIPT` | a file: what the scripted host answers, in place of this host's own GPUs |
+//! | `STAND_IN_SPOIL` | the number of a product in which one bit is turned |
+//! | `STAND_IN_HANG`, `STAND_IN_CRASH` | the question at which a probe hangs, or dies |
+//! | `STAND_IN_ROOT` | a folder in place of `/`, with `dev` and `sys` in it |
+//! | `STAND_IN_PATIENCE` | what deadlines are multiplied by |
+//! | `STAND_IN_HIDE` | the number of a GPU that the management library does not count |
+
+mod script;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use agent::cli;
+use agent::host::Host;
+use agent::probe::{Answer, Ask, Hardware, Probe};
+use health::gate::Look;
+
+/// A probe with faults.
+#[derive(Debug)]
+struct Faulty<P> {
+    inner: P,
+    hang: Option<String>,
+    crash: Option<String>,
+    hide: Option<u32>,
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+impl<P: Probe> Probe for Faulty<P> {
+    fn answer(&mut self, ask: &Ask) -> Look<Answer> {
+        let name = serde_json::to_string(ask).unwrap_or_default();
+        let asked = |which: &Option<String>| which.as_ref().is_some_and(|w| name.contains(&format!("\"{w}\"")));
+        if asked(&self.hang) {
+            std::thread::sleep(Duration::from_secs(86_400));
+        }
+        if asked(&self.crash) {
+            std::process::abort();
+        }
+        let answer = self.inner.answer(ask)?;
+        Ok(match (answer, self.hide) {
+            (Answer::Survey(driver, gpus), Some(hidden)) => {
+                Answer::Survey(driver, gpus.into_iter().filter(|(i, _)| *i != hidden).collect())
+            }
+            (answer, _) => answer,
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    let mut switches = cli::Switches::default();
+    switches.spoil = variable("STAND_IN_SPOIL").and_then(|n| n.parse().ok());
+    if let Some(root) = variable("STAND_IN_ROOT").map(PathBuf::from) {
+        switches.host = Host { dev: root.join("dev"), sys: root.join("sys") };
+    }
+    if let Some(patience) = variable("STAND_IN_PATIENCE").and_then(|p| p.parse().ok()) {
+        switches.patience = patience;
+    }
+    let (hang, crash) = (variable("STAND_IN_HANG"), variable("STAND_IN_CRASH"));
+    let hide = variable("STAND_IN_HIDE").and_then(|n| n.parse().ok());
+    match variable("STAND_IN_SCRIPT") {
+        Some(path) => match script::Script::read(&path) {
+            Ok(inner) => cli::main(&mut Faulty { inner, hang, crash, hide }, &switches),
+            Err(error) => {
+                eprintln!("{path}: {error}");
+                ExitCode::FAILURE
+            }
+        },
+        None => cli::main(&mut Faulty { inner: Hardware::default(), hang, crash, hide }, &switches),
+    }
+}

@@ -1,0 +1,37 @@
+// Copies by the plain runtime API, to compare the boot gate's own with: pinned host memory, and within the device.
+#include <algorithm>
+#include <cstdio>
+#include <cuda_runtime.h>
+
+static void must(cudaError_t code) {
+  if (code != cudaSuccess) {
+    fprintf(stderr, "%s\n", cudaGetErrorString(code));
+    exit(1);
+  }
+}
+
+int main() {
+  const size_t copy = size_t(1) << 30, within = size_t(2) << 30;
+  void *host, *there, *other;
+  must(cudaMallocHost(&host, copy));
+  must(cudaMalloc(&there, within));
+  must(cudaMalloc(&other, within));
+  cudaEvent_t start, end;
+  must(cudaEventCreate(&start));
+  must(cudaEventCreate(&end));
+  auto rate = [&](void* to, void* from, size_t bytes, size_t counted, cudaMemcpyKind kind) {
+    float times[9];
+    for (float& ms : times) {
+      must(cudaEventRecord(start));
+      must(cudaMemcpyAsync(to, from, bytes, kind));
+      must(cudaEventRecord(end));
+      must(cudaEventSynchronize(end));
+      must(cudaEventElapsedTime(&ms, start, end));
+    }
+    std::sort(times, times + 9);
+    return counted / (times[4] * 1e-3) / 1e9;
+  };
+  printf("{\"h2d_gbps\": %.2f, ", rate(there, host, copy, copy, cudaMemcpyHostToDevice));
+  printf("\"d2h_gbps\": %.2f, ", rate(host, there, copy, copy, cudaMemcpyDeviceToHost));
+  printf("\"d2d_gbps\": %.2f}\n", rate(other, there, within, 2 * within, cudaMemcpyDeviceToDevice));
+}

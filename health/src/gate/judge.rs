@@ -1,0 +1,76 @@
+//! Evidence held against limits.
+
+use super::evidence::{Evidence, Gpu};
+use super::limits::{Limits, Model};
+use super::report::{Check, Mend, Outcome, Report};
+use super::{devices, measured, state};
+use crate::policy::{Effect, Policy};
+use crate::verdict::Verdict;
+
+/// One GPU with the row of its model.
+pub(super) struct Judged<'a> {
+    pub gpu: &'a Gpu,
+    pub model: Option<&'a Model>,
+    pub limits: &'a Limits,
+    /// GPUs of the host.
+    pub count: usize,
+}
+
+/// What evidence proves, every check on every GPU. A check that is not there is unmeasured.
+#[must_use]
+pub fn judge(evidence: &Evidence, limits: &Limits, policy: &Policy) -> Report {
+    let mut outcomes = vec![
+        devices::files(evidence),
+        devices::census(evidence),
+        state::log_before(evidence, policy),
+        measured::peers(evidence, limits),
+    ];
+    for gpu in &evidence.gpus {
+        let model = gpu.identity.as_ref().ok().and_then(|i| limits.model(&i.pci_device));
+        let judged = Judged { gpu, model, limits, count: evidence.gpus.len() };
+        outcomes.extend([
+            devices::identity(&judged, evidence),
+            state::errors(&judged, policy),
+            state::thermal(&judged),
+            state::links(&judged),
+            measured::context(&judged),
+            measured::memory(&judged),
+            measured::bandwidth(&judged),
+            measured::host_copies(&judged),
+            measured::products(&judged),
+            measured::repeatability(&judged, evidence),
+            state::afterwards(&judged, evidence, policy),
+        ]);
+    }
+    outcomes.sort_by_key(|o| (o.check, o.gpu));
+    complete(&mut outcomes, evidence);
+    let verdict = Verdict::of_all(outcomes.iter().map(|o| o.verdict));
+    let mend = outcomes.iter().map(|o| o.mend).max().unwrap_or(Mend::Nothing);
+    Report { verdict, mend, outcomes, seconds: evidence.seconds }
+}
+
+/// Whoever adds a check and forgets it here gets no pass from it.
+fn complete(outcomes: &mut Vec<Outcome>, evidence: &Evidence) {
+    for check in Check::ALL {
+        let places: Vec<Option<u32>> =
+            if check.is_per_gpu() { evidence.gpus.iter().map(|g| Some(g.index)).collect() } else { vec![None] };
+        for gpu in places {
+            if !outcomes.iter().any(|o| o.check == check && o.gpu == gpu) {
+                let mut missing = Outcome::pass(check, gpu);
+                missing.find(Verdict::Unmeasured, Mend::Again, "not checked");
+                outcomes.push(missing);
+            }
+        }
+    }
+}
+
+/// What an effect of the policy means before a node has been admitted.
+pub(super) fn of_effect(effect: Effect) -> Option<Mend> {
+    match effect {
+        // The gate itself is the second look.
+        Effect::Record | Effect::Recheck => None,
+        Effect::ResetAtIdle | Effect::DrainReset => Some(Mend::Reset),
+        Effect::DrainReboot => Some(Mend::Reboot),
+        Effect::Quarantine => Some(Mend::Replace),
+    }
+}
