@@ -1,7 +1,11 @@
-// Copies by the plain runtime API, to compare the boot gate's own with: pinned host memory, and within the device.
+// Copies by the plain runtime API, to compare the boot gate's own with: pinned host memory, and within the device. With the
+// word "hold" it holds memory instead.
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <string>
 #include <cuda_runtime.h>
+#include <unistd.h>
 
 static void must(cudaError_t code) {
   if (code != cudaSuccess) {
@@ -10,7 +14,15 @@ static void must(cudaError_t code) {
   }
 }
 
-int main() {
+int main(int count, char** words) {
+  if (count > 1 && std::string(words[1]) == "hold") {
+    // Holds memory until it is killed, as a workload would.
+    void* held;
+    must(cudaMalloc(&held, size_t(40) << 30));
+    puts("holds");
+    fflush(stdout);
+    for (;;) pause();
+  }
   const size_t copy = size_t(1) << 30, within = size_t(2) << 30;
   void *host, *there, *other;
   must(cudaMallocHost(&host, copy));

@@ -5,6 +5,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::check;
+use crate::daemon;
+use crate::diagnose;
+use crate::doctor;
 use crate::host::Host;
 use crate::probe::Probe;
 use crate::worker::{Program, serve};
@@ -21,6 +24,12 @@ struct Cli {
 enum Command {
     /// Runs the boot gate once and prints numbers, limits and verdicts. Exit code: 0 pass, 3 degraded, 4 unmeasured, 5 fail.
     Check(check::Options),
+    /// Runs the daemon: registers, watches, checks, reports.
+    Run(daemon::Options),
+    /// Runs NVIDIA's diagnostics and says what they prove. Exit code: 0 pass, 3 degraded, 4 unmeasured, 5 fail.
+    Diag(diagnose::Options),
+    /// Says what on this host stands in the way of checks, mounts and restores, and the mend.
+    Doctor(doctor::Options),
     /// Answers questions about GPUs; the agent starts it.
     #[command(hide = true)]
     Probe,
@@ -35,11 +44,15 @@ pub struct Switches {
     pub host: Host,
     /// Deadlines are multiplied by this.
     pub patience: f64,
+    /// What resets and reboots, in place of the system's tools.
+    pub tools: Option<Vec<String>>,
+    /// The boot's name.
+    pub boot: Option<String>,
 }
 
 impl Default for Switches {
     fn default() -> Self {
-        Self { spoil: None, host: Host::default(), patience: 1.0 }
+        Self { spoil: None, host: Host::default(), patience: 1.0, tools: None, boot: None }
     }
 }
 
@@ -53,6 +66,19 @@ pub fn main(probe: &mut dyn Probe, switches: &Switches) -> ExitCode {
             serve(probe);
             Ok(ExitCode::SUCCESS)
         }
+        Command::Run(options) => program().and_then(|program| {
+            tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
+            let ground = daemon::Ground {
+                program,
+                host: switches.host.clone(),
+                patience: switches.patience,
+                tools: switches.tools.clone(),
+                boot: switches.boot.clone(),
+            };
+            daemon::run(options, ground).map(|()| ExitCode::SUCCESS)
+        }),
+        Command::Diag(options) => program().and_then(|p| diagnose::run(options, p, switches.patience)),
+        Command::Doctor(options) => program().and_then(|p| doctor::run(options, p, &switches.host)),
         Command::Check(options) => program().and_then(|p| check::run(options, p, switches)),
     };
     done.unwrap_or_else(|error| {

@@ -49,6 +49,18 @@ impl KernelLog {
         Self { path: path.to_owned(), open: None, next: None }
     }
 
+    /// The same, from a line on; earlier ones are passed over.
+    #[must_use]
+    pub fn from_line(path: &Path, next: u64) -> Self {
+        Self { path: path.to_owned(), open: None, next: Some(next) }
+    }
+
+    /// Number of the next line.
+    #[must_use]
+    pub fn next_line(&self) -> u64 {
+        self.next.unwrap_or(0)
+    }
+
     /// Everything of this boot that has not been read yet.
     ///
     /// # Errors
@@ -116,7 +128,11 @@ fn take(said: &mut Said, next: &mut Option<u64>, text: &str) {
     let Some(line) = text.lines().next() else { return };
     if let Some(seq) = sequence(line) {
         // The first line of a boot has number 0.
-        said.gap |= seq > next.unwrap_or(0);
+        let awaited = next.unwrap_or(0);
+        if seq < awaited {
+            return;
+        }
+        said.gap |= seq > awaited;
         *next = Some(seq + 1);
     }
     if said.records.len() < RECORDS_MAX {

@@ -2,6 +2,9 @@
 
 pub mod check;
 pub mod cli;
+pub mod daemon;
+pub mod diagnose;
+pub mod doctor;
 pub mod gate;
 pub mod gpu;
 pub mod host;

@@ -5,7 +5,7 @@ use health::kernel_log::PciAddress;
 use serde::{Deserialize, Serialize};
 
 use crate::gpu::{self, Effort, Measured};
-use crate::nvml::{Library, Nvml, read_all};
+use crate::nvml::{Library, Nvml, WATCHED, read_all};
 
 /// A question.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,6 +17,8 @@ pub enum Ask {
     Identity(u32),
     /// All numbers of a GPU.
     Read(u32),
+    /// The numbers that are watched, of all GPUs, and errors that the driver announced.
+    Watch,
     /// Make a context on a GPU, which later questions are about.
     Context(PciAddress),
     /// Patterns in memory.
@@ -41,6 +43,8 @@ pub enum Answer {
     Identity(Identity),
     /// To [`Ask::Read`].
     Readings(#[serde(with = "pairs")] Readings),
+    /// To [`Ask::Watch`].
+    Watch(Watched),
     /// To [`Ask::Context`].
     Context(Context),
     /// To [`Ask::Memory`].
@@ -53,6 +57,15 @@ pub enum Answer {
     Products(Products),
     /// To [`Ask::Peers`].
     Peers(Vec<Peer>),
+}
+
+/// What watching sees.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Watched {
+    /// Numbers of each GPU.
+    pub gpus: Vec<(PciAddress, Readings)>,
+    /// Errors that the driver announced: `(GPU, Xid)`.
+    pub xids: Look<Vec<(PciAddress, u32)>>,
 }
 
 /// Maps as lists of pairs.
@@ -88,7 +101,7 @@ pub struct Hardware {
 impl Probe for Hardware {
     fn answer(&mut self, ask: &Ask) -> Look<Answer> {
         match ask {
-            Ask::Survey | Ask::Identity(_) | Ask::Read(_) => {
+            Ask::Survey | Ask::Identity(_) | Ask::Read(_) | Ask::Watch => {
                 if self.library.is_none() {
                     self.library = Some(Library::load()?);
                 }
@@ -123,6 +136,11 @@ pub fn asked(nvml: &dyn Nvml, ask: &Ask) -> Look<Answer> {
     match ask {
         Ask::Survey => Ok(Answer::Survey(nvml.driver()?, nvml.gpus()?)),
         Ask::Identity(index) => Ok(Answer::Identity(nvml.identity(*index)?)),
+        Ask::Watch => {
+            let numbers = |index: u32| WATCHED.iter().map(|r| (*r, nvml.read(index, *r))).collect();
+            let gpus = nvml.gpus()?.into_iter().map(|(index, address)| (address, numbers(index))).collect();
+            Ok(Answer::Watch(Watched { gpus, xids: nvml.xids() }))
+        }
         Ask::Read(index) => Ok(Answer::Readings(read_all(nvml, *index))),
         _ => Err(Unseen::Error("this is no question for the management library".into())),
     }

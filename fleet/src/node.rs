@@ -58,6 +58,8 @@ pub enum NodeEvent {
     DrainStarted,
     /// A fault was found.
     FaultFound,
+    /// The gate is to run again.
+    RecheckStarted,
     /// A reset or reboot began.
     RepairStarted,
     /// Its heartbeat stopped.
@@ -149,7 +151,8 @@ impl NodeState {
                 Self::Checking | Self::Idle | Self::Claimed | Self::Diagnosing | Self::Draining | Self::Quarantined,
                 E::FaultFound,
             ) => Self::Quarantined,
-            (Self::Quarantined, E::RepairStarted) => Self::Repairing,
+            (Self::Idle, E::RecheckStarted) => Self::Checking,
+            (Self::Idle | Self::Quarantined, E::RepairStarted) => Self::Repairing,
             (
                 Self::Booting
                 | Self::Checking

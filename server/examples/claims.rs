@@ -113,7 +113,7 @@ fn fill(book: &mut Book, offers: &[Offer], nodes: u64, now_ms: i64) {
         let ids: Vec<u64> = book.nodes().values().filter(|n| n.intent == Some(intent)).map(|n| n.id).collect();
         for id in ids {
             book.register(id, "b", 8, now_ms).unwrap();
-            book.gate(id, "b", true, "bench", now_ms).unwrap();
+            book.gate(id, "b", &fleet::book::Gate::Passed, "bench", now_ms).unwrap();
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The control plane and the command line.
 
 pub mod api;
-mod clock;
+pub mod clock;
 mod clouds;
 #[allow(clippy::print_stdout, reason = "a command line prints")]
 pub mod commands;

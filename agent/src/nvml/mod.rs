@@ -28,12 +28,33 @@ pub trait Nvml {
     /// It does not answer.
     fn identity(&self, index: u32) -> Look<Identity>;
 
+    /// Errors that the driver announced since the last call: `(GPU, Xid)`. The kernel log is the first witness; of a burst
+    /// this tells the last one only.
+    ///
+    /// # Errors
+    /// Events cannot be had.
+    fn xids(&self) -> Look<Vec<(PciAddress, u32)>>;
+
     /// One number of a GPU.
     ///
     /// # Errors
     /// It does not answer, or does not offer it.
     fn read(&self, index: u32, reading: Reading) -> Look<i64>;
 }
+
+/// Numbers that are watched while workloads run; the rest change with a reset alone, or say nothing of health.
+pub const WATCHED: [Reading; 10] = [
+    Reading::Temperature,
+    Reading::ThrottleReasons,
+    Reading::RecoveryAction,
+    Reading::RemapPending,
+    Reading::RemapFailed,
+    Reading::RetirementPending,
+    Reading::SramThreshold,
+    Reading::VolatileUncorrected,
+    Reading::PcieReplays,
+    Reading::MarginTemperature,
+];
 
 /// All numbers of a GPU.
 pub fn read_all(nvml: &dyn Nvml, index: u32) -> Readings {

@@ -1,13 +1,17 @@
 //! The library of the driver. What nvml-wrapper does not wrap goes through its raw layer.
 
+use std::cell::RefCell;
+
 use health::gate::{Driver, Identity, Look, Reading, Unseen};
 use health::kernel_log::PciAddress;
+use nvml_wrapper::bitmasks::event::EventTypes;
 use nvml_wrapper::enum_wrappers::device::{Clock, EccCounter, MemoryError, TemperatureSensor};
 use nvml_wrapper::enums::device::SampleValue;
+use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::{NvmlError, nvml_try};
 use nvml_wrapper::structs::device::FieldId;
 use nvml_wrapper::sys_exports::field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION;
-use nvml_wrapper::{Device, Nvml as Wrapped};
+use nvml_wrapper::{Device, EventSet, Nvml as Wrapped};
 use nvml_wrapper_sys::bindings::{
     nvmlDevice_t, nvmlEccSramErrorStatus_t, nvmlGpuFabricInfo_v2_t, nvmlGpuFabricInfo_v3_t, nvmlGpuFabricInfoV_t,
     nvmlMarginTemperature_t, nvmlReturn_t,
@@ -15,12 +19,14 @@ use nvml_wrapper_sys::bindings::{
 
 use super::Nvml;
 
+/// Events of one call.
+const EVENTS_MAX: usize = 256;
 /// Links that a GPU may have at most (`NVML_NVLINK_MAX_LINKS`).
 const LINKS_MAX: u32 = 18;
 
-/// The library, loaded.
+/// The library, loaded once for the life of the process.
 #[derive(Debug)]
-pub struct Library(Wrapped);
+pub struct Library(&'static Wrapped, RefCell<Option<EventSet<'static>>>);
 
 /// `nvidia-smi` calls what it cannot read so; NVML gives empty text.
 fn told(text: Result<String, NvmlError>) -> Option<String> {
@@ -51,7 +57,9 @@ impl Library {
     /// # Errors
     /// There is no driver, or it does not start.
     pub fn load() -> Look<Self> {
-        Wrapped::init().map(Self).map_err(unseen)
+        let library = Wrapped::init().map_err(unseen)?;
+        // A process loads it once, and needs it to its end.
+        Ok(Self(Box::leak(Box::new(library)), RefCell::new(None)))
     }
 
     fn device(&self, index: u32) -> Look<Device<'_>> {
@@ -116,6 +124,33 @@ impl Nvml for Library {
             pci_device: format!("{:04x}", pci.pci_device_id >> 16),
             pci_subsystem: pci.pci_sub_system_id.map(|s| format!("{s:08x}")).unwrap_or_default(),
         })
+    }
+
+    fn xids(&self) -> Look<Vec<(PciAddress, u32)>> {
+        let mut set = self.1.borrow_mut();
+        if set.is_none() {
+            let mut made = self.0.create_event_set().map_err(unseen)?;
+            for index in 0..self.0.device_count().map_err(unseen)? {
+                let device = self.0.device_by_index(index).map_err(unseen)?;
+                made = device.register_events(EventTypes::CRITICAL_XID_ERROR, made).map_err(|e| unseen(e.error))?;
+            }
+            *set = Some(made);
+        }
+        let Some(events) = set.as_ref() else { return Ok(Vec::new()) };
+        let mut xids = Vec::new();
+        while xids.len() < EVENTS_MAX {
+            match events.wait(0) {
+                Ok(event) => {
+                    let address = event.device.pci_info().ok().and_then(|p| p.bus_id.parse().ok());
+                    if let (Some(address), Some(XidError::Value(code))) = (address, event.event_data) {
+                        xids.push((address, u32::try_from(code).unwrap_or(u32::MAX)));
+                    }
+                }
+                Err(NvmlError::Timeout) => break,
+                Err(other) => return Err(unseen(other)),
+            }
+        }
+        Ok(xids)
     }
 
     fn read(&self, index: u32, reading: Reading) -> Look<i64> {

@@ -2,5 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod check;
+mod daemon;
+mod diagnose;
 mod kernels;
 mod stand;

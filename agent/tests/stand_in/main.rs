@@ -7,6 +7,8 @@
 //! | `STAND_IN_HANG`, `STAND_IN_CRASH` | the question at which a probe hangs, or dies |
 //! | `STAND_IN_ROOT` | a folder in place of `/`, with `dev` and `sys` in it |
 //! | `STAND_IN_PATIENCE` | what deadlines are multiplied by |
+//! | `STAND_IN_TOOLS` | what resets and reboots, with `reset ADDRESS` and `reboot` behind it |
+//! | `STAND_IN_BOOT` | the name of the boot |
 //! | `STAND_IN_HIDE` | the number of a GPU that the management library does not count |
 
 mod script;
@@ -54,14 +56,15 @@ impl<P: Probe> Probe for Faulty<P> {
 }
 
 fn main() -> ExitCode {
-    let mut switches = cli::Switches::default();
-    switches.spoil = variable("STAND_IN_SPOIL").and_then(|n| n.parse().ok());
-    if let Some(root) = variable("STAND_IN_ROOT").map(PathBuf::from) {
-        switches.host = Host { dev: root.join("dev"), sys: root.join("sys") };
-    }
-    if let Some(patience) = variable("STAND_IN_PATIENCE").and_then(|p| p.parse().ok()) {
-        switches.patience = patience;
-    }
+    let number = |name: &str| variable(name).and_then(|n| n.parse().ok());
+    let root = variable("STAND_IN_ROOT").map(PathBuf::from);
+    let switches = cli::Switches {
+        spoil: variable("STAND_IN_SPOIL").and_then(|n| n.parse().ok()),
+        host: root.map_or_else(Host::default, |r| Host { dev: r.join("dev"), sys: r.join("sys") }),
+        patience: number("STAND_IN_PATIENCE").unwrap_or(1.0),
+        tools: variable("STAND_IN_TOOLS").map(|t| t.split(' ').map(str::to_owned).collect()),
+        boot: variable("STAND_IN_BOOT"),
+    };
     let (hang, crash) = (variable("STAND_IN_HANG"), variable("STAND_IN_CRASH"));
     let hide = variable("STAND_IN_HIDE").and_then(|n| n.parse().ok());
     match variable("STAND_IN_SCRIPT") {

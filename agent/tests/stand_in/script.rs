@@ -22,6 +22,9 @@ struct ScriptedGpu {
     /// Numbers that cannot be read, and why.
     #[serde(default)]
     unseen: BTreeMap<Reading, Unseen>,
+    /// Errors that the driver announces.
+    #[serde(default)]
+    xids: Vec<u32>,
     /// A call that never comes back.
     #[serde(default)]
     hangs: bool,
@@ -85,6 +88,10 @@ impl Nvml for Script {
         })
     }
 
+    fn xids(&self) -> Look<Vec<(PciAddress, u32)>> {
+        Ok(self.gpus.iter().flat_map(|g| g.xids.iter().map(|x| (g.address, *x))).collect())
+    }
+
     fn read(&self, index: u32, reading: Reading) -> Look<i64> {
         let gpu = self.gpu(index)?;
         if gpu.hangs {
@@ -125,7 +132,7 @@ impl Probe for Script {
             if gpu.lost { Err(Unseen::GpuLost) } else { Ok(gpu) }
         };
         match ask {
-            Ask::Survey | Ask::Identity(_) | Ask::Read(_) => asked(self, ask),
+            Ask::Survey | Ask::Identity(_) | Ask::Read(_) | Ask::Watch => asked(self, ask),
             Ask::Context(_) => gpu().map(|_| {
                 Answer::Context(Context { init_s: 0.5, create_s: 0.2, load_s: 0.1, answer_s: 0.01, tries: 1 })
             }),

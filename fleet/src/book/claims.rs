@@ -356,6 +356,9 @@ impl Book {
             let _ = self.node_event(part.node, NodeEvent::LastClaimEnded, &reason, now_ms);
         }
         self.on_shelf(part.node);
+        if empty {
+            let _ = self.start_care(part.node, now_ms);
+        }
         self.serve_waiting(part.node, now_ms);
     }
 

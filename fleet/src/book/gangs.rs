@@ -113,5 +113,5 @@ impl Book {
 
 /// Whether a node can take claims: by its state, with GPUs left, and with a proof of health.
 fn takes_claims(node: &Node) -> bool {
-    node.state.takes_claims() && node.free.count() > 0 && node.proof_at_ms.is_some()
+    node.takes_claims() && node.free.count() > 0 && node.proof_at_ms.is_some()
 }

@@ -3,6 +3,7 @@
 //! Pure: time is an argument, and every operation either changes the book and says what changed, or fails and changes
 //! nothing. Whoever keeps it durable writes [`Changes`] in the same transaction; see [`Book::take_changes`].
 
+mod care;
 mod claims;
 mod events;
 mod gangs;
@@ -17,6 +18,7 @@ use crate::invariants::{self, Broken, ClaimView, NodeView};
 use crate::offer::{Offer, OfferKey};
 use crate::placement::Shelf;
 
+pub use care::{Care, Gate, Pending, Repair};
 pub use claims::{ClaimError, ClaimRequest, Taken};
 pub use events::{Change, Subject};
 pub use intents::IntentError;

@@ -73,6 +73,9 @@ impl Book {
             proof_at_ms: None,
             heard_at_ms: None,
             out: false,
+            report_seq: None,
+            care: None,
+            repairs: Vec::new(),
             reason: String::new(),
         };
         self.nodes.insert(id, node);
@@ -162,6 +165,7 @@ impl Book {
         self.node_event(id, event, "its agent registered", now_ms)?;
         if let Some(node) = self.nodes.get_mut(&id) {
             node.boot = Some(boot.to_owned());
+            node.report_seq = None;
             node.heard_at_ms = Some(now_ms);
         }
         Ok(())
@@ -173,11 +177,7 @@ impl Book {
     /// # Errors
     /// The node is unknown or runs another boot.
     pub fn heard(&mut self, id: u64, boot: &str, healthy: Option<bool>, now_ms: i64) -> Result<(), NodeError> {
-        let node = self.node(id)?;
-        if node.boot.as_deref() != Some(boot) {
-            let now = node.boot.clone().unwrap_or_else(|| "none".into());
-            return Err(NodeError::OtherBoot { node: id, now, reported: boot.to_owned() });
-        }
+        let node = self.of_boot(id, boot)?;
         let (state, has_claims) = (node.state, node.free.count() < node.gpus);
         if state == NodeState::Lost && !has_claims {
             self.node_event(id, NodeEvent::CameBack, "its agent is heard again", now_ms)?;
@@ -197,33 +197,6 @@ impl Book {
         if healthy == Some(false) {
             self.fault(id, "a passive check failed", now_ms)?;
         } else if state.takes_claims() {
-            self.serve_waiting(id, now_ms);
-        }
-        Ok(())
-    }
-
-    /// The answer of the boot gate. Anything but a pass of every required check is `false`.
-    ///
-    /// # Errors
-    /// The node is unknown, runs another boot, or is not being checked.
-    pub fn gate(&mut self, id: u64, boot: &str, passed: bool, reason: &str, now_ms: i64) -> Result<(), NodeError> {
-        let node = self.node(id)?;
-        if node.boot.as_deref() != Some(boot) {
-            let now = node.boot.clone().unwrap_or_else(|| "none".into());
-            return Err(NodeError::OtherBoot { node: id, now, reported: boot.to_owned() });
-        }
-        let event = if passed { NodeEvent::GatePassed } else { NodeEvent::GateFailed };
-        self.node_event(id, event, reason, now_ms)?;
-        if passed {
-            if let Some(node) = self.nodes.get_mut(&id) {
-                node.proof_at_ms = Some(now_ms);
-                node.heard_at_ms = Some(now_ms);
-            }
-            self.on_shelf(id);
-            if self.nodes.get(&id).is_some_and(|n| n.out) {
-                // It was taken out before: being healthy again does not bring it back.
-                return self.drain(id, "it was taken out of service before", now_ms);
-            }
             self.serve_waiting(id, now_ms);
         }
         Ok(())
@@ -302,6 +275,11 @@ impl Book {
         for (id, reason) in quiet {
             let lost = self.node_event(id, NodeEvent::WentSilent, reason, now_ms);
             debug_assert!(lost.is_ok(), "{lost:?}");
+        }
+        let cared: Vec<u64> = self.nodes.values().filter(|n| n.care.is_some()).map(|n| n.id).collect();
+        for id in cared {
+            let started = self.start_care(id, now_ms);
+            debug_assert!(started.is_ok(), "{started:?}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::care::{Pending, Repair};
 use crate::claim::{ClaimState, OnEmpty};
 use crate::class::Class;
 use crate::gpu_set::GpuSet;
@@ -90,8 +91,25 @@ pub struct Node {
     /// It is to leave, and does not come back into the buffer, whatever its agent says.
     #[serde(default)]
     pub out: bool,
+    /// Number of the last report of its boot.
+    #[serde(default)]
+    pub report_seq: Option<u64>,
+    /// What its health asks for. It takes no claims until then.
+    #[serde(default)]
+    pub care: Option<Pending>,
+    /// Resets and reboots, the newest last.
+    #[serde(default)]
+    pub repairs: Vec<Repair>,
     /// Why it is in its state.
     pub reason: String,
+}
+
+impl Node {
+    /// Whether new claims may be placed on it, were GPUs of it free.
+    #[must_use]
+    pub fn takes_claims(&self) -> bool {
+        self.state.takes_claims() && self.care.is_none()
+    }
 }
 
 /// Claims of a class that found out whether they hit.

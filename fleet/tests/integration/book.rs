@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fleet::book::{Book, ClaimRequest, Limits};
+use fleet::book::{Book, Care, ClaimRequest, Gate, Limits, Pending};
 use fleet::{NodeState, OnEmpty};
 use proptest::prelude::*;
 
@@ -30,7 +30,17 @@ fn happen(book: &mut Book, what: (u8, u64, u8), now_ms: i64) {
         13 => drop(book.drain(node, "notice", now_ms)),
         14 => drop(book.heard(node, "boot-1", Some(more % 5 > 0), now_ms)),
         15 => drop(book.register(node, if more % 2 == 0 { "boot-1" } else { "boot-2" }, 8, now_ms)),
-        16 => drop(book.gate(node, "boot-1", more % 2 == 0, "gate", now_ms)),
+        16 => {
+            let mend = [None, Some(Care::Reset), Some(Care::Recheck)][usize::from(more % 3)];
+            let said = if more % 2 == 0 { Gate::Passed } else { Gate::Failed { mend } };
+            drop(book.gate(node, "boot-1", &said, "gate", now_ms));
+        }
+        19 => {
+            let care = [Care::Recheck, Care::Reset, Care::Reboot][usize::from(more % 3)];
+            let claims_until_ms = (more % 2 == 0).then_some(now_ms + 5000);
+            let need = Pending { care, cause: format!("xid:{}", more % 4), claims_until_ms };
+            drop(book.needs(node, "boot-1", (more < 200).then_some(need), now_ms));
+        }
         17 => drop(book.intend_release(1, node, now_ms)),
         18 => {
             if let Ok(intent) = book.intend_end(node, "by hand", now_ms) {
@@ -49,7 +59,7 @@ proptest! {
 
     #[test]
     fn nothing_is_given_twice_and_nothing_is_forgotten(
-        steps in proptest::collection::vec((0_u8..20, any::<u64>(), any::<u8>(), 0_i64..20_000), 1..120)
+        steps in proptest::collection::vec((0_u8..22, any::<u64>(), any::<u8>(), 0_i64..20_000), 1..120)
     ) {
         let mut book = book();
         idle_nodes(&mut book, 0, 1, 0);
@@ -62,12 +72,14 @@ proptest! {
             // What can be claimed is what healthy nodes have free.
             for p in 0..book.offers().len() {
                 let key = &book.offers()[p].key;
-                let ready = book.nodes().values().filter(|n| n.offer == *key && n.state.takes_claims());
+                let ready = book.nodes().values().filter(|n| n.offer == *key && n.takes_claims());
                 let free: u64 = ready.filter(|n| n.proof_at_ms.is_some()).map(|n| u64::from(n.free.count())).sum();
                 prop_assert_eq!(book.free_gpus(p), free);
             }
             let idle_without_proof = book.nodes().values().any(|n| n.state == NodeState::Idle && n.proof_at_ms.is_none());
             prop_assert!(!idle_without_proof, "HLT-1");
+            let careless = |n: &fleet::book::Node| n.care.is_some() && n.state == NodeState::Idle;
+            prop_assert!(!book.nodes().values().any(careless), "an empty node that needs care gets it");
             let changes = book.take_changes();
             for id in &changes.nodes { stored_nodes.insert(*id, book.nodes()[id].clone()); }
             for id in &changes.claims { stored_claims.insert(*id, book.claims()[id].clone()); }

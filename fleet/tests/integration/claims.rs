@@ -108,7 +108,7 @@ fn claims_of_a_lost_node_fail_and_a_silent_one_is_not_given_out() {
     book.heard(other, "boot-1", Some(true), 62_000).expect("same boot");
     assert_eq!(book.nodes()[&other].state, NodeState::Checking);
     assert!(book.heard(other, "boot-0", Some(true), 62_000).is_err(), "a report of another boot changes nothing");
-    book.gate(other, "boot-1", true, "passed", 63_000).expect("checking");
+    book.gate(other, "boot-1", &fleet::book::Gate::Passed, "passed", 63_000).expect("checking");
     book.claim(ask("small", OnEmpty::Fail), 64_000).expect("proven again");
 }
 
@@ -120,7 +120,7 @@ fn an_agent_that_lies_about_its_hardware_is_refused() {
     book.launched(intent, &["x".into()], "done", 0).expect("open");
     let id = *book.nodes().keys().next().expect("one");
     assert!(book.register(id, "b", 4, 0).is_err());
-    assert!(book.gate(id, "b", true, "trust me", 0).is_err(), "it has not registered");
+    assert!(book.gate(id, "b", &fleet::book::Gate::Passed, "trust me", 0).is_err(), "it has not registered");
     assert_eq!(book.nodes()[&id].state, NodeState::Booting);
 }
 
@@ -160,7 +160,7 @@ fn a_node_that_was_taken_out_does_not_come_back() {
     book.tick_nodes(61_000);
     assert_eq!(book.nodes()[&node].state, NodeState::Lost);
     book.heard(node, "boot-1", Some(true), 62_000).expect("same boot");
-    book.gate(node, "boot-1", true, "passed", 63_000).expect("checking");
+    book.gate(node, "boot-1", &fleet::book::Gate::Passed, "passed", 63_000).expect("checking");
     assert_eq!(book.nodes()[&node].state, NodeState::Draining);
     assert!(matches!(book.claim(ask("small", OnEmpty::Fail), 64_000), Err(ClaimError::Empty { .. })));
 }

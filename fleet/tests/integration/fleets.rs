@@ -85,7 +85,7 @@ pub fn idle_nodes(book: &mut Book, offer: usize, count: u32, now_ms: i64) -> Vec
     for id in &ids {
         let gpus = book.nodes()[id].gpus;
         book.register(*id, "boot-1", gpus, now_ms).expect("booting");
-        book.gate(*id, "boot-1", true, "passed", now_ms).expect("checking");
+        book.gate(*id, "boot-1", &fleet::book::Gate::Passed, "passed", now_ms).expect("checking");
     }
     ids
 }

@@ -1,5 +1,6 @@
 //! Properties of the book.
 
 mod book;
+mod care;
 mod claims;
 mod fleets;

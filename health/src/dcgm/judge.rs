@@ -224,6 +224,42 @@ pub struct Judgement {
     pub tests: Vec<Tested>,
 }
 
+impl Action {
+    /// The word used in output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Record => "record",
+            Self::TryAgain => "try-again",
+            Self::FixAndRepeat => "fix-and-repeat",
+            Self::Repeat => "repeat",
+            Self::ResetAndRecheck => "reset-and-recheck",
+            Self::Quarantine => "quarantine",
+        }
+    }
+}
+
+impl fmt::Display for Judgement {
+    /// For people: the verdict, and a line for each thing that was found or not measured.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.verdict.name(), self.action.name())?;
+        for gpu in &self.missing_gpus {
+            write!(f, "\n  GPU {gpu} is missing")?;
+        }
+        for finding in &self.findings {
+            write!(f, "\n  {finding}")?;
+        }
+        for reason in &self.unmeasured {
+            write!(f, "\n  not measured: {reason}")?;
+        }
+        if self.image_fault {
+            write!(f, "\n  every GPU has the same wrong setting: the image is to blame")?;
+        }
+        Ok(())
+    }
+}
+
 /// Judges what `dcgmi diag -j` printed.
 #[must_use]
 pub fn judge(text: &str, exit: Exit, plan: &Plan) -> Judgement {

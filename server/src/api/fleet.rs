@@ -41,6 +41,10 @@ pub struct NodeView {
     pub proof_at_ms: Option<i64>,
     /// When its agent was last heard, milliseconds since 1970.
     pub heard_at_ms: Option<i64>,
+    /// What its health asks for before it takes claims again: `recheck`, `reset`, `reboot`.
+    pub care: Option<String>,
+    /// For what, `xid:63`.
+    pub care_cause: Option<String>,
     /// Why it is in its state.
     pub reason: String,
 }
@@ -61,6 +65,8 @@ impl NodeView {
             since_ms: node.since_ms,
             proof_at_ms: node.proof_at_ms,
             heard_at_ms: node.heard_at_ms,
+            care: node.care.as_ref().map(|c| c.care.name().to_owned()),
+            care_cause: node.care.as_ref().map(|c| c.cause.clone()),
             reason: node.reason.clone(),
         }
     }
@@ -231,7 +237,7 @@ pub async fn pools(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<L
         pool.used += all - free;
         *(if node.state.is_arriving() {
             &mut pool.pending
-        } else if node.state.takes_claims() {
+        } else if node.takes_claims() {
             &mut pool.idle
         } else {
             &mut pool.out_of_service

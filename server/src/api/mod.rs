@@ -40,7 +40,7 @@ use utoipa_axum::routes;
 use crate::config::BudgetSpec;
 use crate::store::{Ledger, Page, Store};
 
-pub use agents::{host_secret, join_secret};
+pub use agents::{agent_token, host_secret, join_secret};
 pub use auth::{Rates, Role, Tokens, hash_of, new_secret};
 pub use forecasts::ForecastSpec;
 pub use listener::{Listener, Tls, serve};

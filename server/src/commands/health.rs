@@ -253,18 +253,6 @@ fn print_judgement(made: &Judgement, output: Format) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string_pretty(made)?);
         return Ok(());
     }
-    println!("{}: {}", made.verdict.name(), word(&made.action)?);
-    for gpu in &made.missing_gpus {
-        println!("  GPU {gpu} is missing");
-    }
-    for finding in &made.findings {
-        println!("  {finding}");
-    }
-    for reason in &made.unmeasured {
-        println!("  not measured: {reason}");
-    }
-    if made.image_fault {
-        println!("  every GPU has the same wrong setting: the image is to blame");
-    }
+    println!("{made}");
     Ok(())
 }

@@ -25,12 +25,15 @@ const BEAT_MS: i64 = 10_000;
 
 pub async fn play(api: Caller, clouds: Vec<Arc<SimProvider>>, mut stop: watch::Receiver<bool>) {
     let mut agents: BTreeMap<String, Agent> = BTreeMap::new();
+    // What each host got when it registered.
+    let mut tokens: BTreeMap<String, String> = BTreeMap::new();
     loop {
         let now_ms = clock::now_ms();
         let hosts: Vec<_> = clouds.iter().flat_map(|c| c.hosts()).collect();
         agents.retain(|id, _| hosts.iter().any(|h| h.instance.id == *id));
+        tokens.retain(|id, _| agents.contains_key(id));
         for host in hosts.iter().filter(|h| h.agent_at_ms <= now_ms) {
-            let api = api.with(&host.join);
+            let api = api.with(tokens.get(&host.instance.id).unwrap_or(&host.join));
             let (id, boot) = (&host.instance.id, format!("boot-{}", host.agent_at_ms));
             let path = format!("/v1/agents/{id}/report");
             let gate =
@@ -38,7 +41,10 @@ pub async fn play(api: Caller, clouds: Vec<Arc<SimProvider>>, mut stop: watch::R
             let next = match agents.get(id) {
                 None => {
                     let body = json!({ "instance": id, "boot": boot, "gpus": host.gpus });
-                    let (status, _) = api.post("/v1/agents/register", &body).await;
+                    let (status, told) = api.post("/v1/agents/register", &body).await;
+                    if let Some(token) = told.get("token").and_then(|t| t.as_str()) {
+                        tokens.insert(id.clone(), token.to_owned());
+                    }
                     // The launch may not be answered yet: it tries again.
                     (status == StatusCode::OK).then_some(Agent::Registered)
                 }

@@ -132,13 +132,13 @@ fn of_book(
     }
     let (mut nodes, mut ids) = (Vec::new(), Vec::new());
     for node in book.nodes().values() {
-        let serves = node.state.takes_claims() || node.state.is_arriving();
+        let serves = node.takes_claims() || node.state.is_arriving();
         let Some(offer) = book.offer(&node.offer).filter(|_| serves) else { continue };
         ids.push(node.id);
         nodes.push(ObservedNode {
             offer,
             age_s: (now_ms - node.asked_at_ms).max(0) as f64 / 1000.0,
-            healthy: node.state.takes_claims(),
+            healthy: node.takes_claims(),
             claims: claims.get(&node.id).map(|c| c.iter().map(|(k, n)| (*k, *n)).collect()).unwrap_or_default(),
         });
     }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
-use server::api::{Code, document, hash_of};
+use server::api::{Code, agent_token, document, hash_of};
+use server::clock::now_ms;
 use server::commands::serve::{Server, start};
 use server::config::Config;
 use server::store::TokenRow;
@@ -229,9 +230,9 @@ async fn an_agent_speaks_for_its_own_launch_only() {
         let status = request.body(body.to_string()).send().await.expect("answers").status();
         assert_eq!(status, StatusCode::FORBIDDEN);
     }
-    let intent = run.server.app.ledger.book().nodes().values().next().and_then(|n| n.intent).expect("launched");
-    let secret = server::api::join_secret(&run.server.app.join_key, &run.server.app.ledger.book().launch_token(intent));
-    let request = run.http.post(format!("{}/v1/agents/{instance}/report", run.server.url)).bearer_auth(secret);
+    let id = run.server.app.ledger.book().nodes().values().next().map(|n| n.id).expect("launched");
+    let token = agent_token(&run.server.app.join_key, id, now_ms());
+    let request = run.http.post(format!("{}/v1/agents/{instance}/report", run.server.url)).bearer_auth(token);
     let answer = request.body(body.to_string()).send().await.expect("answers");
     assert_eq!(answer.status(), StatusCode::CONFLICT, "a report of another boot changes nothing");
     assert_ne!(run.get(&format!("/v1/nodes/{}", node["id"].as_str().expect("text"))).await["state"], "quarantined");
@@ -346,7 +347,8 @@ async fn agents_are_told_what_to_do() {
     let granted = run.get(&format!("/v1/claims/{id}?wait_s=20")).await;
     let node = granted["gpus"][0]["node"].as_str().expect("text").to_owned();
     let instance = run.get(&format!("/v1/nodes/{node}")).await["instance"].as_str().expect("text").to_owned();
-    let secret = server::api::host_secret(&run.server.app.join_key, &instance);
+    let id = node.trim_start_matches("n-").parse().expect("a number");
+    let secret = agent_token(&run.server.app.join_key, id, now_ms());
     let desired = async |query: &str| {
         let url = format!("{}/v1/agents/{instance}/desired{query}", run.server.url);
         let answer = run.http.get(url).bearer_auth(&secret).send().await.expect("answers");

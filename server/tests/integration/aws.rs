@@ -64,9 +64,10 @@ impl Serving {
             let secret = join_secret(&self.http, proxy, instance).await;
             let boot = format!("boot-{instance}");
             let host = json!({ "instance": instance, "boot": boot, "gpus": 8 });
-            self.post("/v1/agents/register", Some(&secret), &host).await;
+            let (_, told) = self.post("/v1/agents/register", Some(&secret), &host).await;
+            let Some(token) = told["token"].as_str() else { continue };
             let report = json!({ "boot": boot, "checks": "gate", "verdict": "pass" });
-            self.post(&format!("/v1/agents/{instance}/report"), Some(&secret), &report).await;
+            self.post(&format!("/v1/agents/{instance}/report"), Some(token), &report).await;
         }
     }
 

@@ -1,7 +1,7 @@
 //! Two servers on one PostgreSQL, one of which is killed again and again while clients claim. `SOAK_S` makes it longer.
 #![allow(clippy::disallowed_methods, reason = "real servers take real time")]
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -135,23 +135,27 @@ async fn read(http: &Client, urls: &Urls, id: &str, rng: &mut Rng) -> Value {
 /// The agents of the four machines.
 async fn agents(key: String, urls: Urls, until: Instant) {
     let http = Client::new();
+    let mut tokens: BTreeMap<&str, String> = BTreeMap::new();
     while Instant::now() < until {
         for host in ["lab-1", "lab-2", "lab-3", "lab-4"] {
             let url = urls.lock().unwrap_or_else(PoisonError::into_inner)[0].clone();
-            let (secret, boot) = (host_secret(&key, host), format!("boot-{host}"));
-            let send = async |path: String, body: Value| {
-                let request = http.post(format!("{url}{path}")).bearer_auth(&secret).body(body.to_string());
+            let boot = format!("boot-{host}");
+            let send = async |secret: &str, path: String, body: Value| {
+                let request = http.post(format!("{url}{path}")).bearer_auth(secret).body(body.to_string());
                 let sent = request.timeout(Duration::from_secs(5)).send().await.ok()?;
                 sent.json::<Value>().await.ok()
             };
             let report = |checks: &str| json!({ "boot": boot, "checks": checks, "verdict": "pass" });
             let path = format!("/v1/agents/{host}/report");
-            let told = send(path.clone(), report("passive")).await;
+            let token = tokens.get(host).cloned().unwrap_or_default();
+            let told = send(&token, path.clone(), report("passive")).await;
             let state = told.and_then(|t| Some(t.get("state")?.as_str()?.to_owned()));
             if state.is_none_or(|s| s == "booting" || s == "checking") {
                 let body = json!({ "instance": host, "boot": boot, "gpus": 8 });
-                send("/v1/agents/register".into(), body).await;
-                send(path, report("gate")).await;
+                let told = send(&host_secret(&key, host), "/v1/agents/register".into(), body).await;
+                let Some(token) = told.and_then(|t| Some(t.get("token")?.as_str()?.to_owned())) else { continue };
+                send(&token, path, report("gate")).await;
+                tokens.insert(host, token);
             }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;

@@ -50,7 +50,7 @@ pub fn idle(book: &mut Book, nodes: u32, now_ms: i64) {
     let ids: Vec<u64> = book.nodes().values().filter(|n| n.intent == Some(intent)).map(|n| n.id).collect();
     for id in ids {
         book.register(id, "b", 8, now_ms).expect("booting");
-        book.gate(id, "b", true, "passed", now_ms).expect("checking");
+        book.gate(id, "b", &fleet::book::Gate::Passed, "passed", now_ms).expect("checking");
     }
 }
 

@@ -1,0 +1,89 @@
+//! What the host was given: how to join, and as what.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use health::gate::{Expected, Limits};
+use health::policy::Policy;
+use serde::Deserialize;
+
+/// Where cloud-init writes the cloud's name for the host, on every cloud.
+const INSTANCE_FILE: &str = "/var/lib/cloud/data/instance-id";
+
+/// `/etc/pilotlight/join.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Join {
+    /// The control plane, `https://…`.
+    pub url: String,
+    /// The join secret of the launch, good for one registration.
+    pub secret: String,
+    /// The cloud's name for this host; without it, what cloud-init knows.
+    pub instance: Option<String>,
+    /// Certificates (PEM) that the control plane's is signed by; without it, those of the web.
+    pub ca: Option<PathBuf>,
+    /// GPUs that were bought.
+    pub gpus: Option<u32>,
+    /// PCI device id of their model, 2335.
+    pub pci_device: Option<String>,
+    /// Version of the driver in the image.
+    pub driver: Option<String>,
+    /// Rules (TOML) over the shipped policy.
+    pub policy: Option<PathBuf>,
+    /// Limits (TOML) over the shipped ones.
+    pub limits: Option<PathBuf>,
+}
+
+/// All that the agent is set up with.
+#[derive(Debug)]
+pub struct Config {
+    /// How to join.
+    pub join: Join,
+    /// The cloud's name for this host.
+    pub instance: String,
+    /// What was bought.
+    pub expected: Expected,
+    /// The policy.
+    pub policy: Policy,
+    /// The limits.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// A file does not read, or says something that makes no sense; the message says what to do.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let read =
+            |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+        let join: Join = toml::from_str(&read(path)?).with_context(|| path.display().to_string())?;
+        if !join.url.starts_with("https://") && !is_loopback(&join.url) {
+            bail!("{}: url = \"{}\": secrets go over https:// alone", path.display(), join.url);
+        }
+        let instance = match &join.instance {
+            Some(instance) => instance.clone(),
+            None => std::fs::read_to_string(INSTANCE_FILE)
+                .with_context(|| format!("cannot read {INSTANCE_FILE}: write 'instance' into {}", path.display()))?
+                .trim()
+                .to_owned(),
+        };
+        if instance.is_empty() || !instance.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
+            bail!("'{instance}' is no name of an instance");
+        }
+        let policy = match &join.policy {
+            Some(path) => Policy::default().overridden(&read(path)?).with_context(|| path.display().to_string())?,
+            None => Policy::default(),
+        };
+        let limits = match &join.limits {
+            Some(path) => Limits::default().overridden(&read(path)?).with_context(|| path.display().to_string())?,
+            None => Limits::default(),
+        };
+        let expected = Expected { gpus: join.gpus, pci_device: join.pci_device.clone(), driver: join.driver.clone() };
+        Ok(Self { join, instance, expected, policy, limits })
+    }
+}
+
+fn is_loopback(url: &str) -> bool {
+    ["http://127.0.0.1", "http://localhost", "http://[::1]"].iter().any(|l| url.starts_with(l))
+}

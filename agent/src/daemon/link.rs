@@ -1,0 +1,239 @@
+//! The link to the control plane: one call at a time, the newest state only, and pauses that grow while nobody answers.
+
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use health::Verdict;
+use health::condition::Condition;
+use health::gate::Mend;
+
+use super::client::{Client, ClientError, Told};
+use super::state::State;
+use super::{Message, now};
+
+/// Heartbeats until the control plane says how many.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Pauses after calls that failed: 1, 2, 4, … seconds, this at most.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Longest wait of a poll.
+const POLL: Duration = Duration::from_secs(30);
+
+/// What is said.
+#[derive(Debug, Clone)]
+pub enum Subject {
+    /// The agent is there.
+    Register,
+    /// All that is wrong now.
+    Passive {
+        /// In a word.
+        verdict: Verdict,
+        /// What could not be seen.
+        reason: String,
+        /// All of it.
+        conditions: Vec<Condition>,
+    },
+    /// What the gate said.
+    Gate(Verdict, Mend, String),
+}
+
+/// A call, whole.
+#[derive(Debug, Clone)]
+struct Call {
+    secret: String,
+    boot: String,
+    seq: u64,
+    gpus: u32,
+    subject: Subject,
+}
+
+/// What became of a call.
+#[derive(Debug)]
+pub struct Sent {
+    subject: Subject,
+    answer: Result<Told, ClientError>,
+}
+
+/// The link.
+#[derive(Debug)]
+pub struct Link {
+    calls: SyncSender<Call>,
+    secret: String,
+    /// GPUs of the host.
+    pub gpus: u32,
+    /// Time between heartbeats.
+    pub heartbeat: Duration,
+    /// The state is to be stored.
+    pub changed: bool,
+    in_flight: bool,
+    registered: bool,
+    next: Option<Subject>,
+    failures: u32,
+    not_before: Option<Instant>,
+    last_error: Option<String>,
+    token: Arc<Mutex<Option<String>>>,
+    patience: f64,
+}
+
+impl Link {
+    /// Starts the threads that call.
+    pub fn start(client: Client, secret: String, state: &State, to: SyncSender<Message>, patience: f64) -> Self {
+        let (calls, waiting) = sync_channel::<Call>(1);
+        let caller = client.clone();
+        let answers = to.clone();
+        std::thread::spawn(move || {
+            while let Ok(call) = waiting.recv() {
+                let answer = make(&caller, &call);
+                if answers.send(Message::Sent(Sent { subject: call.subject, answer })).is_err() {
+                    return;
+                }
+            }
+        });
+        let token = Arc::new(Mutex::new(state.token.clone()));
+        let known = Arc::clone(&token);
+        std::thread::spawn(move || poll(&client, &known, &to, patience));
+        Self {
+            calls,
+            secret,
+            gpus: 0,
+            heartbeat: HEARTBEAT,
+            changed: false,
+            in_flight: false,
+            registered: false,
+            next: None,
+            failures: 0,
+            not_before: None,
+            last_error: None,
+            token,
+            patience,
+        }
+    }
+
+    /// Says something as soon as it can be said; what waited before is out of date.
+    pub fn say(&mut self, subject: Subject) {
+        self.next = Some(subject);
+    }
+
+    /// Makes the next call, if there is one and the line is free.
+    pub fn tick(&mut self, state: &mut State) {
+        if self.in_flight || self.not_before.is_some_and(|at| now() < at) {
+            return;
+        }
+        let subject = if !self.registered {
+            Subject::Register
+        } else if let Some(gate) = &state.unreported {
+            Subject::Gate(gate.verdict, gate.mend, gate.reason.clone())
+        } else if let Some(next) = self.next.take() {
+            next
+        } else {
+            return;
+        };
+        // A gate keeps its number however often it is sent.
+        let kept = state.unreported.as_ref().and_then(|g| g.seq).filter(|_| matches!(subject, Subject::Gate(..)));
+        let seq = kept.unwrap_or_else(|| {
+            state.report_seq += 1;
+            state.report_seq
+        });
+        if let (Subject::Gate(..), Some(gate)) = (&subject, &mut state.unreported) {
+            gate.seq = Some(seq);
+            self.changed = true;
+        }
+        let secret = state.token.clone().unwrap_or_else(|| self.secret.clone());
+        let call = Call { secret, boot: state.boot.clone(), seq, gpus: self.gpus, subject };
+        self.in_flight = self.calls.try_send(call).is_ok();
+    }
+
+    /// Notes what became of a call.
+    pub fn sent(&mut self, sent: Sent, state: &mut State) {
+        self.in_flight = false;
+        match sent.answer {
+            Ok(told) => {
+                if self.last_error.take().is_some() || !self.registered {
+                    tracing::info!(state = told.state, "the control plane answers");
+                }
+                self.failures = 0;
+                self.not_before = None;
+                self.registered = true;
+                self.heartbeat = Duration::from_secs(u64::from(told.heartbeat_s.clamp(1, 300)));
+                state.report_seq = state.report_seq.max(told.report_seq);
+                if let Some(token) = told.token {
+                    *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.clone());
+                    state.token = Some(token);
+                    self.changed = true;
+                }
+                if matches!(sent.subject, Subject::Gate(..)) {
+                    state.unreported = None;
+                    self.changed = true;
+                }
+            }
+            Err(error) => self.failed(&error, &sent.subject, state),
+        }
+    }
+
+    fn failed(&mut self, error: &ClientError, subject: &Subject, state: &mut State) {
+        let text = match error {
+            ClientError::Unreachable(source) => format!("{error}: {source}"),
+            other => other.to_string(),
+        };
+        if self.last_error.as_ref() != Some(&text) {
+            tracing::warn!("{text}");
+            self.last_error = Some(text);
+        }
+        if let ClientError::Refused { status, .. } = error {
+            // The token has run out, or the boot is another to it: the host says again who it is.
+            self.registered = false;
+            if error.is_stranger() && matches!(subject, Subject::Register) && state.token.take().is_some() {
+                *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                self.changed = true;
+            }
+            if *status == 409 && matches!(subject, Subject::Gate(..)) {
+                // The node is not being checked any more: what the gate said is not wanted.
+                state.unreported = None;
+                self.changed = true;
+            }
+        }
+        self.failures = self.failures.saturating_add(1);
+        let pause = Duration::from_secs(1 << self.failures.min(6)).min(PAUSE_MAX).mul_f64(self.patience);
+        self.not_before = Some(now() + pause);
+    }
+}
+
+fn make(client: &Client, call: &Call) -> Result<Told, ClientError> {
+    let id = (call.boot.as_str(), call.seq);
+    match &call.subject {
+        Subject::Register => client.register(&call.secret, &call.boot, call.gpus),
+        Subject::Passive { verdict, reason, conditions } => {
+            client.report_passive(&call.secret, id, *verdict, reason, conditions.iter())
+        }
+        Subject::Gate(verdict, mend, reason) => client.report_gate(&call.secret, id, (*verdict, *mend), reason),
+    }
+}
+
+/// Polls for the desired state for ever.
+fn poll(client: &Client, token: &Mutex<Option<String>>, to: &SyncSender<Message>, patience: f64) {
+    let mut known = None;
+    let mut pause = Duration::from_secs(1);
+    loop {
+        let secret = token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(secret) = secret else {
+            std::thread::sleep(Duration::from_secs(1).mul_f64(patience));
+            continue;
+        };
+        match client.desired(&secret, known, POLL) {
+            Ok(desired) => {
+                pause = Duration::from_secs(1);
+                if known != Some(desired.version) {
+                    known = Some(desired.version);
+                    if to.send(Message::Desired(desired)).is_err() {
+                        return;
+                    }
+                }
+            }
+            // The link says what is wrong.
+            Err(_) => {
+                std::thread::sleep(pause.mul_f64(patience));
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        }
+    }
+}

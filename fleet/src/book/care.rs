@@ -1,0 +1,212 @@
+//! What a node's health asks for: the care that it needs before it is claimed again, and reports that come twice.
+
+use serde::{Deserialize, Serialize};
+
+use crate::node::{NodeEvent, NodeState};
+
+use super::{Book, Node, NodeError};
+
+/// What a node needs before it may be claimed again, the mildest first. Its claims go on until then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Care {
+    /// The gate is run again.
+    Recheck,
+    /// A GPU is reset, and the gate run.
+    Reset,
+    /// The host is rebooted, and the gate run.
+    Reboot,
+}
+
+impl Care {
+    /// The word used in output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Recheck => "recheck",
+            Self::Reset => "reset",
+            Self::Reboot => "reboot",
+        }
+    }
+}
+
+/// Care that a node waits for until it is empty.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// What it needs.
+    pub care: Care,
+    /// For what: the same cause is not mended twice.
+    pub cause: String,
+    /// Claims that are still there then fail, milliseconds since 1970; none: they may go on.
+    pub claims_until_ms: Option<i64>,
+}
+
+/// A reset or reboot that was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repair {
+    /// For what.
+    pub cause: String,
+    /// When, milliseconds since 1970.
+    pub at_ms: i64,
+}
+
+/// A second repair for the same cause within this time is not made: the node is replaced, milliseconds.
+const REPAIRED_TWICE_MS: i64 = 7 * 86_400_000;
+/// Repairs that are remembered.
+const REPAIRS_MAX: usize = 8;
+
+/// What the boot gate of a host said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Gate {
+    /// Every required check was made and passed.
+    Passed,
+    /// One did not.
+    Failed {
+        /// What would mend it; none where only another host would.
+        mend: Option<Care>,
+    },
+}
+
+impl Book {
+    /// Whether a report is new: of the boot that runs, with a number above those that were seen. A report without a number is
+    /// always new.
+    ///
+    /// # Errors
+    /// The node is unknown, or runs another boot.
+    pub fn is_new(&mut self, id: u64, boot: &str, seq: Option<u64>) -> Result<bool, NodeError> {
+        self.of_boot(id, boot)?;
+        let Some(node) = self.nodes.get_mut(&id) else { return Err(NodeError::Unknown(id)) };
+        let Some(seq) = seq else { return Ok(true) };
+        if node.report_seq.is_some_and(|last| seq <= last) {
+            return Ok(false);
+        }
+        node.report_seq = Some(seq);
+        Ok(true)
+    }
+
+    pub(super) fn of_boot(&self, id: u64, boot: &str) -> Result<&Node, NodeError> {
+        let node = self.nodes.get(&id).ok_or(NodeError::Unknown(id))?;
+        if node.boot.as_deref() == Some(boot) {
+            return Ok(node);
+        }
+        let now = node.boot.clone().unwrap_or_else(|| "none".into());
+        Err(NodeError::OtherBoot { node: id, now, reported: boot.to_owned() })
+    }
+
+    /// The answer of the boot gate. A host that a reset or reboot would mend gets that once for each cause, and the gate
+    /// again; otherwise a failure is the end of it.
+    ///
+    /// # Errors
+    /// The node is unknown, runs another boot, or is not being checked.
+    pub fn gate(&mut self, id: u64, boot: &str, said: &Gate, reason: &str, now_ms: i64) -> Result<(), NodeError> {
+        let state = self.of_boot(id, boot)?.state;
+        if state == NodeState::Repairing {
+            // The gate runs when the repair is done.
+            self.node_event(id, NodeEvent::Registered, "its repair is done", now_ms)?;
+        }
+        match said {
+            Gate::Passed => {
+                self.node_event(id, NodeEvent::GatePassed, reason, now_ms)?;
+                self.proven(id, now_ms)
+            }
+            Gate::Failed { mend } => {
+                self.node_event(id, NodeEvent::GateFailed, reason, now_ms)?;
+                match mend {
+                    Some(care) if *care > Care::Recheck => self.repair(id, *care, "gate", reason, now_ms),
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+
+    fn proven(&mut self, id: u64, now_ms: i64) -> Result<(), NodeError> {
+        self.off_shelf(id);
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.proof_at_ms = Some(now_ms);
+            node.heard_at_ms = Some(now_ms);
+            // Whatever it needed, it has had: the gate is the judge.
+            node.care = None;
+        }
+        self.on_shelf(id);
+        if self.nodes.get(&id).is_some_and(|n| n.out) {
+            // It was taken out before: being healthy again does not bring it back.
+            return self.drain(id, "it was taken out of service before", now_ms);
+        }
+        self.serve_waiting(id, now_ms);
+        Ok(())
+    }
+
+    /// What a host's conditions ask for now; none where they ask for nothing. A node takes no claims while it needs care, and
+    /// gets it when it is empty.
+    ///
+    /// # Errors
+    /// The node is unknown, or runs another boot.
+    pub fn needs(&mut self, id: u64, boot: &str, need: Option<Pending>, now_ms: i64) -> Result<(), NodeError> {
+        let node = self.of_boot(id, boot)?;
+        let serves = node.state.takes_claims();
+        // A deadline that was set does not move on with each report.
+        let need = need.map(|n| match &node.care {
+            Some(was) if was.care >= n.care && was.claims_until_ms.is_some() => was.clone(),
+            _ => n,
+        });
+        if serves && node.care != need {
+            self.off_shelf(id);
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.care = need;
+            }
+            self.changes.nodes.insert(id);
+            self.on_shelf(id);
+            self.serve_waiting(id, now_ms);
+        }
+        self.start_care(id, now_ms)
+    }
+
+    /// Starts the care of a node that is empty, or whose claims have had their time.
+    pub(super) fn start_care(&mut self, id: u64, now_ms: i64) -> Result<(), NodeError> {
+        let Some(node) = self.nodes.get(&id) else { return Ok(()) };
+        let Some(pending) = node.care.clone().filter(|_| node.state.takes_claims()) else { return Ok(()) };
+        if node.free.count() < node.gpus {
+            if pending.claims_until_ms.is_none_or(|until| now_ms < until) {
+                return Ok(());
+            }
+            self.fail_claims(id, &format!("its node needs a {}: {}", pending.care.name(), pending.cause), now_ms);
+            // The end of the last claim starts it.
+            return Ok(());
+        }
+        if self.nodes.get(&id).is_some_and(|n| n.state == NodeState::Diagnosing) {
+            self.node_event(id, NodeEvent::DiagnosisEnded, "its health asks for something else", now_ms)?;
+        }
+        match pending.care {
+            Care::Recheck => self.node_event(id, NodeEvent::RecheckStarted, &pending.cause, now_ms)?,
+            care => self.repair(id, care, &pending.cause, &pending.cause, now_ms)?,
+        }
+        self.off_shelf(id);
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.care = Some(pending);
+        }
+        Ok(())
+    }
+
+    /// Repairs once for a cause; the second time the node is out.
+    fn repair(&mut self, id: u64, care: Care, cause: &str, reason: &str, now_ms: i64) -> Result<(), NodeError> {
+        let Some(node) = self.nodes.get_mut(&id) else { return Err(NodeError::Unknown(id)) };
+        let recent = |r: &Repair| r.cause == cause && now_ms - r.at_ms < REPAIRED_TWICE_MS;
+        if node.repairs.iter().any(recent) {
+            let reason = format!("{reason} again, after a repair");
+            if node.state != NodeState::Quarantined {
+                return self.fault(id, &reason, now_ms);
+            }
+            node.reason = reason;
+            return Ok(());
+        }
+        node.repairs.push(Repair { cause: cause.to_owned(), at_ms: now_ms });
+        let excess = node.repairs.len().saturating_sub(REPAIRS_MAX);
+        node.repairs.drain(..excess);
+        let pending = Pending { care, cause: cause.to_owned(), claims_until_ms: None };
+        self.node_event(id, NodeEvent::RepairStarted, &format!("{}: {reason}", care.name()), now_ms)?;
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.care = Some(pending);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,119 @@
+//! What hosts prove themselves with. A launch gives each host a join secret in its user data, which registers a host once;
+//! from then on it has a token of its own, which is made anew each day. Neither is stored: both are made of the server's key.
+
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+
+use crate::api::App;
+use crate::api::auth::{bearer, hash_of};
+use crate::api::problem::{ApiError, Code};
+use crate::clock;
+
+/// A token is taken for so long: a host that hears nothing for a week is not one any more. Milliseconds.
+const TOKEN_LIFE_MS: i64 = 7 * 86_400_000;
+/// A token that is older is replaced, milliseconds.
+const TOKEN_RENEWED_MS: i64 = 86_400_000;
+
+/// A text that only who has the key can make. Hashed twice under the key, as HMAC does, so that nothing can be appended.
+fn seal(key: &str, text: &str) -> String {
+    hash_of(&format!("{key}/{}", hash_of(&format!("{key}/{text}"))))
+}
+
+/// The secret with which the hosts of one launch join.
+#[must_use]
+pub fn join_secret(key: &str, token: &str) -> String {
+    format!("plj_{}", seal(key, token))
+}
+
+/// The secret with which one machine that you own joins, whichever launch takes it.
+#[must_use]
+pub fn host_secret(key: &str, instance: &str) -> String {
+    join_secret(key, &format!("host/{instance}"))
+}
+
+/// The token of a host that has joined as a node.
+#[must_use]
+pub fn agent_token(key: &str, node: u64, issued_ms: i64) -> String {
+    format!("pla_{node}_{issued_ms}_{}", seal(key, &format!("agent/{node}/{issued_ms}")))
+}
+
+/// The secret of a request, whatever it opens.
+#[derive(Debug)]
+pub struct Secret(String);
+
+impl FromRequestParts<Arc<App>> for Secret {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _app: &Arc<App>) -> Result<Self, ApiError> {
+        let secret = bearer(parts).map(|s| Self(s.to_owned()));
+        secret.ok_or_else(|| {
+            ApiError::new(Code::Unauthenticated, "an agent sends the join secret of its launch, or its token")
+        })
+    }
+}
+
+/// A host that has proved itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Host {
+    /// Its node.
+    pub id: u64,
+    /// Its token is to be made anew.
+    pub renews: bool,
+}
+
+impl Secret {
+    /// The host whose token this is.
+    ///
+    /// # Errors
+    /// It is none, of another host, or too old.
+    pub fn host(&self, app: &App, instance: &str) -> Result<Host, ApiError> {
+        let host = self.token(app).filter(|host| {
+            let book = app.ledger.book();
+            book.nodes().get(&host.id).is_some_and(|n| n.instance.as_deref() == Some(instance))
+        });
+        admitted(app, host, instance)
+    }
+
+    fn token(&self, app: &App) -> Option<Host> {
+        let mut parts = self.0.strip_prefix("pla_")?.split('_');
+        let (id, issued_ms) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let age_ms = clock::now_ms().checked_sub(issued_ms)?;
+        let good = agent_token(&app.join_key, id, issued_ms) == self.0 && age_ms < TOKEN_LIFE_MS;
+        good.then_some(Host { id, renews: age_ms > TOKEN_RENEWED_MS })
+    }
+
+    /// The host that registers with this: by its token; by the join secret of its launch, once, where an answer that was lost
+    /// may be asked for again; or by the secret of a machine of your own.
+    ///
+    /// # Errors
+    /// It opens nothing, or was used.
+    pub fn joining(&self, app: &App, instance: &str, boot: &str) -> Result<Host, ApiError> {
+        if self.0.starts_with("pla_") {
+            return self.host(app, instance);
+        }
+        let found = {
+            let book = app.ledger.book();
+            let own = host_secret(&app.join_key, instance) == self.0;
+            let of_launch = |i: u64| join_secret(&app.join_key, &book.launch_token(i)) == self.0;
+            let mut mine = book.nodes_of(instance).filter(|n| own || n.intent.is_some_and(of_launch));
+            mine.next().map(|n| (n.id, own || n.boot.as_deref().is_none_or(|b| b == boot)))
+        };
+        if let Some((_, false)) = found {
+            let why = format!("{instance} has joined, and its join secret is used: it has a token of its own since");
+            return Err(ApiError::new(Code::Forbidden, why));
+        }
+        admitted(app, found.map(|(id, _)| Host { id, renews: false }), instance)
+    }
+}
+
+/// The same answer for a wrong secret and an unknown host: nobody learns which hosts there are.
+fn admitted(app: &App, host: Option<Host>, instance: &str) -> Result<Host, ApiError> {
+    let Some(host) = host else {
+        app.rates.take(None)?;
+        return Err(ApiError::new(Code::Forbidden, format!("this is no secret of {instance}")));
+    };
+    app.rates.take_host(host.id)?;
+    Ok(host)
+}
