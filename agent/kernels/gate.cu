@@ -76,13 +76,12 @@ extern "C" __global__ void read(const uint4* memory, u64 length, u32* sink) {
 extern "C" __global__ void copy(const uint4* from, uint4* to, u64 length) {
   u64 step = (u64)gridDim.x * blockDim.x;
   u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-  for (; i + 3 * step < length; i += 4 * step) {
-    uint4 a = __ldcs(from + i), b = __ldcs(from + i + step);
-    uint4 c = __ldcs(from + i + 2 * step), d = __ldcs(from + i + 3 * step);
-    __stcs(to + i, a);
-    __stcs(to + i + step, b);
-    __stcs(to + i + 2 * step, c);
-    __stcs(to + i + 3 * step, d);
+  for (; i + 7 * step < length; i += 8 * step) {
+    uint4 held[8];
+#pragma unroll
+    for (int k = 0; k < 8; k++) held[k] = __ldcs(from + i + k * step);
+#pragma unroll
+    for (int k = 0; k < 8; k++) __stcs(to + i + k * step, held[k]);
   }
   for (; i < length; i += step) __stcs(to + i, __ldcs(from + i));
 }

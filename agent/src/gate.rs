@@ -224,7 +224,8 @@ impl Run<'_> {
     fn products(&mut self, gpus: &mut [Gpu]) {
         let effort = self.setup.effort;
         (self.progress)("products");
-        let deadline = self.deadline(effort.tensor_s + effort.fp32_s + 12.0);
+        // A slow card takes 30 ms for a product.
+        let deadline = self.deadline(effort.tensor_s + effort.fp32_s + 12.0 + f64::from(effort.repeats_min) * 0.03);
         let mut waiting = Vec::new();
         for (gpu, worker) in gpus.iter_mut().zip(&mut self.workers) {
             waiting.push(match (&gpu.context, &deadline) {

@@ -52,6 +52,8 @@ impl Watcher {
         let Answer::Survey(driver, gpus) = answer else { return Err(Unseen::Crashed("another answer".into())) };
         self.driver_major = driver.major().unwrap_or(u32::MAX);
         self.gpus = gpus.into_iter().map(|(_, address)| address).collect();
+        // To tell CUDA's version the library loads CUDA, which stays in memory; a new child watches without it.
+        self.library.renew();
         Ok(self.gpus.clone())
     }
 

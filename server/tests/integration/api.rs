@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
-use server::api::{Code, agent_token, document, hash_of};
+use server::api::{Code, agent_token, document, hash_of, join_secret};
 use server::clock::now_ms;
 use server::commands::serve::{Server, start};
 use server::config::Config;
@@ -236,6 +236,61 @@ async fn an_agent_speaks_for_its_own_launch_only() {
     let answer = request.body(body.to_string()).send().await.expect("answers");
     assert_eq!(answer.status(), StatusCode::CONFLICT, "a report of another boot changes nothing");
     assert_ne!(run.get(&format!("/v1/nodes/{}", node["id"].as_str().expect("text"))).await["state"], "quarantined");
+}
+
+/// A host registers once with what its launch was given; its token is its own from then on, and reports count once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_secret_registers_once_and_reports_count_once() {
+    // The simulated cloud's own agents stay out of it: its hosts take an hour to start.
+    let run = running_with(&CONFIG.replace("speed = 200.0", "speed = 1.0")).await;
+    run.post("/v1/claims", &json!({ "class": "chat", "on_empty": "queue", "wait_s": 60 })).await;
+    let (id, instance, intent) = loop {
+        let book = run.server.app.ledger.book();
+        let launched = book.nodes().values().find_map(|n| Some((n.id, n.instance.clone()?, n.intent?)));
+        drop(book);
+        match launched {
+            Some(found) => break found,
+            None => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
+    let secret = join_secret(&run.server.app.join_key, &run.server.app.ledger.book().launch_token(intent));
+    let call = async |path: &str, secret: &str, body: Value| {
+        let request = run.http.post(format!("{}{path}", run.server.url)).bearer_auth(secret).body(body.to_string());
+        let answer = request.send().await.expect("answers");
+        (answer.status(), answer.json::<Value>().await.expect("JSON"))
+    };
+    let register = |boot: &str| json!({ "instance": instance, "boot": boot, "gpus": 8 });
+    let (status, told) = call("/v1/agents/register", &secret, register("b1")).await;
+    assert_eq!((status, &told["state"]), (StatusCode::OK, &json!("checking")), "{told}");
+    let token = told["token"].as_str().expect("its own").to_owned();
+    let (status, _) = call("/v1/agents/register", &secret, register("b1")).await;
+    assert_eq!(status, StatusCode::OK, "the answer may have been lost");
+    let (status, refused) = call("/v1/agents/register", &secret, register("b2")).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "it is used: {refused}");
+    let report = format!("/v1/agents/{instance}/report");
+    let gate = |seq: u64| json!({ "boot": "b1", "seq": seq, "checks": "gate", "verdict": "pass" });
+    assert_eq!(call(&report, &secret, gate(1)).await.0, StatusCode::FORBIDDEN, "it registers, and nothing else");
+    let mut forged = token.clone();
+    forged.replace_range(4..5, "9");
+    assert_eq!(call(&report, &forged, gate(1)).await.0, StatusCode::FORBIDDEN);
+    let old = agent_token(&run.server.app.join_key, id, now_ms() - 8 * 86_400_000);
+    assert_eq!(call(&report, &old, gate(1)).await.0, StatusCode::FORBIDDEN, "a week is its life");
+    for _ in 0..2 {
+        let (status, told) = call(&report, &token, gate(1)).await;
+        assert_eq!((status, &told["report_seq"]), (StatusCode::OK, &json!(1)), "twice is once: {told}");
+        assert_eq!(told["token"], Value::Null, "it is young");
+    }
+    let aged = agent_token(&run.server.app.join_key, id, now_ms() - 2 * 86_400_000);
+    let passive = json!({ "boot": "b1", "seq": 2, "checks": "passive", "verdict": "degraded",
+        "conditions": [{ "cause": "xid:63", "effect": "reset-at-idle", "raised_at_ms": 0 }] });
+    let (status, told) = call(&report, &aged, passive).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(told["token"].as_str().is_some_and(|t| t != aged), "after a day it gets another: {told}");
+    let node = run.get(&format!("/v1/nodes/n-{id}")).await;
+    let claimed_or_mended = node["care"] == "reset";
+    assert!(claimed_or_mended, "what its health asks for is shown: {node}");
+    let (status, told) = call("/v1/agents/register", &token, register("b2")).await;
+    assert_eq!((status, &told["report_seq"]), (StatusCode::OK, &json!(0)), "a reboot: numbers begin anew");
 }
 
 async fn put(run: &Running, path: &str, version: Option<&str>, body: &Value) -> (StatusCode, Option<String>, Value) {
