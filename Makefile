@@ -1,7 +1,7 @@
 # make run    set up, then the main job on demo data
 # make test   set up, then every test
 # make bench  set up, then every benchmark (release build)
-.PHONY: setup run reports test test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
+.PHONY: kernels bench-gate bench-weekly setup run reports test test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
 
 DEMO := target/demo
 # Folder with public traces; what needs them is skipped, and says so, without it.
@@ -69,6 +69,18 @@ bench-simulation: release
 # Claims a second and their latency on SQLite and PostgreSQL, a plan's inputs, start-up, memory.
 bench-claims: release
 	benchmarks/claims
+
+# The boot gate on this host's GPUs: twice, against plain copies, 10,000 products, planted faults; the daemon's idle cost.
+bench-gate: release
+	cargo build --release -p agent --bins
+	benchmarks/gate target/release
+
+# A year of weekly diagnostics over 2,000 nodes, with the recorded faults of 400 servers where they are.
+bench-weekly: release
+	target/release/examples/weekly $(if $(DATA),$(DATA)/infinitehbd_faults/fault_trace.json)
+
+kernels:
+	scripts/build-kernels
 
 clean:
 	cargo clean

@@ -11,5 +11,6 @@ pub mod kernel_log;
 pub mod nvlink;
 pub mod policy;
 pub mod verdict;
+pub mod weekly;
 
 pub use verdict::Verdict;

@@ -8,3 +8,4 @@ pub mod league;
 pub mod parts;
 pub mod policies;
 pub mod scenario;
+pub mod weekly;

@@ -134,15 +134,12 @@ impl Watcher {
         for gone in self.gpus.iter().filter(|g| watched.gpus.iter().all(|(address, _)| address != *g)) {
             causes.push((Cause::Xid(79), Some(*gone), "the driver does not see it any more".to_owned()));
         }
-        match &watched.xids {
-            Ok(xids) => {
-                let told = |(gpu, code): &(PciAddress, u32)| {
-                    (Cause::Xid(*code), Some(*gpu), format!("the driver announced Xid {code}"))
-                };
-                causes.extend(xids.iter().map(told));
-            }
-            // The kernel log says the same, and more.
-            Err(_) => {}
+        // Where events cannot be had the kernel log says the same, and more.
+        if let Ok(xids) = &watched.xids {
+            let told = |(gpu, code): &(PciAddress, u32)| {
+                (Cause::Xid(*code), Some(*gpu), format!("the driver announced Xid {code}"))
+            };
+            causes.extend(xids.iter().map(told));
         }
         for (gpu, readings) in &watched.gpus {
             let mut value = |reading: Reading| match readings.get(&reading) {

@@ -5,3 +5,4 @@ mod conditions;
 mod dcgm;
 mod gate;
 mod kernel;
+mod weekly;

@@ -1,0 +1,340 @@
+//! Weekly diagnostics that do not drain the buffer: which idle nodes are lent to a diagnostic now, and which.
+//!
+//! Two thousand nodes at twenty minutes a week are four at a time, so nothing is ever run as a batch; the hard part is that a
+//! node in a diagnostic yields when a claim wants it. So what is held back is demand over the time to yield, not over the time
+//! of the diagnostic.
+//!
+//! The clock is that of the physical GPUs, by their serial numbers: a host that comes back under another name has been tested.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+/// Days, milliseconds.
+const DAY_MS: i64 = 86_400_000;
+/// Parts of a full diagnostic (level 3), each short; passed within a week of each other they are one.
+pub const SLICES: [&str; 6] = ["software", "memory", "pcie", "memory_bandwidth", "diagnostic", "targeted_stress"];
+
+/// The rules of the schedule.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rules {
+    /// Time between full diagnostics, days.
+    pub every_days: f64,
+    /// Each GPU set has a period of its own within this share of it, so that what came together does not stay together.
+    pub jitter: f64,
+    /// A node is lent when it was idle for so long, seconds: it does not race with a return.
+    pub idle_min_s: f64,
+    /// Share of a pool's nodes that are in diagnostics at the same time.
+    pub share_max: f64,
+    /// The same, while a node is late by [`late_days`](Self::late_days).
+    pub catch_up_share_max: f64,
+    /// Days after which a node is late.
+    pub late_days: f64,
+    /// Days since the last full pass after which the planner is asked for one more node.
+    pub surge_days: f64,
+    /// Days since the last full pass after which a node's test is stale.
+    pub stale_days: f64,
+    /// A full diagnostic takes so long, seconds.
+    pub full_s: f64,
+    /// One slice takes so long at most, seconds.
+    pub slice_s: f64,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            every_days: 7.0,
+            jitter: 0.15,
+            idle_min_s: 180.0,
+            share_max: 0.01,
+            catch_up_share_max: 0.03,
+            late_days: 8.5,
+            surge_days: 10.0,
+            stale_days: 14.0,
+            full_s: 1200.0,
+            slice_s: 180.0,
+        }
+    }
+}
+
+/// What is run.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Run {
+    /// Level 2, minutes: the first idle gap of a new node, where most latent faults of new hosts are met.
+    Quick,
+    /// Level 3.
+    Full,
+    /// One part of level 3, of [`SLICES`].
+    Slice(String),
+}
+
+/// What a node does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Now {
+    /// Idle since, milliseconds.
+    Idle {
+        /// Since when.
+        since_ms: i64,
+        /// A claim has just ended on it: what is run now disturbs nobody.
+        released: bool,
+    },
+    /// In a diagnostic.
+    Diagnosing,
+    /// Anything else.
+    Away,
+}
+
+/// What passed on a set of GPUs, wherever it was rented.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// When it was first seen, milliseconds since 1970.
+    pub met_ms: i64,
+    /// Level 2 passed since it joined as this node.
+    pub quick: bool,
+    /// When level 3 last passed whole, milliseconds since 1970.
+    pub full_ms: Option<i64>,
+    /// When each slice last passed, milliseconds since 1970.
+    pub slices_ms: BTreeMap<String, i64>,
+    /// Diagnostics that failed.
+    pub failures: u32,
+}
+
+impl History {
+    /// Notes a pass.
+    pub fn passed(&mut self, run: &Run, at_ms: i64) {
+        match run {
+            Run::Quick => {
+                self.quick = true;
+                for name in ["software", "memory", "pcie"] {
+                    self.slices_ms.insert(name.to_owned(), at_ms);
+                }
+            }
+            Run::Full => {
+                self.quick = true;
+                self.full_ms = Some(at_ms);
+                self.slices_ms.clear();
+            }
+            Run::Slice(name) => {
+                self.slices_ms.insert(name.clone(), at_ms);
+            }
+        }
+        // All parts within a week: together they are a full pass, as old as the oldest.
+        let oldest = SLICES.iter().map(|s| self.slices_ms.get(*s).copied()).min().flatten();
+        if let Some(oldest) = oldest.filter(|o| at_ms - o <= 7 * DAY_MS && self.full_ms.is_none_or(|f| f < *o)) {
+            self.full_ms = Some(oldest);
+            self.slices_ms.clear();
+        }
+    }
+
+    /// The last full pass, or when it was met.
+    fn tested_ms(&self) -> i64 {
+        self.full_ms.unwrap_or(self.met_ms)
+    }
+}
+
+/// One node of a pool.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node<'a> {
+    /// Identity.
+    pub id: u64,
+    /// Its GPUs: their serial numbers, or the instance where they tell none.
+    pub gpus: &'a str,
+    /// What it does.
+    pub now: Now,
+    /// What passed on these GPUs.
+    pub history: &'a History,
+    /// What makes a test more urgent: a remap, replays, heat; 0 where nothing does.
+    pub risk: f64,
+    /// How much it would be missed: snapshots and images that are on it.
+    pub warmth: f64,
+    /// Nodes that hang together (rack, NVLink domain): one of them at a time.
+    pub domain: Option<u64>,
+    /// It is to be given back: it is not tested, it goes.
+    pub leaving: bool,
+    /// Its life is expected to last so long yet, seconds.
+    pub life_left_s: Option<f64>,
+}
+
+/// One pool: cloud, region, zone, instance type.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pool<'a> {
+    /// Its nodes.
+    pub nodes: Vec<Node<'a>>,
+    /// Idle nodes that the planner wants, diagnosing ones among them where their yield is proven.
+    pub buffer_nodes: u32,
+    /// Idle nodes that claims may want within the time to yield ([`hot_reserve`]).
+    pub hot_nodes: u32,
+    /// Diagnostics of this type, driver and DCGM have been seen to yield in time.
+    pub yields: bool,
+    /// Demand is not met, or nodes are on their way.
+    pub short: bool,
+    /// Demand is expected to rise by more than a fifth.
+    pub rising: bool,
+    /// The breaker of a common cause is open, or an image or driver is being rolled out.
+    pub held: bool,
+}
+
+/// A node that is lent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lease {
+    /// Which.
+    pub node: u64,
+    /// To what.
+    pub run: Run,
+    /// What it was chosen by.
+    pub priority: f64,
+}
+
+/// Why nothing, or nothing more, is lent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Refusal {
+    /// No node is due.
+    NothingDue,
+    /// Idle nodes are needed for claims that may come before a diagnostic could yield.
+    HotReserve,
+    /// The buffer would be smaller than planned.
+    Buffer,
+    /// As many run as may.
+    Cap,
+    /// The planner is short of nodes, or demand rises.
+    Demand,
+    /// A breaker is open, or a rollout is under way.
+    Held,
+}
+
+/// What is to be done in a pool.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Advice {
+    /// Nodes that are lent now.
+    pub leases: Vec<Lease>,
+    /// Why no more.
+    pub refusal: Refusal,
+    /// The planner is asked for one more node for the time of a diagnostic.
+    pub surge: bool,
+    /// Nodes whose test is stale: claims take others first.
+    pub stale: Vec<u64>,
+    /// Diagnosing nodes that are to yield now, since idle ones have become fewer than the hot reserve: as many.
+    pub yields: u32,
+}
+
+/// Claims that may come within the time to yield: the 99.5 % quantile of what came within such times, one at least.
+#[must_use]
+pub fn hot_reserve(mut came: Vec<u32>) -> u32 {
+    came.sort_unstable();
+    let at = (came.len() as f64 * 0.995).ceil() as usize;
+    came.get(at.saturating_sub(1)).copied().unwrap_or(1).max(1)
+}
+
+/// When a set of GPUs is due, milliseconds since 1970.
+#[must_use]
+pub fn due_ms(node: &Node<'_>, rules: &Rules) -> i64 {
+    // Between -1 and 1, by the GPUs themselves.
+    let hash =
+        node.gpus.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let share = (hash >> 11) as f64 / (1_u64 << 53) as f64 * 2.0 - 1.0;
+    let period_ms = rules.every_days * (1.0 + rules.jitter * share) * DAY_MS as f64;
+    node.history.tested_ms().saturating_add(period_ms as i64)
+}
+
+fn days_since_test(node: &Node<'_>, now_ms: i64) -> f64 {
+    (now_ms - node.history.tested_ms()) as f64 / DAY_MS as f64
+}
+
+/// Which nodes of a pool are lent to diagnostics now.
+#[must_use]
+pub fn admit(pool: &Pool<'_>, rules: &Rules, now_ms: i64) -> Advice {
+    let idle = count(pool, |n| matches!(n.now, Now::Idle { .. }));
+    let diagnosing = count(pool, |n| n.now == Now::Diagnosing);
+    let mut advice = Advice {
+        leases: Vec::new(),
+        refusal: Refusal::NothingDue,
+        surge: false,
+        stale: pool.nodes.iter().filter(|n| days_since_test(n, now_ms) > rules.stale_days).map(|n| n.id).collect(),
+        yields: pool.hot_nodes.saturating_sub(idle).min(diagnosing),
+    };
+    // In a pool that is always busy the moment after a claim is the only one.
+    let busy = idle <= pool.hot_nodes + 1;
+    let mut wanted: Vec<(&Node<'_>, f64)> =
+        pool.nodes.iter().filter_map(|n| Some((n, priority(n, busy, rules, now_ms)?))).collect();
+    // The most urgent first; of equal ones the coldest, whose caches nobody will miss.
+    wanted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.warmth.total_cmp(&b.0.warmth)).then(a.0.id.cmp(&b.0.id)));
+    let late = pool.nodes.iter().any(|n| days_since_test(n, now_ms) > rules.late_days);
+    let share = if late { rules.catch_up_share_max } else { rules.share_max };
+    let cap = ((share * pool.nodes.len() as f64) as u32).max(1);
+    let mut domains: BTreeSet<u64> =
+        pool.nodes.iter().filter(|n| n.now == Now::Diagnosing).filter_map(|n| n.domain).collect();
+    let (mut idle, mut diagnosing) = (idle, diagnosing);
+    for (node, priority) in wanted {
+        let refusal = if pool.held {
+            Some(Refusal::Held)
+        } else if pool.short || pool.rising {
+            Some(Refusal::Demand)
+        } else if idle < pool.hot_nodes + 1 {
+            Some(Refusal::HotReserve)
+        } else if diagnosing >= cap {
+            Some(Refusal::Cap)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            advice.refusal = refusal;
+            break;
+        }
+        if node.domain.is_some_and(|d| domains.contains(&d)) {
+            continue;
+        }
+        let whole = if pool.yields { idle + diagnosing >= pool.buffer_nodes } else { idle > pool.buffer_nodes };
+        let Some(run) = run_of(node, whole, pool.yields, rules, now_ms) else {
+            advice.refusal = Refusal::Buffer;
+            continue;
+        };
+        advice.leases.push(Lease { node: node.id, run, priority });
+        domains.extend(node.domain);
+        idle -= 1;
+        diagnosing += 1;
+    }
+    advice.surge = advice.leases.is_empty()
+        && matches!(advice.refusal, Refusal::HotReserve | Refusal::Buffer)
+        && pool.nodes.iter().any(|n| !n.leaving && days_since_test(n, now_ms) > rules.surge_days);
+    advice
+}
+
+fn count(pool: &Pool<'_>, which: impl Fn(&Node<'_>) -> bool) -> u32 {
+    u32::try_from(pool.nodes.iter().filter(|n| which(n)).count()).unwrap_or(u32::MAX)
+}
+
+/// How urgent a node's test is; none where it is not to be tested now.
+fn priority(node: &Node<'_>, busy: bool, rules: &Rules, now_ms: i64) -> Option<f64> {
+    let Now::Idle { since_ms, released } = node.now else { return None };
+    let quick = !node.history.quick;
+    let overdue_ms = now_ms - due_ms(node, rules);
+    if node.leaving || (!quick && overdue_ms < 0) {
+        return None;
+    }
+    if (now_ms - since_ms) as f64 / 1e3 < rules.idle_min_s && !(released && busy) {
+        return None;
+    }
+    let overdue = overdue_ms as f64 / (7 * DAY_MS) as f64;
+    let new = if quick { 1.0 } else { 0.0 };
+    Some(overdue.max(0.0) + new + 2.0 * f64::from(node.history.failures.min(3)) + node.risk)
+}
+
+/// What is run on a node: all of it where the buffer allows, a slice where it does not.
+fn run_of(node: &Node<'_>, whole: bool, yields: bool, rules: &Rules, now_ms: i64) -> Option<Run> {
+    if !node.history.quick {
+        return Some(Run::Quick);
+    }
+    let lasts = node.life_left_s.is_none_or(|left| left > 2.0 * rules.full_s);
+    if whole && lasts {
+        return Some(Run::Full);
+    }
+    // A slice is short: it is lent out of the buffer, above the hot reserve, if it yields.
+    let fresh = |name: &&&str| node.history.slices_ms.get(**name).is_some_and(|at| now_ms - at < 6 * DAY_MS);
+    let next = SLICES.iter().filter(|n| !fresh(n)).min_by_key(|n| node.history.slices_ms.get(**n).copied());
+    (yields || whole).then_some(())?;
+    next.map(|name| Run::Slice((*name).to_owned()))
+}

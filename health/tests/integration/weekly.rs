@@ -1,0 +1,221 @@
+//! The weekly schedule: what it may never do, and what it must in the end.
+
+use health::weekly::{self, History, Now, Pool, Refusal, Rules, Run, SLICES, admit, due_ms, hot_reserve};
+use proptest::prelude::*;
+
+const DAY_MS: i64 = 86_400_000;
+
+/// A node that owns what it is made of.
+#[derive(Debug, Clone)]
+struct Node {
+    id: u64,
+    gpus: String,
+    now: Now,
+    history: History,
+    risk: f64,
+    warmth: f64,
+    domain: Option<u64>,
+    leaving: bool,
+}
+
+impl Node {
+    fn view(&self) -> weekly::Node<'_> {
+        weekly::Node {
+            id: self.id,
+            gpus: &self.gpus,
+            now: self.now,
+            history: &self.history,
+            risk: self.risk,
+            warmth: self.warmth,
+            domain: self.domain,
+            leaving: self.leaving,
+            life_left_s: None,
+        }
+    }
+}
+
+/// A pool that owns its nodes.
+#[derive(Debug, Clone)]
+struct Owned {
+    nodes: Vec<Node>,
+    buffer_nodes: u32,
+    hot_nodes: u32,
+    yields: bool,
+    short: bool,
+    rising: bool,
+    held: bool,
+}
+
+impl Owned {
+    fn admit(&self) -> weekly::Advice {
+        let pool = Pool {
+            nodes: self.nodes.iter().map(Node::view).collect(),
+            buffer_nodes: self.buffer_nodes,
+            hot_nodes: self.hot_nodes,
+            yields: self.yields,
+            short: self.short,
+            rising: self.rising,
+            held: self.held,
+        };
+        admit(&pool, &Rules::default(), NOW_MS)
+    }
+}
+
+fn node(id: u64, now: Now, full_days_ago: f64) -> Node {
+    let full_ms = Some((100.0 * DAY_MS as f64 - full_days_ago * DAY_MS as f64) as i64);
+    Node {
+        id,
+        gpus: format!("serial-{id}"),
+        now,
+        history: History { met_ms: 0, quick: true, full_ms, ..History::default() },
+        risk: 0.0,
+        warmth: 0.0,
+        domain: None,
+        leaving: false,
+    }
+}
+
+const NOW_MS: i64 = 100 * DAY_MS;
+const IDLE: Now = Now::Idle { since_ms: NOW_MS - 3_600_000, released: false };
+
+fn pool(idle: u64, hot_nodes: u32, buffer_nodes: u32) -> Owned {
+    let nodes = (0..idle).map(|i| node(i, IDLE, 9.0)).collect();
+    Owned { nodes, buffer_nodes, hot_nodes, yields: true, short: false, rising: false, held: false }
+}
+
+#[test]
+fn one_at_a_time_the_most_urgent_first_and_the_coldest_of_equals() {
+    let mut p = pool(10, 2, 5);
+    p.nodes[7].history.full_ms = Some(NOW_MS - 12 * DAY_MS);
+    let advice = p.admit();
+    assert_eq!((advice.leases.len(), advice.leases[0].node, advice.refusal), (1, 7, Refusal::Cap));
+    assert_eq!(advice.leases[0].run, Run::Full);
+    p.nodes[3].history.failures = 1;
+    assert_eq!(p.admit().leases[0].node, 3, "what failed before comes first");
+    let mut p = pool(10, 2, 5);
+    p.nodes.iter_mut().for_each(|n| (n.gpus, n.warmth) = ("same".into(), 1.0));
+    p.nodes[4].warmth = 0.0;
+    assert_eq!(p.admit().leases[0].node, 4);
+}
+
+#[test]
+fn each_condition_holds_it_back() {
+    let refused = |change: fn(&mut Owned), why: Refusal| {
+        let mut p = pool(10, 2, 5);
+        change(&mut p);
+        let advice = p.admit();
+        assert_eq!((advice.leases.len(), advice.refusal), (0, why));
+    };
+    refused(|p| p.hot_nodes = 10, Refusal::HotReserve);
+    refused(|p| p.short = true, Refusal::Demand);
+    refused(|p| p.rising = true, Refusal::Demand);
+    refused(|p| p.held = true, Refusal::Held);
+    refused(|p| p.nodes[0].now = Now::Diagnosing, Refusal::Cap);
+    refused(|p| (p.yields, p.buffer_nodes) = (false, 10), Refusal::Buffer);
+    refused(|p| p.nodes.iter_mut().for_each(|n| n.leaving = true), Refusal::NothingDue);
+    refused(
+        |p| p.nodes.iter_mut().for_each(|n| n.now = Now::Idle { since_ms: NOW_MS - 60_000, released: false }),
+        Refusal::NothingDue,
+    );
+    refused(|p| p.nodes.iter_mut().for_each(|n| n.history.full_ms = Some(NOW_MS - DAY_MS)), Refusal::NothingDue);
+}
+
+#[test]
+fn small_pools_are_tested_in_slices_on_release_and_then_ask_for_one_more() {
+    // The buffer is as large as the pool: a slice, which yields, and never the whole.
+    let mut p = pool(3, 1, 4);
+    assert_eq!(p.admit().leases[0].run, Run::Slice(SLICES[0].into()));
+    for (i, name) in SLICES.iter().enumerate() {
+        p.nodes[0].history.passed(&Run::Slice((*name).to_owned()), NOW_MS + i as i64);
+    }
+    assert_eq!(p.nodes[0].history.full_ms, Some(NOW_MS), "together they are a full pass, as old as the oldest");
+    // A claim has just ended, and there is no other moment.
+    let mut p = pool(2, 1, 1);
+    p.nodes.iter_mut().for_each(|n| n.now = Now::Idle { since_ms: NOW_MS - 1000, released: true });
+    assert_eq!(p.admit().leases.len(), 1);
+    // Nothing is ever idle enough.
+    let mut p = pool(1, 1, 1);
+    assert!(!p.admit().surge);
+    p.nodes[0].history.full_ms = Some(NOW_MS - 11 * DAY_MS);
+    assert!(p.admit().surge);
+    p.nodes[0].history.full_ms = Some(NOW_MS - 15 * DAY_MS);
+    assert_eq!(p.admit().stale, [0]);
+}
+
+#[test]
+fn a_new_node_is_looked_at_in_its_first_idle_gap_and_a_known_gpu_keeps_its_clock() {
+    let rules = Rules::default();
+    let mut p = pool(5, 1, 2);
+    p.nodes.iter_mut().for_each(|n| n.history.full_ms = Some(NOW_MS - DAY_MS));
+    p.nodes[2].history.quick = false;
+    let advice = p.admit();
+    assert_eq!((advice.leases[0].node, &advice.leases[0].run), (2, &Run::Quick));
+    let (a, mut b) = (node(1, IDLE, 3.0), node(2, IDLE, 3.0));
+    b.gpus = a.gpus.clone();
+    assert_eq!(
+        due_ms(&a.view(), &rules),
+        due_ms(&b.view(), &rules),
+        "the clock is the GPUs', whatever the node is called"
+    );
+}
+
+#[test]
+fn a_burst_of_claims_calls_diagnostics_back() {
+    let mut p = pool(4, 3, 3);
+    p.nodes[0].now = Now::Away;
+    p.nodes[1].now = Now::Away;
+    p.nodes[2].now = Now::Diagnosing;
+    assert_eq!(p.admit().yields, 1, "one is idle, three may be wanted, one can come back");
+    assert_eq!(hot_reserve(vec![]), 1);
+    assert_eq!(hot_reserve((0..1000).collect()), 994);
+}
+
+fn any_node() -> impl Strategy<Value = Node> {
+    (0_u8..4, 0_i64..20, any::<bool>(), 0_u64..4, any::<bool>(), 0_i64..600).prop_map(
+        |(now, days, quick, domain, leaving, idle_s)| {
+            let since_ms = NOW_MS - idle_s * 1000;
+            let now = match now {
+                0 => Now::Diagnosing,
+                1 => Now::Away,
+                released => Now::Idle { since_ms, released: released == 3 },
+            };
+            let mut made = node(0, now, days as f64);
+            made.history.quick = quick;
+            made.domain = (domain > 0).then_some(domain);
+            made.leaving = leaving;
+            made
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    /// Whatever the pool: the hot reserve stays, the cap holds, nobody is lent who is not idle, and one of a domain at most.
+    #[test]
+    fn nothing_is_lent_that_is_needed(
+        nodes in proptest::collection::vec(any_node(), 0..60), hot in 0_u32..20, buffer in 0_u32..40,
+        yields in any::<bool>(), short in any::<bool>(), held in any::<bool>(),
+    ) {
+        let nodes: Vec<Node> = (0..).zip(nodes).map(|(id, n)| Node { id, gpus: format!("g{id}"), ..n }).collect();
+        let pool = Owned { nodes, buffer_nodes: buffer, hot_nodes: hot, yields, short, rising: false, held };
+        let rules = Rules::default();
+        let advice = pool.admit();
+        let idle = pool.nodes.iter().filter(|n| matches!(n.now, Now::Idle { .. })).count();
+        let busy: Vec<&Node> = pool.nodes.iter().filter(|n| n.now == Now::Diagnosing).collect();
+        let lent: Vec<&Node> = advice.leases.iter().map(|l| &pool.nodes[l.node as usize]).collect();
+        prop_assert!(lent.is_empty() || idle - lent.len() >= hot as usize, "the hot reserve");
+        prop_assert!(lent.is_empty() || !(short || held));
+        let cap = ((rules.catch_up_share_max * pool.nodes.len() as f64) as usize).max(1);
+        prop_assert!(lent.is_empty() || busy.len() + lent.len() <= cap, "the cap");
+        for lease in &lent {
+            let is_idle = matches!(lease.now, Now::Idle { .. });
+            prop_assert!(is_idle && !lease.leaving);
+            let beside = lent.iter().chain(&busy).filter(|o| o.domain.is_some() && o.domain == lease.domain).count();
+            prop_assert!(beside <= 1, "one of a domain");
+        }
+        let whole = advice.leases.iter().any(|l| l.run == Run::Full);
+        prop_assert!(!whole || idle + busy.len() >= buffer as usize, "the buffer is not lent whole");
+        prop_assert!(advice.yields as usize <= busy.len());
+    }
+}
