@@ -73,8 +73,9 @@ impl KernelLog {
     }
 
     fn device(&mut self) -> std::io::Result<Said> {
-        let from_start = self.open.is_none();
-        if from_start {
+        // The journal has the whole boot, and not less: it helps who wants all of it.
+        let from_start = self.open.is_none() && self.next.unwrap_or(0) == 0;
+        if self.open.is_none() {
             let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&self.path)?;
             self.open = Some(open);
         }
@@ -135,8 +136,16 @@ fn take(said: &mut Said, next: &mut Option<u64>, text: &str) {
         said.gap |= seq > awaited;
         *next = Some(seq + 1);
     }
+    keep(said, line);
+}
+
+/// Keeps what a line says of GPUs. What is beyond the most that are kept is lost, and said to be.
+fn keep(said: &mut Said, line: &str) {
+    let Some(record) = read(line) else { return };
     if said.records.len() < RECORDS_MAX {
-        said.records.extend(read(line));
+        said.records.push(record);
+    } else {
+        said.gap = true;
     }
 }
 
@@ -148,10 +157,6 @@ fn journal() -> Option<Said> {
     let mut lines = text.lines().peekable();
     lines.peek()?;
     let mut said = Said::default();
-    for line in lines {
-        if said.records.len() < RECORDS_MAX {
-            said.records.extend(read(line));
-        }
-    }
+    lines.for_each(|line| keep(&mut said, line));
     Some(said)
 }

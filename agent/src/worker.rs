@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -188,14 +189,32 @@ impl Drop for Worker {
     }
 }
 
+/// Children that were left and have not died.
+static LEFT: AtomicU32 = AtomicU32::new(0);
+/// So many that hang in the driver are enough to know that it hangs; no more are started then.
+const LEFT_MAX: u32 = 24;
+
 /// A child in the driver may not die of being killed; somebody must wait for it, and that must not be us.
 fn end(mut running: Running) {
     drop(running.input);
     let _ = running.child.kill();
-    std::thread::spawn(move || running.child.wait());
+    LEFT.fetch_add(1, Ordering::Relaxed);
+    let wait = move || {
+        let _ = running.child.wait();
+        LEFT.fetch_sub(1, Ordering::Relaxed);
+    };
+    // Without a thread the child stays as it is, and is counted.
+    let _ = std::thread::Builder::new().name("reaper".into()).stack_size(STACK).spawn(wait);
 }
 
+/// Threads here only wait and copy lines.
+const STACK: usize = 128 << 10;
+
 fn spawn(program: &Program) -> std::io::Result<Running> {
+    let left = LEFT.load(Ordering::Relaxed);
+    if left >= LEFT_MAX {
+        return Err(std::io::Error::other(format!("{left} earlier ones are stuck in the driver: reboot the host")));
+    }
     let mut child = Command::new(&program.path)
         .args(&program.args)
         // They hide or renumber GPUs.
@@ -211,7 +230,7 @@ fn spawn(program: &Program) -> std::io::Result<Running> {
     let output = child.stdout.take().ok_or_else(|| piped("output"))?;
     let errors = child.stderr.take().ok_or_else(|| piped("error output"))?;
     let (send, answers) = sync_channel(4);
-    std::thread::spawn(move || {
+    std::thread::Builder::new().stack_size(STACK).spawn(move || {
         let mut output = BufReader::new(output);
         loop {
             let mut line = String::new();
@@ -222,10 +241,10 @@ fn spawn(program: &Program) -> std::io::Result<Running> {
                 return;
             }
         }
-    });
+    })?;
     let last_words = Arc::new(Mutex::new(String::new()));
     let words = Arc::clone(&last_words);
-    std::thread::spawn(move || {
+    std::thread::Builder::new().stack_size(STACK).spawn(move || {
         for line in BufReader::new(errors).lines().map_while(Result::ok) {
             // The first line of a panic says where, the second what; what follows are hints.
             let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
@@ -233,6 +252,6 @@ fn spawn(program: &Program) -> std::io::Result<Running> {
                 words.extend(line.chars().take(LAST_WORDS_MAX).chain([' ']));
             }
         }
-    });
+    })?;
     Ok(Running { child, input, answers, last_words })
 }

@@ -148,7 +148,13 @@ impl NodeState {
             (Self::Idle | Self::Claimed | Self::Diagnosing | Self::Draining, E::DrainStarted)
             | (Self::Draining, E::LastClaimEnded) => Self::Draining,
             (
-                Self::Checking | Self::Idle | Self::Claimed | Self::Diagnosing | Self::Draining | Self::Quarantined,
+                Self::Checking
+                | Self::Idle
+                | Self::Claimed
+                | Self::Diagnosing
+                | Self::Draining
+                | Self::Lost
+                | Self::Quarantined,
                 E::FaultFound,
             ) => Self::Quarantined,
             (Self::Idle, E::RecheckStarted) => Self::Checking,

@@ -30,8 +30,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     for seed in [1, 2, 3] {
         let scenario = Scenario { seed, ..Scenario::default() };
-        println!(
-            "\nseed {seed}\n{:>10} {:>7} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>10} {:>9} {:>8} {:>9}",
+        println!("\nseed {seed}");
+        let head = [
             "pool",
             "nodes",
             "claims",
@@ -42,9 +42,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             "ended %",
             "bad begins",
             "under s",
+            "back s",
             "p99 s",
-            "tested %"
-        );
+            "tested %",
+        ];
+        let wide = [10, 7, 9, 9, 9, 9, 8, 8, 10, 8, 8, 8, 9];
+        println!("{}", head.iter().zip(wide).map(|(h, w)| format!("{h:>w$}")).collect::<Vec<_>>().join(" "));
         let pools = run(&scenario, &servers);
         for (n, pool) in pools.iter().enumerate() {
             row(&n.to_string(), pool);

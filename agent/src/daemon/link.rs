@@ -9,13 +9,16 @@ use health::condition::Condition;
 use health::gate::Mend;
 
 use super::client::{Client, ClientError, Told};
-use super::state::State;
-use super::{Message, now};
+use super::state::{State, Unreported};
+use super::{Message, now, now_ms};
 
 /// Heartbeats until the control plane says how many.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Pauses after calls that failed: 1, 2, 4, … seconds, this at most.
-const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Well under the silence after which a node is lost.
+const PAUSE_MAX: Duration = Duration::from_secs(20);
+/// A pass of the gate that is older is not told any more, milliseconds.
+const PASS_LIFE_MS: i64 = 120_000;
 /// Longest wait of a poll.
 const POLL: Duration = Duration::from_secs(30);
 
@@ -66,7 +69,10 @@ pub struct Link {
     /// The state is to be stored.
     pub changed: bool,
     in_flight: bool,
-    registered: bool,
+    /// This boot is known to the control plane.
+    pub registered: bool,
+    /// A gate that passed is not what it was: it is to run again.
+    pub stale_gate: bool,
     next: Option<Subject>,
     failures: u32,
     not_before: Option<Instant>,
@@ -77,7 +83,7 @@ pub struct Link {
 
 impl Link {
     /// Starts the threads that call.
-    pub fn start(client: Client, secret: String, state: &State, to: SyncSender<Message>, patience: f64) -> Self {
+    pub fn start(client: Client, secret: String, to: SyncSender<Message>, patience: f64) -> Self {
         let (calls, waiting) = sync_channel::<Call>(1);
         let caller = client.clone();
         let answers = to.clone();
@@ -89,7 +95,8 @@ impl Link {
                 }
             }
         });
-        let token = Arc::new(Mutex::new(state.token.clone()));
+        // Nothing is asked for before this boot is known to the control plane: what it wants is of another until then.
+        let token = Arc::new(Mutex::new(None));
         let known = Arc::clone(&token);
         std::thread::spawn(move || poll(&client, &known, &to, patience));
         Self {
@@ -100,6 +107,7 @@ impl Link {
             changed: false,
             in_flight: false,
             registered: false,
+            stale_gate: false,
             next: None,
             failures: 0,
             not_before: None,
@@ -118,6 +126,16 @@ impl Link {
     pub fn tick(&mut self, state: &mut State) {
         if self.in_flight || self.not_before.is_some_and(|at| now() < at) {
             return;
+        }
+        // A pass proves what was then: not what was found since, nor what an hour may have done.
+        let is_stale = |g: &Unreported| {
+            let old = now_ms().saturating_sub(g.at_ms) > PASS_LIFE_MS;
+            g.verdict == Verdict::Pass && (old || !state.host.standing().claimable)
+        };
+        if state.unreported.as_ref().is_some_and(is_stale) {
+            state.unreported = None;
+            self.stale_gate = true;
+            self.changed = true;
         }
         let subject = if !self.registered {
             Subject::Register
@@ -156,7 +174,8 @@ impl Link {
                 self.registered = true;
                 self.heartbeat = Duration::from_secs(u64::from(told.heartbeat_s.clamp(1, 300)));
                 state.report_seq = state.report_seq.max(told.report_seq);
-                if let Some(token) = told.token {
+                let token = told.token.or_else(|| state.token.clone());
+                if let Some(token) = token {
                     *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.clone());
                     state.token = Some(token);
                     self.changed = true;

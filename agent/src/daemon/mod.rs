@@ -39,6 +39,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// The state is stored this often at most, if nothing important changed.
 const STORE_EVERY: Duration = Duration::from_secs(60);
 
+/// Work that could not be done since workloads run is tried again after this time.
+const AGAIN: Duration = Duration::from_secs(30);
+
 /// Options of the daemon.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
@@ -95,6 +98,8 @@ struct Daemon {
     acted_on: Option<i64>,
     /// Work that is under way, and which gate it ends with.
     busy: bool,
+    /// Work that could not be done yet is tried again then.
+    not_before: Option<Instant>,
     tools: Tools,
 }
 
@@ -126,16 +131,18 @@ pub fn run(options: &Options, ground: Ground) -> anyhow::Result<()> {
     let mut state = store.read();
     if state.boot != boot {
         // The log begins anew, and so do the numbers. What was wrong stays until its rule ends it.
-        state = State { boot: boot.clone(), token: state.token, host: state.host, ..State::default() };
+        let kept = State { token: state.token, host: state.host, uuids: state.uuids, ..State::default() };
+        state = State { boot: boot.clone(), repair_begun: state.repair_begun, ..kept };
         observe(&mut state, &config.policy, What::Booted, now_ms());
     }
     let (sender, messages) = sync_channel(64);
     let client = Client::new(&config)?;
-    let link = Link::start(client, config.join.secret.clone(), &state, sender.clone(), ground.patience);
+    let link = Link::start(client, config.join.secret.clone(), sender.clone(), ground.patience);
     let watcher = Watcher::new(&options.kernel_log, Worker::new(ground.program.clone()), &state);
     let tools = ground.tools.clone().map_or_else(Tools::default, |t| Tools {
         reset: t.iter().cloned().chain(["reset".into()]).collect(),
         reboot: t.iter().cloned().chain(["reboot".into()]).collect(),
+        stops_persistence: false,
     });
     let daemon = Daemon {
         options: options.clone(),
@@ -151,6 +158,7 @@ pub fn run(options: &Options, ground: Ground) -> anyhow::Result<()> {
         desired: None,
         acted_on: None,
         busy: false,
+        not_before: None,
         tools,
     };
     daemon.decide()
@@ -177,7 +185,7 @@ impl Daemon {
             let mut changes = self.watcher.read_log(&mut self.state, &self.config.policy, now_ms());
             if due(looked_at, LOOK_EVERY) && !self.busy {
                 looked_at = Some(now());
-                changes.extend(self.watcher.look(&mut self.state, &self.config.policy, now_ms()));
+                changes.extend(self.watcher.look(&mut self.state, &self.config.policy, &self.config.limits, now_ms()));
             }
             let news = !changes.is_empty();
             changes.iter().for_each(log);
@@ -186,6 +194,10 @@ impl Daemon {
                 self.report();
             }
             self.link.tick(&mut self.state);
+            if std::mem::take(&mut self.link.stale_gate) {
+                tracing::info!("what the gate said is out of date; it runs again if it is still wanted");
+                self.acted_on = None;
+            }
             self.keep(news);
             self.act();
             match self.messages.recv_timeout(LOG_EVERY.mul_f64(patience)) {
@@ -198,15 +210,29 @@ impl Daemon {
 
     /// GPUs that are there: those of the bus where the driver does not see all, so that the gate says what is wrong.
     fn count_gpus(&mut self) -> u32 {
-        let seen = self.watcher.survey().map_or_else(
-            |why| {
-                tracing::warn!(%why, "the driver does not answer");
-                0
-            },
-            |gpus| gpus.len(),
-        );
+        let seen = self.survey();
         let on_bus = self.ground.host.on_bus().map_or(0, |g| g.len());
         u32::try_from(seen.max(on_bus)).unwrap_or(u32::MAX)
+    }
+
+    /// Asks which GPUs are there. Another one in the place of one that was broken is a new one.
+    fn survey(&mut self) -> usize {
+        let found = match self.watcher.survey() {
+            Ok(found) => found,
+            Err(why) => {
+                tracing::warn!(%why, "the driver does not answer");
+                return 0;
+            }
+        };
+        for (gpu, uuid) in &found {
+            let Some(uuid) = uuid else { continue };
+            let before = self.state.uuids.insert(gpu.to_string(), uuid.clone());
+            if before.is_some_and(|b| b != *uuid) {
+                let replaced = What::Replaced { gpu: Some(*gpu) };
+                observe(&mut self.state, &self.config.policy, replaced, now_ms()).iter().for_each(log);
+            }
+        }
+        found.len()
     }
 
     /// Hands all that is wrong to the link.
@@ -252,19 +278,26 @@ impl Daemon {
 
     /// Begins what is desired, once for each version of it.
     fn act(&mut self) {
-        let Some(desired) = self.desired.clone().filter(|d| !self.busy && self.acted_on != Some(d.version)) else {
+        let waits = !self.link.registered || self.busy || self.not_before.is_some_and(|at| now() < at);
+        let Some(desired) = self.desired.clone().filter(|d| !waits && self.acted_on != Some(d.version)) else {
             return;
         };
         self.acted_on = Some(desired.version);
         let task = match (desired.work, desired.care.as_deref()) {
-            // It is told, if only the answer was lost.
-            (Work::Gate, _) if self.state.unreported.is_some() => return,
+            // It is done, and about to be told.
+            (Work::Gate | Work::Repair, _) if self.state.unreported.is_some() => return,
+            (Work::Repair, _) if self.state.repair_begun == Some(desired.version) => return,
             (Work::Gate, _) => Task::Gate,
             (Work::Repair, Some("reboot")) => Task::Reboot,
             (Work::Repair, _) => Task::Reset(self.to_reset()),
             (Work::Serve | Work::Drain | Work::Diagnose | Work::Hold | Work::End, _) => return,
         };
         tracing::info!(?task, "begins");
+        if desired.work == Work::Repair {
+            // Written down before it is done: a reboot takes the memory of it away.
+            self.state.repair_begun = Some(desired.version);
+            self.keep(true);
+        }
         self.busy = true;
         self.watcher.let_go();
         tasks::start(self.gate_of(), task, self.tools.clone(), self.sender.clone());
@@ -300,6 +333,12 @@ impl Daemon {
 
     fn done(&mut self, done: Done) {
         self.busy = false;
+        if let Some(why) = done.busy {
+            tracing::warn!("{why}; it is tried again");
+            (self.acted_on, self.state.repair_begun) = (None, None);
+            self.not_before = Some(now() + AGAIN.mul_f64(self.ground.patience));
+            return;
+        }
         let policy = &self.config.policy;
         for gpu in &done.reset {
             observe(&mut self.state, policy, What::Reset { gpu: *gpu }, now_ms()).iter().for_each(log);
@@ -319,13 +358,14 @@ impl Daemon {
             observe(&mut self.state, policy, passed, now_ms()).iter().for_each(log);
             self.state.gate_log_next = gate.log_next;
         }
-        // A reset may have changed what is there; the next look says so if it has.
-        let _ = self.watcher.survey();
+        // A reset may have changed what is there.
+        self.survey();
         self.unreported(gate.verdict, gate.mend, &gate.reason);
     }
 
     fn unreported(&mut self, verdict: Verdict, mend: Mend, reason: &str) {
-        self.state.unreported = Some(Unreported { verdict, mend, reason: reason.to_owned(), seq: None });
+        self.state.unreported =
+            Some(Unreported { verdict, mend, reason: reason.to_owned(), at_ms: now_ms(), seq: None });
         self.keep(true);
     }
 }

@@ -1,5 +1,6 @@
 //! What outlives the agent's process: who it is to the control plane, and what is wrong with the host.
 
+use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -20,6 +21,8 @@ pub struct Unreported {
     pub mend: Mend,
     /// Why, for people.
     pub reason: String,
+    /// When it ended, milliseconds since 1970.
+    pub at_ms: i64,
     /// Number of the report, once it was sent: sent again, it counts once.
     pub seq: Option<u64>,
 }
@@ -42,6 +45,10 @@ pub struct State {
     pub gate_log_next: u64,
     /// What is wrong.
     pub host: Host,
+    /// The repair that was begun, by the version of the desired state: it is not begun twice.
+    pub repair_begun: Option<i64>,
+    /// Which GPU was where, by its UUID: another one in its place ends what was wrong with it.
+    pub uuids: BTreeMap<String, String>,
     /// A gate that the control plane does not know of.
     pub unreported: Option<Unreported>,
 }

@@ -1,11 +1,12 @@
 //! Work that takes time, in a thread of its own: the gate, and repairs that end with it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use health::Verdict;
-use health::gate::{Evidence, Expected, Limits, Mend, Reading, Report, judge};
+use health::gate::{Evidence, Expected, Limits, Look, Mend, Reading, Report, Unseen, judge};
 use health::kernel_log::PciAddress;
 use health::policy::Policy;
 
@@ -20,8 +21,11 @@ use crate::worker::{Program, Worker};
 
 /// Gates whose evidence is kept.
 const EVIDENCE_MAX: usize = 5;
-/// A process that is ending lets go of its GPU within this time.
-const ENDING: Duration = Duration::from_secs(5);
+/// A workload that is told to end has ended within this time; it is looked for so often.
+const ENDING: Duration = Duration::from_secs(90);
+const TRIES: u32 = 30;
+/// Memory is wiped, and a GPU has cooled down, within this time.
+const SETTLES: Duration = Duration::from_secs(10);
 
 /// What is to be done.
 #[derive(Debug, Clone)]
@@ -75,7 +79,7 @@ pub struct Gated {
 }
 
 /// What was done.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Done {
     /// GPUs that were reset.
     pub reset: Vec<PciAddress>,
@@ -83,34 +87,58 @@ pub struct Done {
     pub log_mended_at: Option<u64>,
     /// What the gate said, where it ran.
     pub gate: Option<Gated>,
+    /// Nothing was done, since workloads run: to be tried again.
+    pub busy: Option<String>,
 }
 
-/// Starts it.
+impl Done {
+    fn busy(why: &str) -> Self {
+        Self { busy: Some(why.to_owned()), ..Self::default() }
+    }
+}
+
+/// Starts it. Whatever becomes of it, it is said that it is over.
 pub fn start(mut of: GateOf, task: Task, tools: Tools, to: SyncSender<Message>) {
-    std::thread::spawn(move || {
-        let done = match task {
-            Task::Gate => Done { reset: Vec::new(), log_mended_at: None, gate: Some(gate(&of)) },
-            Task::Reset(gpus) => reset(&mut of, &gpus, &tools),
-            Task::Reboot => match tools.reboot() {
-                Ok(()) => Done { reset: Vec::new(), log_mended_at: None, gate: None },
-                Err(error) => failed(&of, &format!("the host could not be rebooted: {error}")),
-            },
-        };
+    let over = to.clone();
+    let work = move || {
+        let done = catch_unwind(AssertUnwindSafe(|| make(&mut of, &task, &tools)))
+            .unwrap_or_else(|_| failed(&of, "the agent failed at it: see its log"));
         // The daemon is there as long as the process.
         let _ = to.send(Message::Done(done));
-    });
+    };
+    if let Err(error) = std::thread::Builder::new().spawn(work) {
+        tracing::error!(%error, "no thread for the gate");
+        let _ = over.try_send(Message::Done(Done::busy("no thread")));
+    }
+}
+
+fn make(of: &mut GateOf, task: &Task, tools: &Tools) -> Done {
+    // Workloads are not disturbed, whatever is asked for: it is tried again when they have ended.
+    let settled = match in_use(of) {
+        Use::Free { settled } => settled,
+        Use::Busy(why) => return Done::busy(&why),
+    };
+    if !settled {
+        // What they left is wiped, and the GPUs cool down.
+        std::thread::sleep(SETTLES.mul_f64(of.patience));
+    }
+    match task {
+        Task::Gate => Done { gate: Some(gate(of)), ..Done::default() },
+        Task::Reset(gpus) => reset(of, gpus, tools),
+        Task::Reboot => match tools.reboot() {
+            Ok(()) => Done::default(),
+            Err(error) => failed(of, &format!("the host could not be rebooted: {error}")),
+        },
+    }
 }
 
 fn failed(of: &GateOf, reason: &str) -> Done {
     let (verdict, mend) = (Verdict::Fail, Mend::Replace);
     let gate = Gated { verdict, mend, reason: reason.to_owned(), after_seq: of.event_seq, log_next: of.log_next };
-    Done { reset: Vec::new(), log_mended_at: None, gate: Some(gate) }
+    Done { gate: Some(gate), ..Done::default() }
 }
 
 fn reset(of: &mut GateOf, gpus: &[PciAddress], tools: &Tools) -> Done {
-    if let Some(why) = in_use(of) {
-        return failed(of, &format!("no reset: {why}"));
-    }
     if let Err(error) = tools.reset(gpus) {
         return failed(of, &format!("a GPU could not be reset: {error}"));
     }
@@ -118,43 +146,66 @@ fn reset(of: &mut GateOf, gpus: &[PciAddress], tools: &Tools) -> Done {
     let mut log = KernelLog::from_line(&of.kernel_log, of.log_next);
     let _ = log.read_on();
     of.log_next = log.next_line();
-    Done { reset: gpus.to_vec(), log_mended_at: Some(of.log_next), gate: Some(gate(of)) }
+    Done { reset: gpus.to_vec(), log_mended_at: Some(of.log_next), gate: Some(gate(of)), busy: None }
 }
 
-/// Whether workloads run: the gate would take their memory.
-fn in_use(of: &GateOf) -> Option<String> {
+/// Whether workloads run.
+enum Use {
+    /// No; `settled` where none did when it was first asked.
+    Free { settled: bool },
+    /// Yes, or it cannot be told.
+    Busy(String),
+}
+
+/// Whether workloads run: the gate would take their memory, a reset all of them. One that is ending gets some time.
+fn in_use(of: &GateOf) -> Use {
     let mut library = Worker::new(of.program.clone());
-    let tries = 5;
-    for attempt in 1..=tries {
-        // Where the driver does not answer nobody uses it, and the gate says why.
-        let Ok(Answer::Survey(_, gpus)) = library.ask(&Ask::Survey, ENDING) else { return None };
-        let processes = |index: u32, library: &mut Worker| match library.ask(&Ask::Read(index), ENDING) {
-            Ok(Answer::Readings(readings)) => {
-                readings.get(&Reading::Processes).and_then(|p| p.clone().ok()).unwrap_or(0)
-            }
-            _ => 0,
-        };
-        let busy: i64 = gpus.iter().map(|(index, _)| processes(*index, &mut library)).sum();
-        if busy == 0 {
-            return None;
+    let mut why = String::new();
+    for attempt in 0..TRIES {
+        if attempt > 0 {
+            std::thread::sleep((ENDING / TRIES).mul_f64(of.patience));
         }
-        if attempt < tries {
-            std::thread::sleep((ENDING / tries).mul_f64(of.patience));
-        } else {
-            return Some(format!("{busy} processes run on the GPUs, and are not disturbed"));
+        match processes(&mut library, of.patience) {
+            Ok(0) => return Use::Free { settled: attempt == 0 },
+            // Without a driver nobody uses it, and the gate says what is wrong.
+            Err(Unseen::NoDriver(_)) => return Use::Free { settled: true },
+            Ok(count) => why = format!("{count} processes run on the GPUs, and are not disturbed"),
+            Err(unseen) => {
+                why = format!("whether processes run on the GPUs is not known: {unseen}");
+                library.renew();
+            }
         }
     }
-    None
+    Use::Busy(why)
+}
+
+/// Processes that compute on the GPUs.
+fn processes(library: &mut Worker, patience: f64) -> Look<i64> {
+    let deadline = Duration::from_secs(10).mul_f64(patience);
+    let Answer::Survey(_, gpus) = library.ask(&Ask::Survey, deadline)? else {
+        return Err(Unseen::Crashed("another answer".into()));
+    };
+    let mut count = 0;
+    for (index, _) in gpus {
+        let Answer::Readings(readings) = library.ask(&Ask::Read(index), deadline)? else {
+            return Err(Unseen::Crashed("another answer".into()));
+        };
+        match readings.get(&Reading::Processes) {
+            Some(Ok(n)) => count += n,
+            // A GPU that is gone has none.
+            Some(Err(Unseen::GpuLost)) => {}
+            Some(Err(why)) => return Err(why.clone()),
+            None => return Err(Unseen::NotReached("not asked for".into())),
+        }
+    }
+    Ok(count)
 }
 
 fn gate(of: &GateOf) -> Gated {
-    if let Some(reason) = in_use(of) {
-        let (verdict, mend) = (Verdict::Unmeasured, Mend::SetUp);
-        return Gated { verdict, mend, reason, after_seq: of.event_seq, log_next: of.log_next };
-    }
     let (mut report, mut log_next) = once(of);
-    // What could not be measured is tried once more.
-    if report.verdict == Verdict::Unmeasured && report.mend <= Mend::Again {
+    // What could not be measured, or was hot from the last workload, is tried once more.
+    if matches!(report.verdict, Verdict::Unmeasured | Verdict::Degraded) && report.mend <= Mend::Again {
+        std::thread::sleep(SETTLES.mul_f64(of.patience));
         (report, log_next) = once(of);
     }
     let reason = report.findings().join("; ");

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use health::condition::{Change, Event, What};
-use health::gate::{Look, Reading, Unseen};
+use health::gate::{Limits, Look, Reading, Unseen};
 use health::kernel_log::{PciAddress, Record};
 use health::policy::{Cause, Policy};
 
@@ -43,18 +43,26 @@ impl Watcher {
         Self { log, library, driver_major: u32::MAX, gpus: Vec::new(), slowed: Vec::new(), unseen: Vec::new() }
     }
 
-    /// The GPUs that the host has, and its driver.
+    /// The GPUs that the host has, each with its UUID where it tells it.
     ///
     /// # Errors
     /// The driver does not answer.
-    pub fn survey(&mut self) -> Look<Vec<PciAddress>> {
+    pub fn survey(&mut self) -> Look<Vec<(PciAddress, Option<String>)>> {
         let answer = self.ask(&Ask::Survey)?;
         let Answer::Survey(driver, gpus) = answer else { return Err(Unseen::Crashed("another answer".into())) };
         self.driver_major = driver.major().unwrap_or(u32::MAX);
-        self.gpus = gpus.into_iter().map(|(_, address)| address).collect();
+        self.gpus = gpus.iter().map(|(_, address)| *address).collect();
+        let mut found = Vec::new();
+        for (index, address) in gpus {
+            let uuid = match self.ask(&Ask::Identity(index)) {
+                Ok(Answer::Identity(identity)) => Some(identity.uuid),
+                _ => None,
+            };
+            found.push((address, uuid));
+        }
         // To tell CUDA's version the library loads CUDA, which stays in memory; a new child watches without it.
         self.library.renew();
-        Ok(self.gpus.clone())
+        Ok(found)
     }
 
     fn ask(&mut self, ask: &Ask) -> Look<Answer> {
@@ -103,7 +111,7 @@ impl Watcher {
     }
 
     /// Looks at the counters of all GPUs.
-    pub fn look(&mut self, state: &mut State, policy: &Policy, now_ms: i64) -> Vec<Change> {
+    pub fn look(&mut self, state: &mut State, policy: &Policy, limits: &Limits, now_ms: i64) -> Vec<Change> {
         self.unseen.clear();
         let mut changes = state.host.tick(now_ms);
         let watched = match self.ask(&Ask::Watch) {
@@ -122,14 +130,14 @@ impl Watcher {
                 return changes;
             }
         };
-        for (cause, gpu, text) in self.causes(&watched) {
+        for (cause, gpu, text) in self.causes(&watched, limits) {
             changes.extend(fault(state, policy, cause, gpu, &text, now_ms));
         }
         changes
     }
 
     /// What numbers say.
-    fn causes(&mut self, watched: &Watched) -> Vec<(Cause, Option<PciAddress>, String)> {
+    fn causes(&mut self, watched: &Watched, limits: &Limits) -> Vec<(Cause, Option<PciAddress>, String)> {
         let mut causes = Vec::new();
         for gone in self.gpus.iter().filter(|g| watched.gpus.iter().all(|(address, _)| address != *g)) {
             causes.push((Cause::Xid(79), Some(*gone), "the driver does not see it any more".to_owned()));
@@ -145,6 +153,8 @@ impl Watcher {
             let mut value = |reading: Reading| match readings.get(&reading) {
                 Some(Ok(value)) => Some(*value),
                 Some(Err(Unseen::NotSupported)) | None => None,
+                // The operator knows that this host cannot tell it.
+                Some(Err(_)) if limits.accepts_without(reading) => None,
                 Some(Err(why)) => {
                     if *why == Unseen::GpuLost {
                         causes.push((Cause::Xid(79), Some(*gpu), why.to_string()));

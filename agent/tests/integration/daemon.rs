@@ -209,6 +209,29 @@ async fn a_control_plane_that_is_away_or_mad_does_no_harm() {
     assert!(!stand.root().join("mended").exists(), "and does nothing that nobody asked for");
 }
 
+/// What computes on a GPU is not disturbed, whatever the control plane wants.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_waits_for_workloads_to_end() {
+    let (plane, mut stand) = (plane().await, stand());
+    stand.variables.retain(|(k, _)| *k != "STAND_IN_PATIENCE");
+    stand.variables.push(("STAND_IN_PATIENCE", "0.03".into()));
+    stand.script["gpus"][1]["readings"] = json!({ "processes": 1 });
+    let secret = host_secret(&plane.server.app.join_key, "lab-1");
+    let agent = daemon(&stand, &plane.server.url, &secret);
+    plane.post("/v1/claims", &json!({ "class": "chat", "on_empty": "queue", "wait_s": 100 })).await;
+    let began = Instant::now();
+    while !said(&stand.root().join("said")).contains("1 processes run on the GPUs, and are not disturbed") {
+        assert!(began.elapsed() < Duration::from_secs(30), "{}", said(&stand.root().join("said")));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    plane.node("waiting for its gate", |n| n["state"] == "checking").await;
+    // The workload ends.
+    drop(agent);
+    stand.script["gpus"][1]["readings"] = json!({});
+    let _agent = daemon(&stand, &plane.server.url, &secret);
+    plane.node("claimed", |n| n["state"] == "claimed").await;
+}
+
 #[test]
 fn secrets_do_not_travel_in_the_open() {
     let stand = stand();

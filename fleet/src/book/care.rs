@@ -142,14 +142,20 @@ impl Book {
     /// # Errors
     /// The node is unknown, or runs another boot.
     pub fn needs(&mut self, id: u64, boot: &str, need: Option<Pending>, now_ms: i64) -> Result<(), NodeError> {
-        let node = self.of_boot(id, boot)?;
-        let serves = node.state.takes_claims();
+        self.of_boot(id, boot)?;
+        self.set_care(id, need, now_ms)
+    }
+
+    /// Notes what a node needs, and starts it where it can be.
+    pub(super) fn set_care(&mut self, id: u64, need: Option<Pending>, now_ms: i64) -> Result<(), NodeError> {
+        let node = self.nodes.get(&id).ok_or(NodeError::Unknown(id))?;
+        let holds = node.free.count() < node.gpus;
         // A deadline that was set does not move on with each report.
         let need = need.map(|n| match &node.care {
             Some(was) if was.care >= n.care && was.claims_until_ms.is_some() => was.clone(),
             _ => n,
         });
-        if serves && node.care != need {
+        if (node.state.takes_claims() || holds) && node.care != need {
             self.off_shelf(id);
             if let Some(node) = self.nodes.get_mut(&id) {
                 node.care = need;
@@ -164,8 +170,10 @@ impl Book {
     /// Starts the care of a node that is empty, or whose claims have had their time.
     pub(super) fn start_care(&mut self, id: u64, now_ms: i64) -> Result<(), NodeError> {
         let Some(node) = self.nodes.get(&id) else { return Ok(()) };
-        let Some(pending) = node.care.clone().filter(|_| node.state.takes_claims()) else { return Ok(()) };
-        if node.free.count() < node.gpus {
+        let holds = node.free.count() < node.gpus;
+        // One that drains or is lost may hold claims yet; what becomes of it when they end is another's affair.
+        let Some(pending) = node.care.clone().filter(|_| node.state.takes_claims() || holds) else { return Ok(()) };
+        if holds {
             if pending.claims_until_ms.is_none_or(|until| now_ms < until) {
                 return Ok(());
             }

@@ -7,7 +7,7 @@ use crate::gpu_set::GpuSet;
 use crate::node::{IllegalNodeEvent, NodeEvent, NodeState};
 use crate::offer::OfferKey;
 
-use super::{Book, Change, IntentAction, Node, Subject};
+use super::{Book, Care, Change, IntentAction, Node, Pending, Subject};
 
 /// Why a node cannot do what was asked. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -260,13 +260,26 @@ impl Book {
     pub fn tick_nodes(&mut self, now_ms: i64) {
         let limits = self.limits;
         let silent = |n: &Node| n.heard_at_ms.is_some_and(|at| now_ms - at > limits.silent_ms);
-        let unproven = |n: &Node| n.proof_at_ms.is_some_and(|at| now_ms - at > limits.proof_max_age_ms);
+        let unproven = |n: &Node| {
+            n.state.takes_claims()
+                && n.care.is_none()
+                && n.proof_at_ms.is_some_and(|at| now_ms - at > limits.proof_max_age_ms)
+        };
         let listens = |n: &Node| n.state.takes_claims() || matches!(n.state, NodeState::Checking | NodeState::Draining);
+        let has_claims = |n: &Node| n.free.count() < n.gpus;
+        // It is heard, and what runs on it runs on; it takes nothing new before it has been checked.
+        let aged: Vec<u64> =
+            self.nodes.values().filter(|n| unproven(n) && !silent(n) && has_claims(n)).map(|n| n.id).collect();
+        for id in aged {
+            let cause = "its proof of health is too old".to_owned();
+            let asked = self.set_care(id, Some(Pending { care: Care::Recheck, cause, claims_until_ms: None }), now_ms);
+            debug_assert!(asked.is_ok(), "{asked:?}");
+        }
         let quiet: Vec<(u64, &str)> = self
             .nodes
             .values()
             .filter(|n| listens(n))
-            .filter_map(|n| match (silent(n), unproven(n) && n.state.takes_claims()) {
+            .filter_map(|n| match (silent(n), unproven(n)) {
                 (true, _) => Some((n.id, "its agent is silent")),
                 (false, true) => Some((n.id, "its proof of health is too old")),
                 (false, false) => None,

@@ -99,3 +99,41 @@ fn reports_count_once_and_only_of_this_boot() {
     book.register(node, "boot-2", 8, 10).expect("a new boot");
     assert_eq!(book.is_new(node, "boot-2", Some(1)), Ok(true), "numbers begin anew");
 }
+
+/// Reports that say that something is wrong prove nothing: a node that is heard is not lost for that, and its claims keep
+/// their deadline.
+#[test]
+fn a_node_that_is_heard_is_not_lost_while_it_waits_for_its_care() {
+    let (mut book, node) = one();
+    book.claim(ask("small", OnEmpty::Fail), 1000).expect("there is a node");
+    for second in 1..=700 {
+        let at_ms = 1000 + second * 1000;
+        book.heard(node, "boot-1", None, at_ms).expect("same boot");
+        book.needs(node, "boot-1", need(Care::Reset, "xid:95", Some(at_ms + 600_000)), at_ms).expect("known");
+        book.tick_nodes(at_ms);
+        let state = book.nodes()[&node].state;
+        assert_eq!(state, if second <= 600 { NodeState::Claimed } else { NodeState::Repairing }, "after {second} s");
+    }
+    // What nobody proves any more serves on, and is checked when it is empty.
+    let (mut book, node) = one();
+    let claim = book.claim(ask("small", OnEmpty::Fail), 1000).expect("there is a node").0;
+    for at_ms in (1000..300_000).step_by(10_000) {
+        book.heard(node, "boot-1", None, at_ms).expect("same boot");
+        book.tick_nodes(at_ms);
+    }
+    assert_eq!((book.nodes()[&node].state, book.free_gpus(0)), (NodeState::Claimed, 0));
+    book.release(claim, "done", 300_000).expect("live");
+    assert_eq!(book.nodes()[&node].state, NodeState::Checking);
+}
+
+#[test]
+fn a_fault_on_a_silent_node_ends_its_claims() {
+    let (mut book, node) = one();
+    book.claim(ask("small", OnEmpty::Fail), 1000).expect("there is a node");
+    book.tick_nodes(200_000);
+    assert_eq!(book.nodes()[&node].state, NodeState::Lost);
+    book.heard(node, "boot-1", None, 201_000).expect("same boot");
+    book.fault(node, "xid:79", 201_001).expect("it holds a claim");
+    assert_eq!(book.nodes()[&node].state, NodeState::Quarantined);
+    assert!(book.claims().values().all(|c| !c.state.is_live()));
+}

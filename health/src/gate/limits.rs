@@ -247,7 +247,8 @@ impl Limits {
     }
 
     /// Whether a host may lack a reading.
-    pub(super) fn accepts_without(&self, reading: Reading) -> bool {
+    #[must_use]
+    pub fn accepts_without(&self, reading: Reading) -> bool {
         self.accepted.contains(&reading)
     }
 

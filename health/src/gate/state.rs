@@ -216,8 +216,10 @@ fn during(outcome: &mut Outcome, log: &Look<Vec<Record>>, judged: &Judged<'_>, e
             return outcome.find(Verdict::Unmeasured, Mend::SetUp, format!("the kernel log was not read: {why}"));
         }
     };
+    // What a switch or a port says is about all of them.
+    let is_gpu = |device| evidence.gpus.iter().any(|g| g.address == device);
     let mine: Vec<Record> =
-        records.iter().filter(|r| r.device.is_none_or(|d| d == judged.gpu.address)).cloned().collect();
+        records.iter().filter(|r| r.device.is_none_or(|d| d == judged.gpu.address || !is_gpu(d))).cloned().collect();
     for (effect, text) in asked(&mine, evidence, policy) {
         let corrected = text.starts_with(&Cause::PcieCorrected.to_string());
         let verdict = if corrected { Verdict::Degraded } else { Verdict::Fail };

@@ -199,6 +199,13 @@ const PLANTED: &[Planted] = &[
         Mend::Reset,
         "afterwards",
     ),
+    (
+        "a switch fails while the gate runs",
+        |e| e.log_during = lines("nvidia-nvswitch0: SXid (PCI:0000:85:00.0): 20034, Fatal, Link 30 LTSSM Fault Up"),
+        Verdict::Fail,
+        Mend::Reboot,
+        "afterwards",
+    ),
     ("the driver asks for a reset", |e| set(e, Reading::RecoveryAction, 1), Verdict::Fail, Mend::Reset, "error-state"),
     (
         "the driver asks for a reboot",

@@ -47,7 +47,7 @@ impl Default for Scenario {
         Self {
             pools: vec![800, 500, 300, 200, 100, 50, 24, 12, 8, 6],
             days: 365.0,
-            occupancy: 0.7,
+            occupancy: 0.55,
             claim_median_h: 1.5,
             claim_sigma: 1.3,
             bursts_per_day: 2.0,

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 
 use fleet::rng::Rng;
-use health::weekly::{History, Node, Now, Pool, Run, admit, hot_reserve};
+use health::weekly::{History, Node, Now, Pool, Run, admit, due_ms, hot_reserve};
 
 use super::faults::Outage;
 use super::{DAY_S, Scenario};
@@ -40,8 +40,11 @@ pub struct Measured {
     pub ended: u64,
     /// Diagnostics that were begun although fewer than the hot reserve stayed idle.
     pub begun_under_reserve: u64,
-    /// Seconds in which fewer than the hot reserve were idle while a diagnostic ran that was not told to yield.
+    /// Seconds in which fewer than the hot reserve were idle, or on their way back from a diagnostic, while another one ran
+    /// that was not told to yield.
     pub under_reserve_s: f64,
+    /// Seconds in which fewer were idle while diagnostics that were told to yield were on their way back.
+    pub coming_back_s: f64,
     /// Node-seconds in service, and those in diagnostics.
     pub service_s: f64,
     /// Node-seconds in diagnostics.
@@ -64,6 +67,7 @@ impl Measured {
         self.ended += o.ended;
         self.begun_under_reserve += o.begun_under_reserve;
         self.under_reserve_s += o.under_reserve_s;
+        self.coming_back_s += o.coming_back_s;
         self.service_s += o.service_s;
         self.diagnostic_s += o.diagnostic_s;
         self.tested_s += o.tested_s;
@@ -131,6 +135,8 @@ pub(super) struct PoolRun<'a> {
     scenario: &'a Scenario,
     hosts: Vec<Host>,
     idle: BTreeSet<usize>,
+    /// Which nodes are due for a test.
+    due: Vec<bool>,
     testing: BTreeSet<usize>,
     yielding: u32,
     waiting: VecDeque<bool>,
@@ -167,6 +173,7 @@ impl<'a> PoolRun<'a> {
             scenario,
             hosts,
             idle: (0..nodes).collect(),
+            due: vec![false; nodes],
             testing: BTreeSet::new(),
             yielding: 0,
             waiting: VecDeque::new(),
@@ -217,8 +224,12 @@ impl<'a> PoolRun<'a> {
         if self.settled() {
             self.measured.service_s += seconds * (self.hosts.len() - self.out) as f64;
             self.measured.diagnostic_s += seconds * (self.testing.len() as f64 + f64::from(self.yielding));
-            if !self.testing.is_empty() && (self.idle.len() as u32) < self.hot {
+            let idle = self.idle.len() as u32;
+            if !self.testing.is_empty() && idle + self.yielding < self.hot {
                 self.measured.under_reserve_s += seconds;
+            }
+            if self.yielding > 0 && idle < self.hot {
+                self.measured.coming_back_s += seconds;
             }
         }
         self.now_s = to_s;
@@ -275,9 +286,13 @@ impl<'a> PoolRun<'a> {
         }
         let count = self.settled();
         self.measured.claims += u64::from(count);
-        if let Some(node) = self.idle.pop_first() {
+        // Nodes that are due are taken last: an idle gap is what they wait for.
+        if let Some(node) = self.idle.iter().find(|n| !self.due[**n]).or(self.idle.first()).copied() {
+            self.idle.remove(&node);
             self.measured.at_once += u64::from(count);
             self.hold(node, rng);
+            // What may come before a diagnostic could yield must be there.
+            while (self.idle.len() as u32 + self.yielding) < self.hot && self.call_back(rng) {}
             return;
         }
         // A diagnostic that is told to yield serves it; without one it waits for whatever comes first.
@@ -364,6 +379,11 @@ impl<'a> PoolRun<'a> {
         }
         if !self.scenario.tests {
             return;
+        }
+        let now_ms = (self.now_s * 1e3) as i64;
+        for id in 0..self.hosts.len() {
+            let node = seen((id, &self.hosts[id]));
+            self.due[id] = !node.history.quick || due_ms(&node, &self.scenario.rules) <= now_ms;
         }
         let advice = admit(&self.view(), &self.scenario.rules, (self.now_s * 1e3) as i64);
         for _ in 0..advice.yields.saturating_sub(self.yielding) {

@@ -98,7 +98,9 @@ impl Secret {
             let own = host_secret(&app.join_key, instance) == self.0;
             let of_launch = |i: u64| join_secret(&app.join_key, &book.launch_token(i)) == self.0;
             let mut mine = book.nodes_of(instance).filter(|n| own || n.intent.is_some_and(of_launch));
-            mine.next().map(|n| (n.id, own || n.boot.as_deref().is_none_or(|b| b == boot)))
+            // The answer may have been lost, until the host has spoken with its token.
+            let again = |n: &fleet::book::Node| n.boot.as_deref() == Some(boot) && n.report_seq.is_none();
+            mine.next().map(|n| (n.id, own || n.boot.is_none() || again(n)))
         };
         if let Some((_, false)) = found {
             let why = format!("{instance} has joined, and its join secret is used: it has a token of its own since");
