@@ -72,7 +72,6 @@ bench-claims: release
 
 # The boot gate on this host's GPUs: twice, against plain copies, 10,000 products, planted faults; the daemon's idle cost.
 bench-gate: release
-	cargo build --release -p agent --bins
 	benchmarks/gate target/release
 
 # A year of weekly diagnostics over 2,000 nodes, with the recorded faults of 400 servers where they are.

@@ -115,6 +115,13 @@ async fn page(context: &Context, term: i64) -> Result<(usize, usize), LoopError>
                     learnt.of(&node.offer, at_s).observe_life(at_s, 0.0, 1);
                 }
             }
+            // A GPU broke: as much of a loss as a node that the cloud takes back. Its hours are counted when it has ended.
+            ("node", "idle" | "claimed" | "draining" | "diagnosing" | "lost", "quarantined") => {
+                if let Some(node) = store.node(id).await? {
+                    count += 1;
+                    learnt.of(&node.offer, at_s).observe_life(at_s, 0.0, 1);
+                }
+            }
             ("node", "terminating", "terminated") => learnt.lived(store.node(id).await?, event.at_ms, 0),
             ("node", "idle" | "claimed" | "draining" | "diagnosing", "terminated") => {
                 learnt.lived(store.node(id).await?, event.at_ms, 1);

@@ -244,11 +244,12 @@ async fn a_join_secret_registers_once_and_reports_count_once() {
     // The simulated cloud's own agents stay out of it: its hosts take an hour to start.
     let run = running_with(&CONFIG.replace("speed = 200.0", "speed = 1.0")).await;
     run.post("/v1/claims", &json!({ "class": "chat", "on_empty": "queue", "wait_s": 60 })).await;
-    let (id, instance, intent) = loop {
+    let launched = || {
         let book = run.server.app.ledger.book();
-        let launched = book.nodes().values().find_map(|n| Some((n.id, n.instance.clone()?, n.intent?)));
-        drop(book);
-        match launched {
+        book.nodes().values().find_map(|n| Some((n.id, n.instance.clone()?, n.intent?)))
+    };
+    let (id, instance, intent) = loop {
+        match launched() {
             Some(found) => break found,
             None => tokio::time::sleep(Duration::from_millis(50)).await,
         }
