@@ -74,3 +74,29 @@ pub(super) fn of_effect(effect: Effect) -> Option<Mend> {
         Effect::Quarantine => Some(Mend::Replace),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A check that nobody made is there, and unmeasured.
+    #[test]
+    fn what_is_forgotten_is_unmeasured() {
+        let evidence = Evidence {
+            expected: super::super::Expected::default(),
+            missing_files: Ok(Vec::new()),
+            on_bus: Ok(Vec::new()),
+            driver: Ok(super::super::Driver::default()),
+            log_before: Ok(Vec::new()),
+            log_during: Ok(Vec::new()),
+            gpus: Vec::new(),
+            peers: Ok(Vec::new()),
+            seconds: 0.0,
+        };
+        let mut outcomes = Vec::new();
+        complete(&mut outcomes, &evidence);
+        let of_host = Check::ALL.into_iter().filter(|c| !c.is_per_gpu()).count();
+        assert_eq!(outcomes.len(), of_host);
+        assert!(outcomes.iter().all(|o| o.verdict == Verdict::Unmeasured));
+    }
+}
