@@ -281,6 +281,8 @@ async fn a_join_secret_registers_once_and_reports_count_once() {
         assert_eq!((status, &told["report_seq"]), (StatusCode::OK, &json!(1)), "twice is once: {told}");
         assert_eq!(told["token"], Value::Null, "it is young");
     }
+    let (status, _) = call("/v1/agents/register", &secret, register("b1")).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "the host has spoken with its token: the secret is used");
     let aged = agent_token(&run.server.app.join_key, id, now_ms() - 2 * 86_400_000);
     let passive = json!({ "boot": "b1", "seq": 2, "checks": "passive", "verdict": "degraded",
         "conditions": [{ "cause": "xid:63", "effect": "reset-at-idle", "raised_at_ms": 0 }] });
