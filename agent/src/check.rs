@@ -5,18 +5,16 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use comfy_table::{CellAlignment, Table};
 use health::Verdict;
-use health::gate::{Bound, Check, Expected, Limits, Outcome, Report, judge};
-use health::policy::Policy;
+use health::gate::{Bound, Check, Expected, Outcome, Report, judge};
 use serde::Serialize;
 
 use crate::cli::Switches;
 use crate::gate::{self, Setup};
 use crate::gpu::Effort;
-
 use crate::kmsg::KernelLog;
+use crate::rules;
 use crate::worker::Program;
 
 /// How to print.
@@ -68,16 +66,8 @@ pub struct Options {
 /// # Errors
 /// A file does not read, or its limits make no sense.
 pub fn run(options: &Options, program: Program, switches: &Switches) -> anyhow::Result<ExitCode> {
-    let read =
-        |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
-    let limits = match &options.limits {
-        Some(path) => Limits::default().overridden(&read(path)?).with_context(|| path.display().to_string())?,
-        None => Limits::default(),
-    };
-    let policy = match &options.policy {
-        Some(path) => Policy::default().overridden(&read(path)?).with_context(|| path.display().to_string())?,
-        None => Policy::default(),
-    };
+    let limits = rules::limits(options.limits.as_deref())?;
+    let policy = rules::policy(options.policy.as_deref())?;
     for (name, seconds) in [("--tensor-s", options.tensor_s), ("--fp32-s", options.fp32_s)] {
         anyhow::ensure!((0.1..=3600.0).contains(&seconds), "{name} {seconds} is not in 0.1..=3600");
     }

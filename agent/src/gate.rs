@@ -13,7 +13,7 @@ use crate::gpu::Effort;
 use crate::host::Host;
 use crate::kmsg::KernelLog;
 use crate::probe::{Answer, Ask};
-use crate::worker::{Program, Worker};
+use crate::worker::{Pending, Program, Worker};
 
 /// Nothing is begun after this time, and what runs is left: what is missing then is unmeasured.
 pub const HARD_STOP: Duration = Duration::from_secs(60);
@@ -120,12 +120,8 @@ impl Run<'_> {
 
     fn ask_library(&mut self, ask: &Ask) -> Look<Answer> {
         let deadline = self.deadline(8.0)?;
-        let answer = self.library.ask(ask, deadline);
         // One GPU on which calls hang must not hide the others: they get a child of their own.
-        if answer.is_err() && self.library.pid().is_none() {
-            self.library.renew();
-        }
-        answer
+        self.library.ask_renewed(ask, deadline)
     }
 
     fn survey(&mut self) -> (Look<Driver>, Vec<Gpu>) {
@@ -188,30 +184,33 @@ impl Run<'_> {
     /// Asks all GPUs at once.
     fn each(&mut self, step: &str, seconds: f64, gpus: &mut [Gpu], ask: &Ask, note: impl Fn(&mut Gpu, Look<Answer>)) {
         (self.progress)(step);
+        let waiting = self.ask_all(seconds, gpus, ask);
+        self.hear_all(gpus, waiting, note);
+    }
+
+    /// Asks all GPUs that have a context; [`hear_all`](Self::hear_all) has their answers.
+    fn ask_all(&mut self, seconds: f64, gpus: &[Gpu], ask: &Ask) -> Vec<Look<Pending>> {
         let deadline = self.deadline(seconds);
-        let mut waiting = Vec::new();
-        for (gpu, worker) in gpus.iter_mut().zip(&mut self.workers) {
-            waiting.push(match (&gpu.context, &deadline) {
-                (Ok(_), Ok(deadline)) => Ok(worker.start(ask, *deadline)),
-                (Ok(_), Err(why)) => Err(why.clone()),
-                (Err(why), _) => Err(Unseen::NotReached(format!("there is no context: {why}"))),
-            });
-        }
+        let start = |(gpu, worker): (&Gpu, &mut Worker)| {
+            has_context(gpu)?;
+            Ok(worker.start(ask, deadline.clone()?))
+        };
+        gpus.iter().zip(&mut self.workers).map(start).collect()
+    }
+
+    fn hear_all(&mut self, gpus: &mut [Gpu], waiting: Vec<Look<Pending>>, note: impl Fn(&mut Gpu, Look<Answer>)) {
         for ((gpu, worker), pending) in gpus.iter_mut().zip(&mut self.workers).zip(waiting) {
-            let answer = pending.and_then(|p| worker.finish(p));
-            note(gpu, answer);
+            note(gpu, pending.and_then(|p| worker.finish(p)));
         }
     }
 
     fn copies(&mut self, gpus: &mut [Gpu]) {
         (self.progress)("host copies, one GPU at a time");
         for (i, gpu) in gpus.iter_mut().enumerate() {
-            let context = gpu.context.clone();
-            let rates =
-                context.map_err(|why| Unseen::NotReached(format!("there is no context: {why}"))).and_then(|_| {
-                    let deadline = self.deadline(10.0)?;
-                    expect!(self.workers[i].ask(&Ask::Copies, deadline), Answer::Copies)
-                });
+            let rates = has_context(gpu).and_then(|()| {
+                let deadline = self.deadline(10.0)?;
+                expect!(self.workers[i].ask(&Ask::Copies, deadline), Answer::Copies)
+            });
             gpu.copies_alone = rates.map(|rates| Copies { rates, link: self.readings(gpu.index) });
         }
         let note = |gpu: &mut Gpu, a| {
@@ -225,15 +224,8 @@ impl Run<'_> {
         let effort = self.setup.effort;
         (self.progress)("products");
         // A slow card takes 30 ms for a product.
-        let deadline = self.deadline(effort.tensor_s + effort.fp32_s + 12.0 + f64::from(effort.repeats_min) * 0.03);
-        let mut waiting = Vec::new();
-        for (gpu, worker) in gpus.iter_mut().zip(&mut self.workers) {
-            waiting.push(match (&gpu.context, &deadline) {
-                (Ok(_), Ok(deadline)) => Ok(worker.start(&Ask::Products(effort), *deadline)),
-                (Ok(_), Err(why)) => Err(why.clone()),
-                (Err(why), _) => Err(Unseen::NotReached(format!("there is no context: {why}"))),
-            });
-        }
+        let seconds = effort.tensor_s + effort.fp32_s + 12.0 + f64::from(effort.repeats_min) * 0.03;
+        let waiting = self.ask_all(seconds, gpus, &Ask::Products(effort));
         if waiting.iter().any(Result::is_ok) {
             // Most of the way through, so that temperature and clocks are those of load.
             std::thread::sleep(Duration::from_secs_f64(effort.tensor_s * 0.8));
@@ -241,9 +233,7 @@ impl Run<'_> {
                 gpu.loaded = self.readings(gpu.index);
             }
         }
-        for ((gpu, worker), pending) in gpus.iter_mut().zip(&mut self.workers).zip(waiting) {
-            gpu.products = expect!(pending.and_then(|p| worker.finish(p)), Answer::Products);
-        }
+        self.hear_all(gpus, waiting, |gpu, a| gpu.products = expect!(a, Answer::Products));
     }
 
     fn peers(&mut self, gpus: &[Gpu]) -> Look<Vec<Peer>> {
@@ -259,6 +249,11 @@ impl Run<'_> {
         let mut worker = Worker::new(self.setup.program.clone());
         expect!(worker.ask(&Ask::Peers(ring), deadline), Answer::Peers)
     }
+}
+
+/// Whether it can be asked.
+fn has_context(gpu: &Gpu) -> Look<()> {
+    gpu.context.as_ref().map(|_| ()).map_err(|why| Unseen::NotReached(format!("there is no context: {why}")))
 }
 
 fn nothing_read(why: &Unseen) -> Readings {

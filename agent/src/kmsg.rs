@@ -108,16 +108,13 @@ impl KernelLog {
 
     fn file(&mut self) -> std::io::Result<Said> {
         let mut said = Said::default();
-        let mut text = String::new();
-        let from_start = self.open.is_none();
-        if from_start {
+        if self.open.is_none() {
             self.open = Some(File::open(&self.path)?);
         }
         let Some(open) = &mut self.open else { return Ok(said) };
         let mut bytes = Vec::new();
         open.by_ref().take(FILE_MAX).read_to_end(&mut bytes)?;
-        text.push_str(&String::from_utf8_lossy(&bytes));
-        for line in text.lines() {
+        for line in String::from_utf8_lossy(&bytes).lines() {
             take(&mut said, &mut self.next, line);
         }
         Ok(said)

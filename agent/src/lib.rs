@@ -11,4 +11,5 @@ pub mod host;
 pub mod kmsg;
 pub mod nvml;
 pub mod probe;
+pub mod rules;
 pub mod worker;

@@ -176,10 +176,16 @@ impl Worker {
         }
     }
 
-    /// Number of the process, while it runs.
-    #[must_use]
-    pub fn pid(&self) -> Option<u32> {
-        if let State::Running(running) = &self.state { Some(running.child.id()) } else { None }
+    /// Asks; where the child is left behind, the next question goes to a new one.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask), of this question alone.
+    pub fn ask_renewed(&mut self, ask: &Ask, deadline: Duration) -> Look<Answer> {
+        let answer = self.ask(ask, deadline);
+        if matches!(self.state, State::Gone(_)) {
+            self.renew();
+        }
+        answer
     }
 }
 

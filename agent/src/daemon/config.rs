@@ -7,6 +7,8 @@ use health::gate::{Expected, Limits};
 use health::policy::Policy;
 use serde::Deserialize;
 
+use crate::rules;
+
 /// Where cloud-init writes the cloud's name for the host, on every cloud.
 const INSTANCE_FILE: &str = "/var/lib/cloud/data/instance-id";
 
@@ -55,9 +57,7 @@ impl Config {
     /// # Errors
     /// A file does not read, or says something that makes no sense; the message says what to do.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let read =
-            |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
-        let join: Join = toml::from_str(&read(path)?).with_context(|| path.display().to_string())?;
+        let join: Join = toml::from_str(&rules::read(path)?).with_context(|| path.display().to_string())?;
         if !join.url.starts_with("https://") && !is_loopback(&join.url) {
             bail!("{}: url = \"{}\": secrets go over https:// alone", path.display(), join.url);
         }
@@ -71,14 +71,8 @@ impl Config {
         if instance.is_empty() || !instance.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
             bail!("'{instance}' is no name of an instance");
         }
-        let policy = match &join.policy {
-            Some(path) => Policy::default().overridden(&read(path)?).with_context(|| path.display().to_string())?,
-            None => Policy::default(),
-        };
-        let limits = match &join.limits {
-            Some(path) => Limits::default().overridden(&read(path)?).with_context(|| path.display().to_string())?,
-            None => Limits::default(),
-        };
+        let policy = rules::policy(join.policy.as_deref())?;
+        let limits = rules::limits(join.limits.as_deref())?;
         let expected = Expected { gpus: join.gpus, pci_device: join.pci_device.clone(), driver: join.driver.clone() };
         Ok(Self { join, instance, expected, policy, limits })
     }

@@ -66,11 +66,7 @@ impl Watcher {
     }
 
     fn ask(&mut self, ask: &Ask) -> Look<Answer> {
-        let answer = self.library.ask(ask, DEADLINE);
-        if self.library.pid().is_none() {
-            self.library.renew();
-        }
-        answer
+        self.library.ask_renewed(ask, DEADLINE)
     }
 
     /// Lets go of the driver: a GPU is reset only when nobody holds it.
