@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use comfy_table::{CellAlignment, Table};
 use health::Verdict;
-use health::gate::{Bound, Check, Expected, Outcome, Report, judge};
+use health::gate::{Bound, Check, Expected, Outcome, Report, Scope, judge};
 use serde::Serialize;
 
 use crate::cli::Switches;
@@ -53,6 +53,9 @@ pub struct Options {
     /// Seconds of single-precision multiply-adds.
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
     pub fp32_s: f64,
+    /// Only what takes seconds, as after diagnostics.
+    #[arg(long)]
+    pub short: bool,
     /// Products at least, for a longer look; more than the gate's 60 seconds then.
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub repeats: u32,
@@ -78,6 +81,7 @@ pub fn run(options: &Options, program: Program, switches: &Switches) -> anyhow::
         spoil: switches.spoil,
     };
     let setup = Setup {
+        scope: if options.short { Scope::Short } else { Scope::Whole },
         expected: Expected {
             gpus: options.gpus,
             pci_device: options.pci_device.clone(),

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -49,7 +49,18 @@ impl Tests {
         Duration::from_secs(60 * minutes)
     }
 
-    fn word(&self) -> String {
+    /// What the control plane asks for: a level, or tests with commas between them.
+    #[must_use]
+    pub fn named(word: &str) -> Self {
+        match word.parse() {
+            Ok(level) if (1..=4).contains(&level) => Self::Level(level),
+            _ => Self::List(word.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect()),
+        }
+    }
+
+    /// As `dcgmi` takes it after `-r`.
+    #[must_use]
+    pub fn word(&self) -> String {
         match self {
             Self::Level(level) => level.to_string(),
             Self::List(tests) => tests.join(","),
@@ -193,6 +204,9 @@ pub struct Options {
     /// NVIDIA's tool.
     #[arg(long, default_value = "dcgmi")]
     pub dcgmi: PathBuf,
+    /// Folder of the agent: one diagnostic runs at a time, be it the agent's or yours.
+    #[arg(long, value_name = "FOLDER", default_value = "/var/lib/pilotlight-agent")]
+    pub state: PathBuf,
     /// How to print.
     #[arg(long, value_enum, default_value = "table")]
     pub output: Format,
@@ -216,7 +230,7 @@ pub fn run(options: &Options, program: Program, patience: f64) -> anyhow::Result
         gpus,
         not_applicable: options.not_applicable.clone(),
         deadline,
-        lock: std::env::temp_dir().join("pilotlight-dcgmi.lock"),
+        lock: lock_in(&options.state),
         patience,
     };
     let done = diagnosis.run(&AtomicBool::new(false))?;
@@ -228,8 +242,15 @@ pub fn run(options: &Options, program: Program, patience: f64) -> anyhow::Result
     Ok(exit_code(done.judgement.verdict))
 }
 
+/// The file that is locked while one runs.
+#[must_use]
+pub fn lock_in(state: &Path) -> PathBuf {
+    let folder = if state.is_dir() { state.to_owned() } else { std::env::temp_dir() };
+    folder.join("dcgmi.lock")
+}
+
 /// The GPUs that the driver sees, in its order, with their serial numbers.
-fn expected(library: &mut Worker) -> Vec<Expected> {
+pub fn expected(library: &mut Worker) -> Vec<Expected> {
     let Ok(Answer::Survey(_, gpus)) = library.ask(&Ask::Survey, Duration::from_secs(15)) else { return Vec::new() };
     let serial = |index: u32, library: &mut Worker| match library.ask(&Ask::Identity(index), Duration::from_secs(15)) {
         Ok(Answer::Identity(identity)) => identity.serial,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use health::gate::{
     Bandwidth, Context, Copies, Driver, Evidence, Expected, Gpu, Identity, Look, Memory, Peer, Products, Reading,
-    Readings, Unseen,
+    Readings, Scope, Unseen,
 };
 use health::kernel_log::{PciAddress, Record};
 
@@ -23,6 +23,8 @@ const TRIES: u32 = 3;
 /// How the gate is run.
 #[derive(Debug, Clone)]
 pub struct Setup {
+    /// How much of it.
+    pub scope: Scope,
     /// What the host was bought as.
     pub expected: Expected,
     /// How to start a probe.
@@ -72,14 +74,10 @@ pub fn run(setup: &Setup, log: &mut KernelLog, progress: Progress<'_>) -> Eviden
     (run.progress)("driver and GPUs");
     let (driver, mut gpus) = run.survey();
     run.contexts(&mut gpus);
-    // Before the patterns: what they free is wiped by the driver for a while, at the cost of bandwidth.
-    run.each("memory bandwidth", 8.0, &mut gpus, &Ask::Bandwidth, |gpu, a| {
-        gpu.bandwidth = expect!(a, Answer::Bandwidth);
-    });
-    run.each("memory patterns", 20.0, &mut gpus, &Ask::Memory, |gpu, a| gpu.memory = expect!(a, Answer::Memory));
-    run.copies(&mut gpus);
-    run.products(&mut gpus);
-    let peers = run.peers(&gpus);
+    let peers = match setup.scope {
+        Scope::Whole => run.work(&mut gpus),
+        Scope::Short => Err(Unseen::NotReached("it is not in the short gate".into())),
+    };
     (run.progress)("errors and log again");
     run.workers.clear();
     for gpu in &mut gpus {
@@ -87,6 +85,7 @@ pub fn run(setup: &Setup, log: &mut KernelLog, progress: Progress<'_>) -> Eviden
     }
     let log_during = read(log);
     Evidence {
+        scope: setup.scope,
         expected: setup.expected.clone(),
         missing_files,
         on_bus,
@@ -179,6 +178,18 @@ impl Run<'_> {
                 break;
             }
         }
+    }
+
+    /// What works the GPUs: patterns, copies, products.
+    fn work(&mut self, gpus: &mut [Gpu]) -> Look<Vec<Peer>> {
+        // Before the patterns: what they free is wiped by the driver for a while, at the cost of bandwidth.
+        self.each("memory bandwidth", 8.0, gpus, &Ask::Bandwidth, |gpu, a| {
+            gpu.bandwidth = expect!(a, Answer::Bandwidth);
+        });
+        self.each("memory patterns", 20.0, gpus, &Ask::Memory, |gpu, a| gpu.memory = expect!(a, Answer::Memory));
+        self.copies(gpus);
+        self.products(gpus);
+        self.peers(gpus)
     }
 
     /// Asks all GPUs at once.

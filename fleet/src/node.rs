@@ -16,7 +16,7 @@ pub enum NodeState {
     Idle,
     /// Holds at least one claim.
     Claimed,
-    /// Idle, and running diagnostics that yield to a claim.
+    /// Running diagnostics, which yield to a claim: the node is called back, checked shortly, and idle again.
     Diagnosing,
     /// No new claims; ends when the last one has.
     Draining,
@@ -52,7 +52,7 @@ pub enum NodeEvent {
     LastClaimEnded,
     /// Diagnostics began.
     DiagnosisStarted,
-    /// Diagnostics passed, or gave way to a claim.
+    /// Diagnostics ended, or gave way to a claim; a short gate follows.
     DiagnosisEnded,
     /// It is to take no more claims: reclaim notice, repair due, operator.
     DrainStarted,
@@ -141,10 +141,12 @@ impl NodeState {
             }
             (Self::Checking, E::GatePassed) => Self::Idle,
             (Self::Checking, E::GateFailed) => Self::Quarantined,
-            (Self::Idle | Self::Claimed | Self::Diagnosing, E::ClaimPlaced) => Self::Claimed,
+            (Self::Idle | Self::Claimed, E::ClaimPlaced) => Self::Claimed,
             (Self::Claimed, E::LastClaimEnded) => Self::Idle,
             (Self::Idle, E::DiagnosisStarted) => Self::Diagnosing,
-            (Self::Diagnosing, E::DiagnosisEnded) => Self::Idle,
+            (Self::Diagnosing, E::DiagnosisEnded) | (Self::Idle | Self::Diagnosing, E::RecheckStarted) => {
+                Self::Checking
+            }
             (Self::Idle | Self::Claimed | Self::Diagnosing | Self::Draining, E::DrainStarted)
             | (Self::Draining, E::LastClaimEnded) => Self::Draining,
             (
@@ -157,8 +159,7 @@ impl NodeState {
                 | Self::Quarantined,
                 E::FaultFound,
             ) => Self::Quarantined,
-            (Self::Idle, E::RecheckStarted) => Self::Checking,
-            (Self::Idle | Self::Quarantined, E::RepairStarted) => Self::Repairing,
+            (Self::Idle | Self::Diagnosing | Self::Quarantined, E::RepairStarted) => Self::Repairing,
             (
                 Self::Booting
                 | Self::Checking
@@ -177,7 +178,13 @@ impl NodeState {
     /// Whether a claim may be placed on it.
     #[must_use]
     pub fn takes_claims(self) -> bool {
-        matches!(self, Self::Idle | Self::Claimed | Self::Diagnosing)
+        matches!(self, Self::Idle | Self::Claimed)
+    }
+
+    /// Whether it belongs to the buffer or serves: it takes claims, or does once it is called back.
+    #[must_use]
+    pub fn in_service(self) -> bool {
+        self.takes_claims() || self == Self::Diagnosing
     }
 
     /// Whether the cloud bills it.
@@ -208,6 +215,8 @@ mod tests {
             (E::ClaimPlaced, NodeState::Claimed),
             (E::LastClaimEnded, NodeState::Idle),
             (E::DiagnosisStarted, NodeState::Diagnosing),
+            (E::DiagnosisEnded, NodeState::Checking),
+            (E::GatePassed, NodeState::Idle),
             (E::ClaimPlaced, NodeState::Claimed),
             (E::FaultFound, NodeState::Quarantined),
             (E::RepairStarted, NodeState::Repairing),
@@ -236,9 +245,15 @@ mod tests {
             E::CameBack,
             E::DiagnosisEnded,
         ];
-        for state in
-            [NodeState::Requested, NodeState::Booting, NodeState::Checking, NodeState::Quarantined, NodeState::Lost]
-        {
+        let unproven = [
+            NodeState::Requested,
+            NodeState::Booting,
+            NodeState::Checking,
+            NodeState::Diagnosing,
+            NodeState::Quarantined,
+            NodeState::Lost,
+        ];
+        for state in unproven {
             for event in events {
                 assert!(!state.after(event).is_ok_and(NodeState::takes_claims), "{state:?} {event:?}");
             }

@@ -34,6 +34,9 @@ enum Command {
     Nodes(commands::client::fleet::Nodes),
     /// Take a node out: no new claims, ended when its last claim has.
     Drain(commands::client::fleet::Drain),
+    /// Physical GPUs: what passed on them, and their faults.
+    #[command(subcommand)]
+    Gpu(commands::client::gpus::Command),
     /// Claims that wait or have GPUs.
     Claims(commands::client::claims::Claims),
     /// Claim GPUs, and wait for them.
@@ -103,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Status(remote) => commands::client::status::run(&remote),
         Command::Nodes(args) => commands::client::fleet::nodes(&args),
         Command::Drain(args) => commands::client::fleet::drain(&args),
+        Command::Gpu(command) => commands::client::gpus::run(&command),
         Command::Claims(args) => commands::client::claims::list(&args),
         Command::Claim(args) => commands::client::claims::take(&args),
         Command::Release(args) => commands::client::claims::release(&args),

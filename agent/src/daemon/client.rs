@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use health::Verdict;
 use health::condition::Condition;
-use health::gate::Mend;
+use health::gate::Scope;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use ureq::http::StatusCode;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, parse_pem};
 
 use super::config::Config;
+use super::state::{Undiagnosed, Unreported};
 
 /// Longest time of a call, besides that which it waits on purpose.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,6 +88,11 @@ pub struct Desired {
     pub work: Work,
     /// For a repair: `reset` or `reboot`.
     pub care: Option<String>,
+    /// For diagnostics: what is run.
+    pub tests: Option<String>,
+    /// For a gate: how much of it.
+    #[serde(default)]
+    pub scope: Scope,
     /// Changes with the state.
     pub version: i64,
 }
@@ -170,15 +176,31 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub fn report_gate(
+    pub fn report_gate(&self, token: &str, (boot, seq): (&str, u64), gate: &Unreported) -> Result<Told, ClientError> {
+        let Unreported { verdict, mend, reason, serials, driver, evidence, .. } = gate;
+        let body = json!({
+            "boot": boot, "seq": seq, "checks": "gate", "verdict": verdict, "mend": mend, "reason": reason,
+            "serials": serials, "driver": driver, "evidence": evidence,
+        });
+        self.post(&format!("/v1/agents/{}/report", self.instance), token, &body)
+    }
+
+    /// What diagnostics said.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn report_diagnosis(
         &self,
         token: &str,
         (boot, seq): (&str, u64),
-        (verdict, mend): (Verdict, Mend),
-        reason: &str,
+        diagnosis: &Undiagnosed,
     ) -> Result<Told, ClientError> {
-        let body =
-            json!({ "boot": boot, "seq": seq, "checks": "gate", "verdict": verdict, "mend": mend, "reason": reason });
+        let Undiagnosed { tests, verdict, action, reason, error, yield_s, serials, evidence, .. } = diagnosis;
+        let body = json!({
+            "boot": boot, "seq": seq, "checks": "diagnosis", "verdict": verdict, "reason": reason, "serials": serials,
+            "evidence": evidence,
+            "diagnosis": { "tests": tests, "action": action, "error": error, "yield_s": yield_s },
+        });
         self.post(&format!("/v1/agents/{}/report", self.instance), token, &body)
     }
 

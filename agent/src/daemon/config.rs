@@ -30,6 +30,11 @@ pub struct Join {
     pub pci_device: Option<String>,
     /// Version of the driver in the image.
     pub driver: Option<String>,
+    /// NVIDIA's diagnostics; `dcgmi` without it.
+    pub dcgmi: Option<PathBuf>,
+    /// Tests of them that this GPU model does not have.
+    #[serde(default)]
+    pub not_applicable: Vec<String>,
     /// Rules (TOML) over the shipped policy.
     pub policy: Option<PathBuf>,
     /// Limits (TOML) over the shipped ones.

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use health::Verdict;
 use health::condition::Condition;
-use health::gate::Mend;
 
 use super::client::{Client, ClientError, Told};
-use super::state::{State, Unreported};
+use super::state::{State, Undiagnosed, Unreported};
 use super::{Message, now, now_ms};
 
 /// Heartbeats until the control plane says how many.
@@ -37,7 +36,9 @@ pub enum Subject {
         conditions: Vec<Condition>,
     },
     /// What the gate said.
-    Gate(Verdict, Mend, String),
+    Gate(Box<Unreported>),
+    /// What diagnostics said.
+    Diagnosis(Box<Undiagnosed>),
 }
 
 /// A call, whole.
@@ -139,23 +140,33 @@ impl Link {
         }
         let subject = if !self.registered {
             Subject::Register
-        } else if let Some(gate) = &state.unreported {
-            Subject::Gate(gate.verdict, gate.mend, gate.reason.clone())
+        } else if let Some(gate) = state.unreported.as_ref().filter(|g| g.seq.is_some() || state.undiagnosed.is_none())
+        {
+            // One that has its number already goes first: numbers rise.
+            Subject::Gate(Box::new(gate.clone()))
+        } else if let Some(diagnosis) = &state.undiagnosed {
+            Subject::Diagnosis(Box::new(diagnosis.clone()))
         } else if let Some(next) = self.next.take() {
             next
         } else {
             return;
         };
-        // A gate keeps its number however often it is sent.
-        let kept = state.unreported.as_ref().and_then(|g| g.seq).filter(|_| matches!(subject, Subject::Gate(..)));
+        // What is sent again keeps its number.
+        let kept = match &subject {
+            Subject::Gate(gate) => gate.seq,
+            Subject::Diagnosis(diagnosis) => diagnosis.seq,
+            Subject::Register | Subject::Passive { .. } => None,
+        };
         let seq = kept.unwrap_or_else(|| {
             state.report_seq += 1;
             state.report_seq
         });
-        if let (Subject::Gate(..), Some(gate)) = (&subject, &mut state.unreported) {
-            gate.seq = Some(seq);
-            self.changed = true;
+        match &subject {
+            Subject::Gate(_) => state.unreported.iter_mut().for_each(|g| g.seq = Some(seq)),
+            Subject::Diagnosis(_) => state.undiagnosed.iter_mut().for_each(|d| d.seq = Some(seq)),
+            Subject::Register | Subject::Passive { .. } => {}
         }
+        self.changed |= kept != Some(seq) && matches!(subject, Subject::Gate(_) | Subject::Diagnosis(_));
         let secret = state.token.clone().unwrap_or_else(|| self.secret.clone());
         let call = Call { secret, boot: state.boot.clone(), seq, gpus: self.gpus, subject };
         self.in_flight = self.calls.try_send(call).is_ok();
@@ -180,13 +191,20 @@ impl Link {
                     state.token = Some(token);
                     self.changed = true;
                 }
-                if matches!(sent.subject, Subject::Gate(..)) {
-                    state.unreported = None;
-                    self.changed = true;
-                }
+                self.told(&sent.subject, state);
             }
             Err(error) => self.failed(&error, &sent.subject, state),
         }
+    }
+
+    /// It is known, or not wanted: it is not sent again.
+    fn told(&mut self, subject: &Subject, state: &mut State) {
+        match subject {
+            Subject::Gate(_) => state.unreported = None,
+            Subject::Diagnosis(_) => state.undiagnosed = None,
+            Subject::Register | Subject::Passive { .. } => return,
+        }
+        self.changed = true;
     }
 
     fn failed(&mut self, error: &ClientError, subject: &Subject, state: &mut State) {
@@ -205,10 +223,9 @@ impl Link {
                 *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 self.changed = true;
             }
-            if *status == 409 && matches!(subject, Subject::Gate(..)) {
-                // The node is not being checked any more: what the gate said is not wanted.
-                state.unreported = None;
-                self.changed = true;
+            if *status == 409 {
+                // The node is not being checked any more, or is another: what was said is not wanted.
+                self.told(subject, state);
             }
         }
         self.failures = self.failures.saturating_add(1);
@@ -224,7 +241,8 @@ fn make(client: &Client, call: &Call) -> Result<Told, ClientError> {
         Subject::Passive { verdict, reason, conditions } => {
             client.report_passive(&call.secret, id, *verdict, reason, conditions.iter())
         }
-        Subject::Gate(verdict, mend, reason) => client.report_gate(&call.secret, id, (*verdict, *mend), reason),
+        Subject::Gate(gate) => client.report_gate(&call.secret, id, gate),
+        Subject::Diagnosis(diagnosis) => client.report_diagnosis(&call.secret, id, diagnosis),
     }
 }
 

@@ -13,15 +13,17 @@ mod tasks;
 mod watch;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use health::Verdict;
 use health::condition::{Change, What};
-use health::gate::Mend;
 use health::policy::{ClearRule, Effect};
 
+use crate::diagnose::Tests;
 use crate::host::Host;
 use crate::worker::{Program, Worker};
 use client::{Client, Desired, Work};
@@ -98,6 +100,8 @@ struct Daemon {
     acted_on: Option<i64>,
     /// Work that is under way, and which gate it ends with.
     busy: bool,
+    /// Diagnostics that run: the version of the desired state that they are for, and what stops them.
+    diagnosing: Option<(i64, Arc<AtomicBool>)>,
     /// Work that could not be done yet is tried again then.
     not_before: Option<Instant>,
     tools: Tools,
@@ -158,6 +162,7 @@ pub fn run(options: &Options, ground: Ground) -> anyhow::Result<()> {
         desired: None,
         acted_on: None,
         busy: false,
+        diagnosing: None,
         not_before: None,
         tools,
     };
@@ -269,6 +274,11 @@ impl Daemon {
                 if self.desired.as_ref() != Some(&desired) {
                     tracing::info!(work = ?desired.work, care = desired.care, "desired");
                 }
+                if let Some((version, stop)) = &self.diagnosing
+                    && (desired.work != Work::Diagnose || desired.version != *version)
+                {
+                    stop.store(true, Ordering::Relaxed);
+                }
                 self.desired = Some(desired);
             }
             Message::Sent(sent) => self.link.sent(sent, &mut self.state),
@@ -287,10 +297,12 @@ impl Daemon {
             // It is done, and about to be told.
             (Work::Gate | Work::Repair, _) if self.state.unreported.is_some() => return,
             (Work::Repair, _) if self.state.repair_begun == Some(desired.version) => return,
-            (Work::Gate, _) => Task::Gate,
+            (Work::Diagnose, _) if self.state.undiagnosed.is_some() => return,
+            (Work::Gate, _) => Task::Gate(desired.scope),
+            (Work::Diagnose, _) => self.diagnosis(&desired),
             (Work::Repair, Some("reboot")) => Task::Reboot,
             (Work::Repair, _) => Task::Reset(self.to_reset()),
-            (Work::Serve | Work::Drain | Work::Diagnose | Work::Hold | Work::End, _) => return,
+            (Work::Serve | Work::Drain | Work::Hold | Work::End, _) => return,
         };
         tracing::info!(?task, "begins");
         if desired.work == Work::Repair {
@@ -301,6 +313,18 @@ impl Daemon {
         self.busy = true;
         self.watcher.let_go();
         tasks::start(self.gate_of(), task, self.tools.clone(), self.sender.clone());
+    }
+
+    fn diagnosis(&mut self, desired: &Desired) -> Task {
+        let stop = Arc::new(AtomicBool::new(false));
+        self.diagnosing = Some((desired.version, Arc::clone(&stop)));
+        let join = &self.config.join;
+        Task::Diagnose(Box::new(tasks::DiagnoseWith {
+            dcgmi: join.dcgmi.clone().unwrap_or_else(|| "dcgmi".into()),
+            tests: Tests::named(desired.tests.as_deref().unwrap_or("2")),
+            not_applicable: join.not_applicable.clone(),
+            stop,
+        }))
     }
 
     fn gate_of(&self) -> tasks::GateOf {
@@ -333,18 +357,29 @@ impl Daemon {
 
     fn done(&mut self, done: Done) {
         self.busy = false;
+        self.diagnosing = None;
         if let Some(why) = done.busy {
             tracing::warn!("{why}; it is tried again");
             (self.acted_on, self.state.repair_begun) = (None, None);
             self.not_before = Some(now() + AGAIN.mul_f64(self.ground.patience));
             return;
         }
-        let policy = &self.config.policy;
         for gpu in &done.reset {
-            observe(&mut self.state, policy, What::Reset { gpu: *gpu }, now_ms()).iter().for_each(log);
+            observe(&mut self.state, &self.config.policy, What::Reset { gpu: *gpu }, now_ms()).iter().for_each(log);
         }
         if let Some(next) = done.log_mended_at {
             self.state.gate_log_next = next;
+        }
+        if let Some(diagnosis) = done.diagnosis {
+            tracing::info!(
+                tests = diagnosis.tests,
+                verdict = diagnosis.verdict.name(),
+                action = diagnosis.action.name(),
+                reason = diagnosis.reason,
+                "diagnostics have ended"
+            );
+            self.state.undiagnosed = Some(diagnosis);
+            self.keep(true);
         }
         let Some(gate) = done.gate else { return };
         tracing::info!(
@@ -355,17 +390,21 @@ impl Daemon {
         );
         if gate.verdict == Verdict::Pass {
             let passed = What::GatePassed { gpu: None, after_seq: gate.after_seq };
-            observe(&mut self.state, policy, passed, now_ms()).iter().for_each(log);
+            observe(&mut self.state, &self.config.policy, passed, now_ms()).iter().for_each(log);
             self.state.gate_log_next = gate.log_next;
         }
         // A reset may have changed what is there.
         self.survey();
-        self.unreported(gate.verdict, gate.mend, &gate.reason);
-    }
-
-    fn unreported(&mut self, verdict: Verdict, mend: Mend, reason: &str) {
-        self.state.unreported =
-            Some(Unreported { verdict, mend, reason: reason.to_owned(), at_ms: now_ms(), seq: None });
+        self.state.unreported = Some(Unreported {
+            verdict: gate.verdict,
+            mend: gate.mend,
+            reason: gate.reason,
+            at_ms: now_ms(),
+            seq: None,
+            serials: gate.serials,
+            driver: gate.driver,
+            evidence: gate.evidence,
+        });
         self.keep(true);
     }
 }

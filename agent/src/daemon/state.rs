@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use health::Verdict;
 use health::condition::Host;
+use health::dcgm::Action;
 use health::gate::Mend;
 use serde::{Deserialize, Serialize};
 
 /// A gate that was run and is to be reported.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Unreported {
     /// What it said.
     pub verdict: Verdict,
@@ -25,6 +26,38 @@ pub struct Unreported {
     pub at_ms: i64,
     /// Number of the report, once it was sent: sent again, it counts once.
     pub seq: Option<u64>,
+    /// Serial numbers of the GPUs, where all tell theirs.
+    #[serde(default)]
+    pub serials: Vec<String>,
+    /// Version of the driver.
+    #[serde(default)]
+    pub driver: Option<String>,
+    /// Every number with its limits.
+    #[serde(default)]
+    pub evidence: serde_json::Value,
+}
+
+/// Diagnostics that were run and are to be reported.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Undiagnosed {
+    /// What was run, as `dcgmi` takes it.
+    pub tests: String,
+    /// In a word.
+    pub verdict: Verdict,
+    /// What is to be done.
+    pub action: Action,
+    /// Why, for people.
+    pub reason: String,
+    /// DCGM's id of the worst that was found.
+    pub error: Option<i64>,
+    /// Seconds from the wish to stop them to their end, where there was one.
+    pub yield_s: Option<f64>,
+    /// Serial numbers of the GPUs, where all tell theirs.
+    pub serials: Vec<String>,
+    /// Number of the report, once it was sent.
+    pub seq: Option<u64>,
+    /// What was found and not measured.
+    pub evidence: serde_json::Value,
 }
 
 /// All of it.
@@ -51,6 +84,8 @@ pub struct State {
     pub uuids: BTreeMap<String, String>,
     /// A gate that the control plane does not know of.
     pub unreported: Option<Unreported>,
+    /// Diagnostics that the control plane does not know of.
+    pub undiagnosed: Option<Undiagnosed>,
 }
 
 /// The file.

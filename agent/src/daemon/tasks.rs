@@ -2,16 +2,21 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use health::Verdict;
-use health::gate::{Evidence, Expected, Limits, Look, Mend, Reading, Report, Unseen, judge};
+use health::dcgm::Action;
+use health::gate::{Evidence, Expected, Limits, Look, Mend, Reading, Report, Scope, Unseen, judge};
 use health::kernel_log::PciAddress;
 use health::policy::Policy;
 
 use super::Message;
 use super::repair::Tools;
+use super::state::Undiagnosed;
+use crate::diagnose::{Diagnosed, Diagnosis, Tests, expected, lock_in};
 use crate::gate::{self, HARD_STOP, Setup};
 use crate::gpu::Effort;
 use crate::host::Host;
@@ -19,7 +24,7 @@ use crate::kmsg::KernelLog;
 use crate::probe::{Answer, Ask};
 use crate::worker::{Program, Worker};
 
-/// Gates whose evidence is kept.
+/// Gates, and diagnostics, whose evidence is kept.
 const EVIDENCE_MAX: usize = 5;
 /// A workload that is told to end has ended within this time; it is looked for so often.
 const ENDING: Duration = Duration::from_secs(90);
@@ -31,11 +36,26 @@ const SETTLES: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub enum Task {
     /// The gate.
-    Gate,
+    Gate(Scope),
+    /// Diagnostics.
+    Diagnose(Box<DiagnoseWith>),
     /// Resets, and the gate.
     Reset(Vec<PciAddress>),
     /// A reboot.
     Reboot,
+}
+
+/// How diagnostics are run.
+#[derive(Debug, Clone)]
+pub struct DiagnoseWith {
+    /// NVIDIA's tool.
+    pub dcgmi: PathBuf,
+    /// What is run.
+    pub tests: Tests,
+    /// Tests that this model does not have.
+    pub not_applicable: Vec<String>,
+    /// Set when the node is wanted.
+    pub stop: Arc<AtomicBool>,
 }
 
 /// What the gate needs.
@@ -76,6 +96,12 @@ pub struct Gated {
     pub after_seq: u64,
     /// The first line of the log that it has not seen.
     pub log_next: u64,
+    /// Serial numbers of the GPUs, where all tell theirs.
+    pub serials: Vec<String>,
+    /// Version of the driver.
+    pub driver: Option<String>,
+    /// Every number with its limits.
+    pub evidence: serde_json::Value,
 }
 
 /// What was done.
@@ -87,6 +113,8 @@ pub struct Done {
     pub log_mended_at: Option<u64>,
     /// What the gate said, where it ran.
     pub gate: Option<Gated>,
+    /// What diagnostics said, where they ran.
+    pub diagnosis: Option<Undiagnosed>,
     /// Nothing was done, since workloads run: to be tried again.
     pub busy: Option<String>,
 }
@@ -114,16 +142,18 @@ pub fn start(mut of: GateOf, task: Task, tools: Tools, to: SyncSender<Message>) 
 
 fn make(of: &mut GateOf, task: &Task, tools: &Tools) -> Done {
     // Workloads are not disturbed, whatever is asked for: it is tried again when they have ended.
+    let short = matches!(task, Task::Gate(Scope::Short));
     let settled = match in_use(of) {
         Use::Free { settled } => settled,
         Use::Busy(why) => return Done::busy(&why),
     };
-    if !settled {
+    if !settled && !short {
         // What they left is wiped, and the GPUs cool down.
         std::thread::sleep(SETTLES.mul_f64(of.patience));
     }
     match task {
-        Task::Gate => Done { gate: Some(gate(of)), ..Done::default() },
+        Task::Gate(scope) => Done { gate: Some(gate(of, *scope)), ..Done::default() },
+        Task::Diagnose(with) => Done { diagnosis: Some(diagnose(of, with)), ..Done::default() },
         Task::Reset(gpus) => reset(of, gpus, tools),
         Task::Reboot => match tools.reboot() {
             Ok(()) => Done::default(),
@@ -133,8 +163,16 @@ fn make(of: &mut GateOf, task: &Task, tools: &Tools) -> Done {
 }
 
 fn failed(of: &GateOf, reason: &str) -> Done {
-    let (verdict, mend) = (Verdict::Fail, Mend::Replace);
-    let gate = Gated { verdict, mend, reason: reason.to_owned(), after_seq: of.event_seq, log_next: of.log_next };
+    let gate = Gated {
+        verdict: Verdict::Fail,
+        mend: Mend::Replace,
+        reason: reason.to_owned(),
+        after_seq: of.event_seq,
+        log_next: of.log_next,
+        serials: Vec::new(),
+        driver: None,
+        evidence: serde_json::Value::Null,
+    };
     Done { gate: Some(gate), ..Done::default() }
 }
 
@@ -146,7 +184,8 @@ fn reset(of: &mut GateOf, gpus: &[PciAddress], tools: &Tools) -> Done {
     let mut log = KernelLog::from_line(&of.kernel_log, of.log_next);
     let _ = log.read_on();
     of.log_next = log.next_line();
-    Done { reset: gpus.to_vec(), log_mended_at: Some(of.log_next), gate: Some(gate(of)), busy: None }
+    let gated = gate(of, Scope::Whole);
+    Done { reset: gpus.to_vec(), log_mended_at: Some(of.log_next), gate: Some(gated), ..Done::default() }
 }
 
 /// Whether workloads run.
@@ -163,7 +202,9 @@ fn in_use(of: &GateOf) -> Use {
     let mut why = String::new();
     for attempt in 0..TRIES {
         if attempt > 0 {
-            std::thread::sleep((ENDING / TRIES).mul_f64(of.patience));
+            // Often at first: what was told to end has ended soon.
+            let pause = (ENDING / TRIES).min(Duration::from_millis(250) * attempt);
+            std::thread::sleep(pause.mul_f64(of.patience));
         }
         match processes(&mut library, of.patience) {
             Ok(0) => return Use::Free { settled: attempt == 0 },
@@ -201,20 +242,88 @@ fn processes(library: &mut Worker, patience: f64) -> Look<i64> {
     Ok(count)
 }
 
-fn gate(of: &GateOf) -> Gated {
-    let (mut report, mut log_next) = once(of);
+fn gate(of: &GateOf, scope: Scope) -> Gated {
+    let (mut report, mut evidence, mut log_next) = once(of, scope);
+    if scope == Scope::Short && report.verdict != Verdict::Pass {
+        // The short one is enough for a pass, and for nothing else.
+        tracing::info!(findings = report.findings().join("; "), "the short gate did not pass: the whole one runs");
+        (report, evidence, log_next) = once(of, Scope::Whole);
+    }
     // What could not be measured, or was hot from the last workload, is tried once more.
     if matches!(report.verdict, Verdict::Unmeasured | Verdict::Degraded) && report.mend <= Mend::Again {
         std::thread::sleep(SETTLES.mul_f64(of.patience));
-        (report, log_next) = once(of);
+        (report, evidence, log_next) = once(of, Scope::Whole);
     }
     let reason = report.findings().join("; ");
-    Gated { verdict: report.verdict, mend: report.mend, reason, after_seq: of.event_seq, log_next }
+    Gated {
+        verdict: report.verdict,
+        mend: report.mend,
+        reason,
+        after_seq: of.event_seq,
+        log_next,
+        serials: evidence.serials(),
+        driver: evidence.driver.as_ref().ok().map(|d| d.version.clone()),
+        evidence: serde_json::to_value(&report).unwrap_or_default(),
+    }
 }
 
-/// Runs the gate once; what it says, and the first line of the log that it has not seen.
-fn once(of: &GateOf) -> (Report, u64) {
+/// Runs diagnostics; what asks for it is repeated once, as NVIDIA says.
+fn diagnose(of: &GateOf, with: &DiagnoseWith) -> Undiagnosed {
+    let gpus = expected(&mut Worker::new(of.program.clone()));
+    let told: Vec<String> = gpus.iter().filter_map(|g| g.serial.clone()).collect();
+    let serials = if told.len() == gpus.len() { told } else { Vec::new() };
+    let diagnosis = Diagnosis {
+        program: with.dcgmi.clone(),
+        tests: with.tests.clone(),
+        gpus,
+        not_applicable: with.not_applicable.clone(),
+        deadline: with.tests.deadline(),
+        lock: lock_in(&of.evidence),
+        patience: of.patience,
+    };
+    let mut said = Undiagnosed {
+        tests: with.tests.word(),
+        verdict: Verdict::Unmeasured,
+        action: Action::TryAgain,
+        reason: String::new(),
+        error: None,
+        yield_s: None,
+        serials,
+        seq: None,
+        evidence: serde_json::Value::Null,
+    };
+    if diagnosis.gpus.is_empty() {
+        said.reason = "the driver sees no GPU".into();
+        return said;
+    }
+    let again = |done: &Diagnosed| done.judgement.action == Action::Repeat && !with.stop.load(Ordering::Relaxed);
+    let done = match diagnosis.run(&with.stop) {
+        Ok(done) if again(&done) => diagnosis.run(&with.stop),
+        done => done,
+    };
+    let done = match done {
+        Ok(done) => done,
+        Err(error) => {
+            said.reason = format!("{error:#}");
+            return said;
+        }
+    };
+    keep(&of.evidence, "diagnosis", &serde_json::json!({ "judgement": done.judgement, "document": done.document }));
+    // A second time it is not by chance.
+    let repeated = done.judgement.action == Action::Repeat && !with.stop.load(Ordering::Relaxed);
+    said.action = if repeated { Action::Quarantine } else { done.judgement.action };
+    said.verdict = done.judgement.verdict;
+    said.reason = done.judgement.to_string().lines().skip(1).map(str::trim).collect::<Vec<_>>().join("; ");
+    said.error = done.judgement.findings.iter().filter_map(|f| f.error).next();
+    said.yield_s = done.yield_s;
+    said.evidence = serde_json::to_value(&done.judgement).unwrap_or_default();
+    said
+}
+
+/// Runs the gate once; what it says, by what, and the first line of the log that it has not seen.
+fn once(of: &GateOf, scope: Scope) -> (Report, Evidence, u64) {
     let setup = Setup {
+        scope,
         expected: of.expected.clone(),
         program: of.program.clone(),
         host: of.host.clone(),
@@ -225,23 +334,22 @@ fn once(of: &GateOf) -> (Report, u64) {
     let mut log = KernelLog::from_line(&of.kernel_log, of.log_next);
     let evidence = gate::run(&setup, &mut log, &mut |_| {});
     let report = judge(&evidence, &of.limits, &of.policy);
-    keep(&of.evidence, &report, &evidence);
-    (report, log.next_line())
+    keep(&of.evidence, "gate", &serde_json::json!({ "report": report, "evidence": evidence }));
+    (report, evidence, log.next_line())
 }
 
-/// Keeps the evidence of the last gates. A disk that is full costs the evidence, not the gate.
-fn keep(folder: &Path, report: &Report, evidence: &Evidence) {
+/// Keeps the evidence of the last ones of a kind. A disk that is full costs the evidence, not the verdict.
+fn keep(folder: &Path, kind: &str, evidence: &serde_json::Value) {
     let kept = || -> std::io::Result<()> {
         for n in (1..EVIDENCE_MAX).rev() {
-            let older = folder.join(format!("gate-{n}.json"));
+            let older = folder.join(format!("{kind}-{n}.json"));
             if older.exists() {
-                std::fs::rename(older, folder.join(format!("gate-{}.json", n + 1)))?;
+                std::fs::rename(older, folder.join(format!("{kind}-{}.json", n + 1)))?;
             }
         }
-        let text = serde_json::to_vec(&serde_json::json!({ "report": report, "evidence": evidence }))?;
-        std::fs::write(folder.join("gate-1.json"), text)
+        std::fs::write(folder.join(format!("{kind}-1.json")), serde_json::to_vec(evidence)?)
     };
     if let Err(error) = kept() {
-        tracing::error!(%error, folder = %folder.display(), "the gate's evidence was not kept");
+        tracing::error!(%error, folder = %folder.display(), kind, "the evidence was not kept");
     }
 }

@@ -27,7 +27,10 @@ prior = { lead_time = [[1, 0.0], [2, 1.0]], min_hold_s = 1 }
 kind = "static"
 name = "lab"
 offers = "lab.csv"
-hosts = { h2 = ["lab-1"] }
+hosts = { h2 = ["lab-1", "lab-2"] }
+[diagnostics]
+every_s = 1
+rules = { idle_min_s = 0 }
 [[class]]
 name = "chat"
 gpus = [{ model = "H200" }]
@@ -43,7 +46,7 @@ lab,lab,lab,h2,on-demand,H200,2,8,,0
 ";
 
 /// A child that ends with the test.
-struct Running(Child);
+pub struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -52,14 +55,14 @@ impl Drop for Running {
     }
 }
 
-struct Plane {
-    server: Server,
+pub struct Plane {
+    pub server: Server,
     http: Client,
     _stop: watch::Sender<bool>,
     _folder: tempfile::TempDir,
 }
 
-async fn plane() -> Plane {
+pub async fn plane() -> Plane {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("lab.csv"), OFFERS).unwrap();
@@ -72,13 +75,23 @@ async fn plane() -> Plane {
 }
 
 impl Plane {
-    async fn get(&self, path: &str) -> Value {
+    pub async fn get(&self, path: &str) -> Value {
         self.http.get(format!("{}{path}", self.server.url)).send().await.unwrap().json().await.unwrap()
     }
 
-    async fn post(&self, path: &str, body: &Value) -> Value {
+    pub async fn post(&self, path: &str, body: &Value) -> Value {
         let sent = self.http.post(format!("{}{path}", self.server.url)).body(body.to_string()).send();
         sent.await.unwrap().json().await.unwrap_or_default()
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) {
+        let url = format!("{}{path}", self.server.url);
+        let sent = self.http.put(url).header("if-none-match", "*").body(body.to_string()).send().await.unwrap();
+        assert!(sent.status().is_success(), "{}", sent.text().await.unwrap());
+    }
+
+    pub async fn text(&self, path: &str) -> String {
+        self.http.get(format!("{}{path}", self.server.url)).send().await.unwrap().text().await.unwrap()
     }
 
     /// Waits until the node is so.
@@ -96,9 +109,17 @@ impl Plane {
 }
 
 fn daemon(stand: &Stand, url: &str, secret: &str) -> Running {
+    daemon_of("lab-1", stand, url, secret)
+}
+
+pub fn daemon_of(instance: &str, stand: &Stand, url: &str, secret: &str) -> Running {
     let config = stand.root().join("join.toml");
-    std::fs::write(&config, format!("url = \"{url}\"\nsecret = \"{secret}\"\ninstance = \"lab-1\"\ngpus = 2\n"))
-        .unwrap();
+    let dcgmi = stand.root().join("dcgmi");
+    let text = format!(
+        "url = \"{url}\"\nsecret = \"{secret}\"\ninstance = \"{instance}\"\ngpus = 2\ndcgmi = \"{}\"\n",
+        dcgmi.display()
+    );
+    std::fs::write(&config, text).unwrap();
     let (config, state) = (config.display().to_string(), stand.root().join("state").display().to_string());
     let log = stand.kernel_log().display().to_string();
     let mut command = stand.agent(&["run", "--config", &config, "--state", &state, "--kernel-log", &log]);
@@ -111,12 +132,12 @@ fn say(stand: &Stand, line: &str) {
     writeln!(log, "{line}").unwrap();
 }
 
-fn said(path: &Path) -> String {
+pub fn said(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
 /// A host with two GPUs, tools that write down what they are told, and a boot of its own.
-fn stand() -> Stand {
+pub fn stand() -> Stand {
     let mut stand = Stand::healthy(2);
     let tools = stand.root().join("tools");
     std::fs::write(&tools, format!("echo \"$@\" >> {}\n", stand.root().join("mended").display())).unwrap();

@@ -4,5 +4,6 @@
 mod check;
 mod daemon;
 mod diagnose;
+mod diagnosed_weekly;
 mod kernels;
 mod stand;

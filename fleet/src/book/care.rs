@@ -106,8 +106,9 @@ impl Book {
         }
         match said {
             Gate::Passed => {
+                let called_back_ms = self.nodes.get(&id).and_then(|n| n.diagnosis.as_ref()?.called_back_ms);
                 self.node_event(id, NodeEvent::GatePassed, reason, now_ms)?;
-                self.proven(id, now_ms)
+                self.proven(id, called_back_ms.map(|at| now_ms - at), now_ms)
             }
             Gate::Failed { mend } => {
                 self.node_event(id, NodeEvent::GateFailed, reason, now_ms)?;
@@ -119,11 +120,12 @@ impl Book {
         }
     }
 
-    fn proven(&mut self, id: u64, now_ms: i64) -> Result<(), NodeError> {
+    fn proven(&mut self, id: u64, yielded_ms: Option<i64>, now_ms: i64) -> Result<(), NodeError> {
         self.off_shelf(id);
         if let Some(node) = self.nodes.get_mut(&id) {
             node.proof_at_ms = Some(now_ms);
             node.heard_at_ms = Some(now_ms);
+            node.yield_ms = yielded_ms.or(node.yield_ms);
             // Whatever it needed, it has had: the gate is the judge.
             node.care = None;
         }
@@ -155,7 +157,7 @@ impl Book {
             Some(was) if was.care >= n.care && was.claims_until_ms.is_some() => was.clone(),
             _ => n,
         });
-        if (node.state.takes_claims() || holds) && node.care != need {
+        if (node.state.in_service() || holds) && node.care != need {
             self.off_shelf(id);
             if let Some(node) = self.nodes.get_mut(&id) {
                 node.care = need;
@@ -172,7 +174,7 @@ impl Book {
         let Some(node) = self.nodes.get(&id) else { return Ok(()) };
         let holds = node.free.count() < node.gpus;
         // One that drains or is lost may hold claims yet; what becomes of it when they end is another's affair.
-        let Some(pending) = node.care.clone().filter(|_| node.state.takes_claims() || holds) else { return Ok(()) };
+        let Some(pending) = node.care.clone().filter(|_| node.state.in_service() || holds) else { return Ok(()) };
         if holds {
             if pending.claims_until_ms.is_none_or(|until| now_ms < until) {
                 return Ok(());
@@ -180,9 +182,6 @@ impl Book {
             self.fail_claims(id, &format!("its node needs a {}: {}", pending.care.name(), pending.cause), now_ms);
             // The end of the last claim starts it.
             return Ok(());
-        }
-        if self.nodes.get(&id).is_some_and(|n| n.state == NodeState::Diagnosing) {
-            self.node_event(id, NodeEvent::DiagnosisEnded, "its health asks for something else", now_ms)?;
         }
         match pending.care {
             Care::Recheck => self.node_event(id, NodeEvent::RecheckStarted, &pending.cause, now_ms)?,

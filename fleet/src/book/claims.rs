@@ -140,7 +140,8 @@ impl Book {
                 self.due.insert((claim.due_at_ms(), id));
                 let (class, reason) = (claim.class.clone(), claim.reason.clone());
                 self.note(id, String::new(), "queued", reason, now_ms);
-                self.waiting.entry(class).or_default().push_back(id);
+                self.waiting.entry(class.clone()).or_default().push_back(id);
+                self.call_back_for(&class, now_ms);
                 Ok((id, Taken::Queued))
             }
         }

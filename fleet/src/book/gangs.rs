@@ -95,10 +95,15 @@ impl Book {
     /// Puts a node on its shelf if it can take claims now.
     pub(super) fn on_shelf(&mut self, id: u64) {
         let Some(node) = self.nodes.get(&id) else { return };
+        if node.diagnosis.is_some() {
+            self.lent.insert(id);
+        } else {
+            self.lent.remove(&id);
+        }
         if let Some(p) = self.offer(&node.offer)
             && takes_claims(node)
         {
-            self.shelves[p].put(id, node.free.count());
+            self.shelves[p].put(id, node.free.count(), node.claimed_last);
         }
     }
 
@@ -106,7 +111,7 @@ impl Book {
     pub(super) fn off_shelf(&mut self, id: u64) {
         let Some(node) = self.nodes.get(&id) else { return };
         if let Some(p) = self.offer(&node.offer) {
-            self.shelves[p].take(id, node.free.count());
+            self.shelves[p].take(id, node.free.count(), node.claimed_last);
         }
     }
 }

@@ -82,10 +82,10 @@ impl Book {
     /// Gives an idle node back: it takes no more claims from now on.
     ///
     /// # Errors
-    /// It is not idle any more.
+    /// It is not idle any more, nor in diagnostics.
     pub fn intend_release(&mut self, epoch: u64, node: u64, now_ms: i64) -> Result<u64, IntentError> {
         let found = self.nodes.get(&node).ok_or(NodeError::Unknown(node))?;
-        if found.state != NodeState::Idle {
+        if !matches!(found.state, NodeState::Idle | NodeState::Diagnosing) {
             return Err(NodeError::NotIdle { node, state: found.state.name() }.into());
         }
         let why = if epoch > 0 { format!("plan {epoch} gives it back") } else { "given back by hand".into() };

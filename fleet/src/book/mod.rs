@@ -5,6 +5,7 @@
 
 mod care;
 mod claims;
+mod diagnoses;
 mod events;
 mod gangs;
 mod intents;
@@ -20,6 +21,7 @@ use crate::placement::Shelf;
 
 pub use care::{Care, Gate, Pending, Repair};
 pub use claims::{ClaimError, ClaimRequest, Taken};
+pub use diagnoses::Diagnosis;
 pub use events::{Change, Subject};
 pub use intents::IntentError;
 pub use nodes::NodeError;
@@ -75,6 +77,8 @@ pub struct Book {
     tallies: BTreeMap<String, Tally>,
     intents: BTreeMap<u64, Intent>,
     shelves: Vec<Shelf>,
+    /// Nodes that are in diagnostics, or in the short gate after them.
+    lent: BTreeSet<u64>,
     waiting: BTreeMap<String, VecDeque<u64>>,
     /// `(when, claim)`: leases and deadlines that run out.
     due: BTreeSet<(i64, u64)>,

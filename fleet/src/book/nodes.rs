@@ -76,6 +76,11 @@ impl Book {
             report_seq: None,
             care: None,
             repairs: Vec::new(),
+            diagnosis: None,
+            yield_ms: None,
+            claimed_last: false,
+            released_at_ms: None,
+            serials: Vec::new(),
             reason: String::new(),
         };
         self.nodes.insert(id, node);
@@ -93,6 +98,12 @@ impl Book {
         let Some(node) = self.nodes.get_mut(&id) else { return Err(NodeError::Unknown(id)) };
         node.state = after;
         node.out = node.out || event == NodeEvent::DrainStarted;
+        if !matches!(event, NodeEvent::DiagnosisStarted | NodeEvent::DiagnosisEnded) {
+            node.diagnosis = None;
+        }
+        if event == NodeEvent::LastClaimEnded {
+            node.released_at_ms = Some(now_ms);
+        }
         node.reason = reason.to_owned();
         if matches!(after, NodeState::Checking | NodeState::Quarantined | NodeState::Lost | NodeState::Repairing) {
             node.proof_at_ms = None;
@@ -129,6 +140,7 @@ impl Book {
     }
 
     pub(super) fn remove_node(&mut self, id: u64) {
+        self.lent.remove(&id);
         let Some(instance) = self.nodes.remove(&id).and_then(|n| n.instance) else { return };
         if let Some(ids) = self.by_instance.get_mut(&instance) {
             ids.remove(&id);
@@ -169,6 +181,14 @@ impl Book {
             node.heard_at_ms = Some(now_ms);
         }
         Ok(())
+    }
+
+    /// The serial numbers that the GPUs of a node tell.
+    pub fn identify(&mut self, id: u64, serials: &[String]) {
+        if let Some(node) = self.nodes.get_mut(&id).filter(|n| n.serials != serials) {
+            node.serials = serials.to_vec();
+            self.changes.nodes.insert(id);
+        }
     }
 
     /// A heartbeat of a node's agent. `healthy` says whether every passive check was made and passed: `None` where
@@ -223,7 +243,7 @@ impl Book {
 
     /// Drains a node that takes claims. Returns whether that changed anything: a notice that comes twice does not.
     pub fn drain_once(&mut self, id: u64, reason: &str, now_ms: i64) -> bool {
-        let able = self.nodes.get(&id).is_some_and(|n| n.state.takes_claims());
+        let able = self.nodes.get(&id).is_some_and(|n| n.state.in_service());
         able && self.drain(id, reason, now_ms).is_ok()
     }
 
@@ -265,7 +285,7 @@ impl Book {
                 && n.care.is_none()
                 && n.proof_at_ms.is_some_and(|at| now_ms - at > limits.proof_max_age_ms)
         };
-        let listens = |n: &Node| n.state.takes_claims() || matches!(n.state, NodeState::Checking | NodeState::Draining);
+        let listens = |n: &Node| n.state.in_service() || matches!(n.state, NodeState::Checking | NodeState::Draining);
         let has_claims = |n: &Node| n.free.count() < n.gpus;
         // It is heard, and what runs on it runs on; it takes nothing new before it has been checked.
         let aged: Vec<u64> =
@@ -289,6 +309,7 @@ impl Book {
             let lost = self.node_event(id, NodeEvent::WentSilent, reason, now_ms);
             debug_assert!(lost.is_ok(), "{lost:?}");
         }
+        self.tick_diagnoses(now_ms);
         let cared: Vec<u64> = self.nodes.values().filter(|n| n.care.is_some()).map(|n| n.id).collect();
         for id in cared {
             let started = self.start_care(id, now_ms);

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::care::{Pending, Repair};
+use super::diagnoses::Diagnosis;
 use crate::claim::{ClaimState, OnEmpty};
 use crate::class::Class;
 use crate::gpu_set::GpuSet;
@@ -100,6 +101,21 @@ pub struct Node {
     /// Resets and reboots, the newest last.
     #[serde(default)]
     pub repairs: Vec<Repair>,
+    /// What it is lent to, until the short gate after it has passed.
+    #[serde(default)]
+    pub diagnosis: Option<Diagnosis>,
+    /// Time from being called back out of diagnostics to being idle, the last time, milliseconds.
+    #[serde(default)]
+    pub yield_ms: Option<i64>,
+    /// Claims take others with as many free GPUs first: its test is due.
+    #[serde(default)]
+    pub claimed_last: bool,
+    /// When its last claim ended, milliseconds since 1970.
+    #[serde(default)]
+    pub released_at_ms: Option<i64>,
+    /// Serial numbers of its GPUs, in their order; empty where they tell none.
+    #[serde(default)]
+    pub serials: Vec<String>,
     /// Why it is in its state.
     pub reason: String,
 }
@@ -109,6 +125,12 @@ impl Node {
     #[must_use]
     pub fn takes_claims(&self) -> bool {
         self.state.takes_claims() && self.care.is_none()
+    }
+
+    /// Whether the gate that it runs is the short one, after diagnostics: it passed the whole one in this boot.
+    #[must_use]
+    pub fn gate_is_short(&self) -> bool {
+        self.state == NodeState::Checking && self.diagnosis.is_some()
     }
 }
 

@@ -41,6 +41,10 @@ fn happen(book: &mut Book, what: (u8, u64, u8), now_ms: i64) {
             let need = Pending { care, cause: format!("xid:{}", more % 4), claims_until_ms };
             drop(book.needs(node, "boot-1", (more < 200).then_some(need), now_ms));
         }
+        20 => drop(book.lend(node, "3", now_ms + 60_000, now_ms)),
+        21 => drop(book.diagnosed(node, "boot-1", "passed", now_ms)),
+        22 => drop(book.call_back(node, "by hand", now_ms)),
+        23 => book.take_last(&nodes.iter().copied().filter(|n| n % 3 == pick % 3).collect()),
         17 => drop(book.intend_release(1, node, now_ms)),
         18 => {
             if let Ok(intent) = book.intend_end(node, "by hand", now_ms) {
@@ -59,7 +63,7 @@ proptest! {
 
     #[test]
     fn nothing_is_given_twice_and_nothing_is_forgotten(
-        steps in proptest::collection::vec((0_u8..22, any::<u64>(), any::<u8>(), 0_i64..20_000), 1..120)
+        steps in proptest::collection::vec((0_u8..26, any::<u64>(), any::<u8>(), 0_i64..20_000), 1..120)
     ) {
         let mut book = book();
         idle_nodes(&mut book, 0, 1, 0);
@@ -80,6 +84,12 @@ proptest! {
             prop_assert!(!idle_without_proof, "HLT-1");
             let careless = |n: &fleet::book::Node| n.care.is_some() && n.state == NodeState::Idle;
             prop_assert!(!book.nodes().values().any(careless), "an empty node that needs care gets it");
+            for node in book.nodes().values() {
+                let lent = node.state == NodeState::Diagnosing;
+                prop_assert!(!lent || (node.diagnosis.is_some() && node.free.count() == node.gpus), "{:?}", node);
+                let short = node.diagnosis.is_some();
+                prop_assert!(!short || lent || node.gate_is_short(), "{:?}", node);
+            }
             let changes = book.take_changes();
             for id in &changes.nodes { stored_nodes.insert(*id, book.nodes()[id].clone()); }
             for id in &changes.claims { stored_claims.insert(*id, book.claims()[id].clone()); }
@@ -94,7 +104,7 @@ proptest! {
         stored_claims.into_values().for_each(|c| again.load_claim(c));
         stored_intents.into_values().for_each(|i| again.load_intent(i));
         prop_assert_eq!(again.check(), Ok(()));
-        let heard = |n: &fleet::book::Node| (n.id, n.state, n.free, n.boot.clone(), n.reason.clone());
+        let heard = |n: &fleet::book::Node| (n.id, n.state, n.free, n.boot.clone(), n.reason.clone(), n.diagnosis.clone(), n.claimed_last);
         prop_assert_eq!(again.nodes().values().map(heard).collect::<Vec<_>>(), book.nodes().values().map(heard).collect::<Vec<_>>());
         prop_assert_eq!(again.claims(), book.claims());
         prop_assert_eq!(again.intents(), book.intents());

@@ -3,4 +3,5 @@
 mod book;
 mod care;
 mod claims;
+mod diagnoses;
 mod fleets;

@@ -57,6 +57,17 @@ pub type Look<T> = Result<T, Unseen>;
 /// Numbers of one GPU at one time.
 pub type Readings = BTreeMap<Reading, Look<i64>>;
 
+/// How much of the gate was run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// All of it.
+    #[default]
+    Whole,
+    /// What takes seconds: after diagnostics, on a host that passed all of it in this boot.
+    Short,
+}
+
 /// What the host was bought as. What is not said is not compared.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expected {
@@ -243,6 +254,9 @@ pub struct Gpu {
 /// What was seen of a host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {
+    /// How much of the gate was run.
+    #[serde(default)]
+    pub scope: Scope,
     /// What it was bought as.
     pub expected: Expected,
     /// Device files that are missing.
@@ -261,4 +275,14 @@ pub struct Evidence {
     pub peers: Look<Vec<Peer>>,
     /// Time that the gate took, seconds.
     pub seconds: f64,
+}
+
+impl Evidence {
+    /// Serial numbers of the GPUs, where each tells its own.
+    #[must_use]
+    pub fn serials(&self) -> Vec<String> {
+        let told: Option<Vec<String>> =
+            self.gpus.iter().map(|g| g.identity.as_ref().ok()?.serial.clone().filter(|s| !s.is_empty())).collect();
+        told.unwrap_or_default()
+    }
 }

@@ -31,7 +31,7 @@ pub fn judge(evidence: &Evidence, limits: &Limits, policy: &Policy) -> Report {
         outcomes.extend([
             devices::identity(&judged, evidence),
             state::errors(&judged, policy),
-            state::thermal(&judged),
+            state::thermal(&judged, evidence.scope),
             state::links(&judged),
             measured::context(&judged),
             measured::memory(&judged),
@@ -42,6 +42,7 @@ pub fn judge(evidence: &Evidence, limits: &Limits, policy: &Policy) -> Report {
             state::afterwards(&judged, evidence, policy),
         ]);
     }
+    outcomes.retain(|o| o.check.is_in(evidence.scope));
     outcomes.sort_by_key(|o| (o.check, o.gpu));
     complete(&mut outcomes, evidence);
     let verdict = Verdict::of_all(outcomes.iter().map(|o| o.verdict));
@@ -51,7 +52,7 @@ pub fn judge(evidence: &Evidence, limits: &Limits, policy: &Policy) -> Report {
 
 /// Whoever adds a check and forgets it here gets no pass from it.
 fn complete(outcomes: &mut Vec<Outcome>, evidence: &Evidence) {
-    for check in Check::ALL {
+    for check in Check::ALL.into_iter().filter(|c| c.is_in(evidence.scope)) {
         let places: Vec<Option<u32>> =
             if check.is_per_gpu() { evidence.gpus.iter().map(|g| Some(g.index)).collect() } else { vec![None] };
         for gpu in places {
@@ -83,6 +84,7 @@ mod tests {
     #[test]
     fn what_is_forgotten_is_unmeasured() {
         let evidence = Evidence {
+            scope: super::super::Scope::Whole,
             expected: super::super::Expected::default(),
             missing_files: Ok(Vec::new()),
             on_bus: Ok(Vec::new()),

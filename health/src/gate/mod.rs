@@ -15,7 +15,7 @@ mod state;
 
 pub use evidence::{
     Bandwidth, Context, Copies, CopyRates, Driver, Evidence, Expected, Gpu, Identity, Look, Memory, Peer, Products,
-    Readings, Unseen,
+    Readings, Scope, Unseen,
 };
 pub use judge::judge;
 pub use learned::{Learned, learn};

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::evidence::Scope;
 use crate::verdict::Verdict;
 
 /// What is checked, in the order in which it is.
@@ -41,7 +42,7 @@ pub enum Check {
 }
 
 impl Check {
-    /// Every check; each is required.
+    /// Every check; each is required by the whole gate.
     pub const ALL: [Self; 15] = [
         Self::DeviceFiles,
         Self::Census,
@@ -64,6 +65,21 @@ impl Check {
     #[must_use]
     pub fn is_per_gpu(self) -> bool {
         !matches!(self, Self::DeviceFiles | Self::Census | Self::KernelLog | Self::PeerCopies)
+    }
+
+    /// Whether a gate of this scope requires it.
+    #[must_use]
+    pub fn is_in(self, scope: Scope) -> bool {
+        let works_the_gpu = matches!(
+            self,
+            Self::Memory
+                | Self::MemoryBandwidth
+                | Self::HostCopies
+                | Self::Products
+                | Self::Repeatability
+                | Self::PeerCopies
+        );
+        scope == Scope::Whole || !works_the_gpu
     }
 
     /// The word used in output.

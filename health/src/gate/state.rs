@@ -1,6 +1,6 @@
 //! What a GPU and the kernel remember, before the work of the gate and after it.
 
-use super::evidence::{Evidence, Look, Readings, Unseen};
+use super::evidence::{Evidence, Look, Readings, Scope, Unseen};
 use super::judge::{Judged, of_effect};
 use super::reading::Reading;
 use super::report::{Bound, Check, Mend, Number, Outcome};
@@ -106,25 +106,28 @@ fn remembered(judged: &Judged<'_>, from: &Readings, outcome: &mut Outcome, polic
     }
 }
 
-pub(super) fn thermal(judged: &Judged<'_>) -> Outcome {
+pub(super) fn thermal(judged: &Judged<'_>, scope: Scope) -> Outcome {
     let mut outcome = Outcome::pass(Check::Thermal, Some(judged.gpu.index));
     let (before, loaded) = (&judged.gpu.before, &judged.gpu.loaded);
+    let idle = scope == Scope::Whole;
     if let Some(reasons) = judged.read(&mut outcome, before, Reading::ThrottleReasons, true) {
         slowed(&mut outcome, reasons, "idle", Verdict::Fail);
     }
-    if let Some(reasons) = judged.read(&mut outcome, loaded, Reading::ThrottleReasons, true) {
+    if idle && let Some(reasons) = judged.read(&mut outcome, loaded, Reading::ThrottleReasons, true) {
         slowed(&mut outcome, reasons, "under load", Verdict::Degraded);
     }
     if let Some(c) = judged.read(&mut outcome, before, Reading::Temperature, true) {
-        let bound = Bound { warn_above: Some(70.0), fail_above: Some(90.0), ..Bound::default() };
+        // After diagnostics it is as hot as under load.
+        let warn_above = Some(if idle { 70.0 } else { 83.0 });
+        let bound = Bound { warn_above, fail_above: Some(90.0), ..Bound::default() };
         outcome.measure("idle_temperature_c", c as f64, bound, Mend::Again);
     }
-    if let Some(c) = judged.read(&mut outcome, loaded, Reading::Temperature, true) {
+    if idle && let Some(c) = judged.read(&mut outcome, loaded, Reading::Temperature, true) {
         // Azure's limits: 83 warns, 90 is an error.
         let bound = Bound { warn_above: Some(83.0), fail_above: Some(90.0), ..Bound::default() };
         outcome.measure("load_temperature_c", c as f64, bound, Mend::Again);
     }
-    if let Some(margin) = judged.read(&mut outcome, before, Reading::MarginTemperature, false) {
+    if idle && let Some(margin) = judged.read(&mut outcome, before, Reading::MarginTemperature, false) {
         outcome.measure(
             "idle_margin_c",
             margin as f64,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use health::Verdict;
 use health::gate::{
     Bandwidth, Context, Copies, CopyRates, Driver, Evidence, Expected, Gpu, Identity, Learned, Limits, Memory, Mend,
-    Peer, Products, Reading, Readings, Report, Unseen, judge, learn,
+    Peer, Products, Reading, Readings, Report, Scope, Unseen, judge, learn,
 };
 use health::kernel_log;
 use health::policy::Policy;
@@ -57,6 +57,7 @@ fn healthy(gpus: u32) -> Evidence {
     let next = |from: u32| (from + 1) % gpus.len() as u32;
     let peer = |from: u32| Peer { from, to: next(from), direct: true, gbps: 380.0, bad_words: 0 };
     Evidence {
+        scope: Scope::Whole,
         expected: Expected { gpus: Some(gpus.len() as u32), pci_device: Some("2335".into()), driver: None },
         missing_files: Ok(Vec::new()),
         on_bus: Ok(gpus.iter().map(|g| (g.address, "2335".to_owned())).collect()),
@@ -442,4 +443,31 @@ fn a_fleet_teaches_its_limits_and_only_upwards() {
     bandwidth(&mut slow, 3000.0);
     let limits = Limits::default().with_learned(weak);
     assert_eq!(judge(&slow, &limits, &Policy::default()).verdict, Verdict::Fail, "never below the table");
+}
+
+/// After diagnostics a host need not show again what takes time; what takes seconds it must.
+#[test]
+fn the_short_gate_asks_for_less_and_forgives_nothing() {
+    let not_reached = || Unseen::NotReached("the short gate".into());
+    let mut short = healthy(2);
+    short.scope = Scope::Short;
+    for gpu in &mut short.gpus {
+        gpu.before.insert(Reading::Temperature, Ok(78));
+        (gpu.memory, gpu.bandwidth, gpu.products) = (Err(not_reached()), Err(not_reached()), Err(not_reached()));
+        (gpu.copies_alone, gpu.copies_together) = (Err(not_reached()), Err(not_reached()));
+        gpu.loaded = Readings::new();
+    }
+    short.peers = Err(not_reached());
+    let report = judged(&short);
+    assert_eq!(report.verdict, Verdict::Pass, "{:#?}", report.findings());
+    let as_whole = judged(&Evidence { scope: Scope::Whole, ..short.clone() });
+    assert_eq!(as_whole.verdict, Verdict::Unmeasured, "the whole gate is not passed so");
+    let mut without = short.clone();
+    without.gpus[1].context = Err(Unseen::Stuck { deadline_ms: 12_000 });
+    assert_eq!(judged(&without).verdict, Verdict::Unmeasured);
+    let mut errors = short.clone();
+    errors.gpus[0].after.insert(Reading::RemapPending, Ok(1));
+    assert_eq!((judged(&errors).verdict, judged(&errors).mend), (Verdict::Fail, Mend::Reset));
+    short.gpus.remove(1);
+    assert_eq!(judged(&short).verdict, Verdict::Fail, "a GPU is gone");
 }

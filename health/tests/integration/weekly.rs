@@ -1,6 +1,6 @@
 //! The weekly schedule: what it may never do, and what it must in the end.
 
-use health::weekly::{self, History, Now, Pool, Refusal, Rules, Run, SLICES, admit, due_ms, hot_reserve};
+use health::weekly::{self, History, Now, Pool, Refusal, Rules, Run, SLICES, admit, due_ms};
 use proptest::prelude::*;
 
 const DAY_MS: i64 = 86_400_000;
@@ -29,6 +29,7 @@ impl Node {
             warmth: self.warmth,
             domain: self.domain,
             leaving: self.leaving,
+            not_before_ms: 0,
             life_left_s: None,
         }
     }
@@ -162,8 +163,8 @@ fn a_new_node_is_looked_at_in_its_first_idle_gap_and_a_known_gpu_keeps_its_clock
     let (a, mut b) = (node(1, IDLE, 3.0), node(2, IDLE, 3.0));
     b.gpus = a.gpus.clone();
     assert_eq!(
-        due_ms(&a.view(), &rules),
-        due_ms(&b.view(), &rules),
+        due_ms(a.view().gpus, a.view().history, &rules),
+        due_ms(b.view().gpus, b.view().history, &rules),
         "the clock is the GPUs', whatever the node is called"
     );
 }
@@ -175,8 +176,6 @@ fn a_burst_of_claims_calls_diagnostics_back() {
     p.nodes[1].now = Now::Away;
     p.nodes[2].now = Now::Diagnosing;
     assert_eq!(p.admit().yields, 1, "one is idle, three may be wanted, one can come back");
-    assert_eq!(hot_reserve(vec![]), 1);
-    assert_eq!(hot_reserve((0..1000).collect()), 994);
 }
 
 fn any_node() -> impl Strategy<Value = Node> {
@@ -228,4 +227,22 @@ proptest! {
         prop_assert!(!whole || idle + busy.len() >= buffer as usize, "the buffer is not lent whole");
         prop_assert!(advice.yields as usize <= busy.len());
     }
+}
+
+/// A node is tested when each of its GPUs is; one that was put in yesterday was not tested a week ago.
+#[test]
+fn a_node_has_what_passed_on_all_of_its_gpus() {
+    let gpu = |met: i64, full: Option<i64>, memory: Option<i64>| History {
+        met_ms: met,
+        quick: full.is_some(),
+        full_ms: full,
+        slices_ms: memory.map(|at| ("memory".to_owned(), at)).into_iter().collect(),
+        failures: u32::from(full.is_none()),
+    };
+    let (old, new) = (gpu(1, Some(90), Some(95)), gpu(80, None, None));
+    let all = History::of_all([&old, &new].into_iter()).expect("two");
+    assert_eq!(all, gpu(80, None, None));
+    let both = History::of_all([&old, &gpu(2, Some(70), Some(99))].into_iter()).expect("two");
+    assert_eq!(both, gpu(2, Some(70), Some(95)));
+    assert_eq!(History::of_all(std::iter::empty()), None);
 }

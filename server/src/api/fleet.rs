@@ -45,6 +45,10 @@ pub struct NodeView {
     pub care: Option<String>,
     /// For what, `xid:63`.
     pub care_cause: Option<String>,
+    /// Diagnostics that it is lent to: a level, `3`, or a test.
+    pub diagnosis: Option<String>,
+    /// Time from being called back out of diagnostics to being idle, the last time, milliseconds.
+    pub yield_ms: Option<i64>,
     /// Why it is in its state.
     pub reason: String,
 }
@@ -67,6 +71,8 @@ impl NodeView {
             heard_at_ms: node.heard_at_ms,
             care: node.care.as_ref().map(|c| c.care.name().to_owned()),
             care_cause: node.care.as_ref().map(|c| c.cause.clone()),
+            diagnosis: node.diagnosis.as_ref().map(|d| d.tests.clone()),
+            yield_ms: node.yield_ms,
             reason: node.reason.clone(),
         }
     }
@@ -237,7 +243,7 @@ pub async fn pools(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<L
         pool.used += all - free;
         *(if node.state.is_arriving() {
             &mut pool.pending
-        } else if node.takes_claims() {
+        } else if node.takes_claims() || node.state == NodeState::Diagnosing {
             &mut pool.idle
         } else {
             &mut pool.out_of_service

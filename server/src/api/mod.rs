@@ -10,6 +10,7 @@ mod edits;
 mod events;
 mod fleet;
 mod forecasts;
+mod gpus;
 mod health;
 mod listener;
 mod loops;
@@ -120,6 +121,9 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(fleet::nodes))
         .routes(routes!(fleet::node))
         .routes(routes!(fleet::drain))
+        .routes(routes!(gpus::evidence))
+        .routes(routes!(gpus::list))
+        .routes(routes!(gpus::clear))
         .routes(routes!(fleet::offers))
         .routes(routes!(fleet::pools))
         .routes(routes!(plans::current))
@@ -134,7 +138,7 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(loops::pause))
         .routes(routes!(loops::resume))
         .routes(routes!(agents::register))
-        .routes(routes!(agents::report))
+        .routes(routes!(agents::report::report))
         .routes(routes!(agents::desired))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))

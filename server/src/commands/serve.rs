@@ -145,6 +145,7 @@ pub async fn start(
         app: Arc::clone(&app),
         clouds: Arc::new(clouds.into_iter().map(Cloud::new).collect()),
         planning: Arc::new(config.planning.clone()),
+        diagnostics: Arc::new(config.diagnostics.clone()),
         holder: format!("{}-{address}-{}", std::process::id(), clock::now_ms()).into(),
     };
     app.ready.store(true, Ordering::Release);

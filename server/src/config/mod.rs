@@ -2,6 +2,7 @@
 
 mod budget;
 mod class;
+mod diagnostics;
 mod provider;
 
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use serde::Deserialize;
 
 pub use budget::BudgetSpec;
 pub use class::{ClassError, ClassSpec};
+pub use diagnostics::Diagnostics;
 pub use provider::{AwsPart, AwsRegionPart, ProviderPart, sim_offer};
 
 /// The file.
@@ -38,6 +40,8 @@ pub struct Config {
     pub planning: Planning,
     /// What may be spent and launched, until it is written over the API.
     pub budget: BudgetSpec,
+    /// Weekly diagnostics of idle nodes.
+    pub diagnostics: Diagnostics,
     /// Cloud accounts.
     pub provider: Vec<ProviderPart>,
     /// Classes that are written down when there is none of that name.
@@ -60,6 +64,7 @@ impl Default for Config {
             limits: Limits::default(),
             planning: Planning::default(),
             budget: BudgetSpec::default(),
+            diagnostics: Diagnostics::default(),
             provider: Vec::new(),
             class: Vec::new(),
             demo: None,
@@ -217,6 +222,7 @@ impl Config {
             bail!("limits.{key}: {value} is under a second");
         }
         self.budget.check().map_err(|what| anyhow::anyhow!("budget.{what}"))?;
+        self.diagnostics.check()?;
         Ok(())
     }
 

@@ -61,13 +61,20 @@ impl Caller {
         Self { router: self.router.clone(), secret: Some(secret.to_owned()) }
     }
 
-    /// The status and the JSON of the answer; `Null` where it has none.
     async fn post(&self, path: &str, body: &impl Serialize) -> (StatusCode, Value) {
-        let mut request = Request::builder().method(Method::POST).uri(path);
+        self.call(Method::POST, path, serde_json::to_string(body).unwrap_or_default()).await
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        self.call(Method::GET, path, String::new()).await.1
+    }
+
+    /// The status and the JSON of the answer; `Null` where it has none.
+    async fn call(&self, method: Method, path: &str, text: String) -> (StatusCode, Value) {
+        let mut request = Request::builder().method(method).uri(path);
         if let Some(secret) = &self.secret {
             request = request.header(header::AUTHORIZATION, format!("Bearer {secret}"));
         }
-        let text = serde_json::to_string(body).unwrap_or_default();
         let Ok(request) = request.body(Body::from(text)) else { return (StatusCode::BAD_REQUEST, Value::Null) };
         let Ok(response) = self.router.clone().oneshot(request).await;
         let status = response.status();

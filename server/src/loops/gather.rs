@@ -87,7 +87,8 @@ pub async fn gather(app: &App, planning: &Planning, now_ms: i64) -> Result<Input
     let past = store.demand(now_ms - HISTORY_DAYS * 86_400_000).await?;
     let book = app.ledger.book();
     let hinted = |offer: &OfferKey| app.loops.hint(offer)?.0.fill;
-    let mut inputs = of_book(&book, &learnt.supply, hinted, &planning.prior, now_ms);
+    let counts = |id| app.loops.counts(id);
+    let mut inputs = of_book(&book, &learnt.supply, hinted, counts, &planning.prior, now_ms);
     for (p, (offer, estimate)) in inputs.offers.iter().zip(&mut inputs.estimates).enumerate() {
         if let Some((hint, at_ms)) = app.loops.hint(&offer.key) {
             inputs.commitments.extend(commitment(p, &hint, planning.periods_s.len()));
@@ -116,6 +117,7 @@ fn of_book(
     book: &Book,
     learnt: &BTreeMap<OfferKey, Supply>,
     hinted: impl Fn(&OfferKey) -> Option<f64>,
+    counts: impl Fn(u64) -> bool,
     prior: &Prior,
     now_ms: i64,
 ) -> Inputs {
@@ -132,13 +134,16 @@ fn of_book(
     }
     let (mut nodes, mut ids) = (Vec::new(), Vec::new());
     for node in book.nodes().values() {
-        let serves = node.takes_claims() || node.state.is_arriving();
-        let Some(offer) = book.offer(&node.offer).filter(|_| serves) else { continue };
+        // One that is lent to diagnostics comes back within the time that claims wait.
+        let lent = node.diagnosis.is_some() && node.care.is_none();
+        let serves = node.takes_claims() || node.state.is_arriving() || lent;
+        let counted = serves && counts(node.id);
+        let Some(offer) = book.offer(&node.offer).filter(|_| counted) else { continue };
         ids.push(node.id);
         nodes.push(ObservedNode {
             offer,
             age_s: (now_ms - node.asked_at_ms).max(0) as f64 / 1000.0,
-            healthy: node.takes_claims(),
+            healthy: node.takes_claims() || lent,
             claims: claims.get(&node.id).map(|c| c.iter().map(|(k, n)| (*k, *n)).collect()).unwrap_or_default(),
         });
     }

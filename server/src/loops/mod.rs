@@ -9,6 +9,7 @@ mod observe;
 mod offers;
 mod plan;
 mod sample;
+mod weekly;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,7 +26,7 @@ use utoipa::ToSchema;
 
 use crate::api::App;
 use crate::clock;
-use crate::config::Planning;
+use crate::config::{Diagnostics, Planning};
 
 pub use plan::PlanRecord;
 
@@ -62,6 +63,8 @@ pub struct Board {
     hints: Mutex<BTreeMap<OfferKey, (Hint, i64)>>,
     /// The term in which the providers were last asked what they sell.
     asked_in: AtomicI64,
+    /// Nodes that plans do not count, though they are there: their test may take them away for long.
+    uncounted: Mutex<BTreeSet<u64>>,
     /// Term of this replica's lead; 0 while another leads.
     term: AtomicI64,
     /// Plans that were made wake the actor.
@@ -105,6 +108,16 @@ impl Board {
     #[must_use]
     pub fn hint(&self, offer: &OfferKey) -> Option<(Hint, i64)> {
         self.hints.lock().unwrap_or_else(PoisonError::into_inner).get(offer).cloned()
+    }
+
+    /// Whether plans count a node.
+    #[must_use]
+    pub fn counts(&self, node: u64) -> bool {
+        !self.uncounted.lock().unwrap_or_else(PoisonError::into_inner).contains(&node)
+    }
+
+    pub(crate) fn set_uncounted(&self, nodes: BTreeSet<u64>) {
+        *self.uncounted.lock().unwrap_or_else(PoisonError::into_inner) = nodes;
     }
 
     /// Whether the providers were asked in this term what they sell: before that a plan would go by what was long ago.
@@ -171,6 +184,8 @@ pub struct Context {
     pub clouds: Arc<Vec<Cloud>>,
     /// How plans are made.
     pub planning: Arc<Planning>,
+    /// How idle nodes are tested.
+    pub diagnostics: Arc<Diagnostics>,
     /// Name of this replica.
     pub holder: Arc<str>,
 }
@@ -241,6 +256,8 @@ pub fn start(context: &Context, stop: &watch::Receiver<bool>) {
     );
     spawn(c, stop, "act", "carry out what was decided", every(1.0), |app| Some(&app.loops.actor), act::run);
     spawn(c, stop, "learn", "learn supply from how launches ended", every(5.0), |_| None, learn::run);
+    let tests = every(context.diagnostics.every_s);
+    spawn(c, stop, "weekly", "test idle nodes, and give them back when claims come", tests, |_| None, weekly::run);
     spawn(c, stop, "sample", "write demand down for the forecast", every(5.0), |_| None, sample::run);
 }
 

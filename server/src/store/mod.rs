@@ -6,6 +6,7 @@
 //! given twice, nor a free one overlooked, with any number of replicas.
 
 mod documents;
+mod gpus;
 mod lease;
 mod ledger;
 mod reads;
@@ -21,6 +22,7 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{AnyPool, ConnectOptions, SqlStr};
 
 pub use documents::{Document, EditError};
+pub use gpus::{EvidenceRow, GpuFault, GpuRecord, change_gpus, gpu_names, write_evidence};
 pub use lease::Leadership;
 pub use ledger::{Ledger, OnConnection, WriteError};
 pub use reads::{AuditRow, EventRow, Page, PlanRow, TokenRow};
@@ -167,9 +169,14 @@ impl Store {
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {
-        let text = SqlStr::from_static(include_str!("../../../migrations/0001_initial.sql"));
-        let initial = Migration::new(1, "initial".into(), MigrationType::Simple, text, false);
-        let migrator = Migrator::with_migrations(vec![initial]);
+        let texts = [
+            (1, "initial", include_str!("../../../migrations/0001_initial.sql")),
+            (2, "health", include_str!("../../../migrations/0002_health.sql")),
+        ];
+        let one = |(version, name, text): (i64, &'static str, &'static str)| {
+            Migration::new(version, name.into(), MigrationType::Simple, SqlStr::from_static(text), false)
+        };
+        let migrator = Migrator::with_migrations(texts.map(one).to_vec());
         migrator.run(&self.pool).await.map_err(|error| match error {
             sqlx::migrate::MigrateError::VersionMissing(migration) => StoreError::Newer { migration },
             other => StoreError::Database {

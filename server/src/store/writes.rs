@@ -122,6 +122,8 @@ pub async fn forget_old(ledger: &Ledger, now_ms: i64, term: Option<i64>) -> Resu
                 ("DELETE FROM changes WHERE at_ms < $1", now_ms - CATCH_UP_MS),
                 ("DELETE FROM plans WHERE made_at_ms < $1", now_ms - PLANS_KEPT_MS),
                 ("DELETE FROM demand WHERE at_ms < $1", now_ms - DEMAND_KEPT_MS),
+                ("DELETE FROM gpus WHERE seen_at_ms < $1", now_ms - super::gpus::GPUS_KEPT_MS),
+                ("DELETE FROM evidence WHERE at_ms < $1", now_ms - super::gpus::EVIDENCE_KEPT_MS),
                 ("DELETE FROM events WHERE seq < $1", seq - EVENTS_KEPT),
                 (
                     "DELETE FROM claims WHERE id IN (SELECT id FROM (SELECT id, seq, state FROM claims ORDER BY id LIMIT 20000) \

@@ -11,7 +11,7 @@ use server::config::Config;
 use server::store::TokenRow;
 use tokio::sync::watch;
 
-const CONFIG: &str = r#"
+pub const CONFIG: &str = r#"
 listen = "127.0.0.1:0"
 [planning]
 every_s = 1
@@ -37,9 +37,9 @@ sim,r,a,h8,on-demand,H100-SXM,8,20,,0
 sim,r,b,h8,on-demand,H100-SXM,8,22,,0
 ";
 
-struct Running {
-    server: Server,
-    http: Client,
+pub struct Running {
+    pub server: Server,
+    pub http: Client,
     _stop: watch::Sender<bool>,
     _folder: tempfile::TempDir,
 }
@@ -48,7 +48,7 @@ async fn running() -> Running {
     running_with(CONFIG).await
 }
 
-async fn running_with(config: &str) -> Running {
+pub async fn running_with(config: &str) -> Running {
     running_in(tempfile::tempdir().expect("temp"), config).await
 }
 
@@ -64,7 +64,7 @@ async fn running_in(folder: tempfile::TempDir, config: &str) -> Running {
 }
 
 impl Running {
-    async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
+    pub async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
         self.raw(path, body.to_string()).await
     }
 
@@ -73,7 +73,7 @@ impl Running {
         (sent.status(), sent.json().await.unwrap_or_default())
     }
 
-    async fn get(&self, path: &str) -> Value {
+    pub async fn get(&self, path: &str) -> Value {
         let got = self.http.get(format!("{}{path}", self.server.url)).send().await.expect("answers");
         assert!(got.status().is_success(), "{path}: {}", got.status());
         got.json().await.expect("JSON")

@@ -6,6 +6,7 @@ mod api;
 mod aws;
 mod bad_input;
 mod databases;
+mod gpus;
 mod health;
 mod imports;
 #[cfg(feature = "aws")]

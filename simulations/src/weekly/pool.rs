@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 
 use fleet::rng::Rng;
-use health::weekly::{History, Node, Now, Pool, Run, admit, due_ms, hot_reserve};
+use health::weekly::{Arrivals, History, Node, Now, Pool, Run, admit, due_ms};
 
 use super::faults::Outage;
 use super::{DAY_S, Scenario};
@@ -13,8 +13,6 @@ use super::{DAY_S, Scenario};
 const TICK_S: f64 = 60.0;
 /// Time within which a diagnostic must have yielded, seconds: demand within it is the hot reserve.
 const YIELD_S: f64 = 45.0;
-/// Days of claims that the hot reserve is estimated from, at the same time of day, and before which nothing is judged.
-const LEARNT_DAYS: usize = 7;
 const SETTLED_S: f64 = 14.0 * DAY_S;
 /// A GPU is to be tested within this time, seconds.
 const TESTED_S: f64 = 10.0 * DAY_S;
@@ -145,8 +143,10 @@ pub(super) struct PoolRun<'a> {
     now_s: f64,
     out: usize,
     claim_rate_per_s: f64,
-    /// Claims in windows of [`YIELD_S`], by hour, the newest day last.
-    came: Vec<VecDeque<Vec<u32>>>,
+    /// What came within [`YIELD_S`], by the hour.
+    arrivals: Arrivals,
+    /// When the present window of it ends, seconds, and what came in it.
+    window: (f64, u32),
     hot: u32,
     hour: usize,
     measured: Measured,
@@ -182,7 +182,8 @@ impl<'a> PoolRun<'a> {
             now_s: 0.0,
             out: 0,
             claim_rate_per_s,
-            came: vec![VecDeque::new(); 24],
+            arrivals: Arrivals::default(),
+            window: (YIELD_S, 0),
             hot: 1,
             hour: usize::MAX,
             measured: Measured { nodes, ..Measured::default() },
@@ -280,10 +281,8 @@ impl<'a> PoolRun<'a> {
     }
 
     fn claim(&mut self, rng: &mut Rng) {
-        let (hour, slot) = place_of(self.now_s);
-        if let Some(window) = self.came[hour].back_mut().and_then(|day| day.get_mut(slot)) {
-            *window += 1;
-        }
+        self.windows();
+        self.window.1 += 1;
         let count = self.settled();
         self.measured.claims += u64::from(count);
         // Nodes that are due are taken last: an idle gap is what they wait for.
@@ -383,7 +382,7 @@ impl<'a> PoolRun<'a> {
         let now_ms = (self.now_s * 1e3) as i64;
         for id in 0..self.hosts.len() {
             let node = seen((id, &self.hosts[id]));
-            self.due[id] = !node.history.quick || due_ms(&node, &self.scenario.rules) <= now_ms;
+            self.due[id] = !node.history.quick || due_ms(node.gpus, node.history, &self.scenario.rules) <= now_ms;
         }
         let advice = admit(&self.view(), &self.scenario.rules, (self.now_s * 1e3) as i64);
         for _ in 0..advice.yields.saturating_sub(self.yielding) {
@@ -425,20 +424,21 @@ impl<'a> PoolRun<'a> {
         }
     }
 
-    /// Each hour anew: what came within the time to yield, at this time of day, in the last week.
-    fn learn(&mut self) {
-        let (hour, _) = place_of(self.now_s);
-        if hour == self.hour {
-            return;
+    /// Notes the windows that are over.
+    fn windows(&mut self) {
+        while self.window.0 <= self.now_s {
+            self.arrivals.saw((self.window.0 * 1e3) as i64, self.window.1);
+            self.window = (self.window.0 + YIELD_S, 0);
         }
-        self.hour = hour;
-        let near = [(hour + 23) % 24, hour, (hour + 1) % 24];
-        let seen: Vec<u32> = near.iter().flat_map(|h| self.came[*h].iter().flatten().copied()).collect();
-        self.hot = hot_reserve(seen);
-        let days = &mut self.came[hour];
-        days.push_back(vec![0; (3600.0 / YIELD_S) as usize]);
-        if days.len() > LEARNT_DAYS {
-            days.pop_front();
+    }
+
+    /// Each hour anew: what is held back.
+    fn learn(&mut self) {
+        self.windows();
+        let hour = (self.now_s / 3600.0) as usize;
+        if hour != self.hour {
+            self.hour = hour;
+            self.hot = self.arrivals.hot_reserve((self.now_s * 1e3) as i64);
         }
     }
 }
@@ -458,6 +458,7 @@ fn seen((id, host): (usize, &Host)) -> Node<'_> {
         warmth: 0.0,
         domain: None,
         leaving: false,
+        not_before_ms: 0,
         life_left_s: None,
     }
 }
@@ -475,10 +476,4 @@ fn day_factor(at_s: f64) -> f64 {
 /// Claims of a burst, on average.
 fn burst_mean(nodes: usize) -> f64 {
     (0.03 * nodes as f64).max(1.0)
-}
-
-/// Hour of the day, and window within it.
-fn place_of(at_s: f64) -> (usize, usize) {
-    let of_hour_s = at_s % 3600.0;
-    ((at_s / 3600.0) as usize % 24, (of_hour_s / YIELD_S) as usize)
 }

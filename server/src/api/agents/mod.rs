@@ -1,5 +1,6 @@
 //! Agents: one on each host. They register with the secret that their launch was given, and report for their own node only.
 
+pub mod report;
 mod secrets;
 
 use std::sync::Arc;
@@ -8,8 +9,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use fleet::NodeState;
-use fleet::book::{Care, Gate, Pending};
-use health::policy::Effect;
+use fleet::book::Node;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -48,117 +48,6 @@ pub struct Registered {
     pub report_seq: u64,
 }
 
-/// What was measured. Only `pass` proves health.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// Every required check was made and passed.
-    Pass,
-    /// It works, and less well than it should.
-    Degraded,
-    /// A check failed.
-    Fail,
-    /// A check could not be made.
-    Unmeasured,
-}
-
-/// Which checks a report is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Checks {
-    /// The boot gate.
-    Gate,
-    /// Passive watching while the node is in use.
-    Passive,
-}
-
-/// A report of an agent.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Report {
-    /// The boot that it is about.
-    pub boot: String,
-    /// Which checks.
-    pub checks: Checks,
-    /// What they say.
-    pub verdict: Verdict,
-    /// Why, for people.
-    #[serde(default)]
-    pub reason: String,
-    /// Number of the report within the boot, rising: one that comes twice counts once.
-    #[serde(default)]
-    pub seq: Option<u64>,
-    /// Of the gate: what would mend it.
-    #[serde(default)]
-    pub mend: Option<Mend>,
-    /// Of passive watching: what is wrong now, all of it.
-    #[serde(default)]
-    pub conditions: Vec<Condition>,
-}
-
-/// What would mend a host that failed its gate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mend {
-    /// Nothing is known that would.
-    Nothing,
-    /// The gate once more.
-    Again,
-    /// Its set-up.
-    SetUp,
-    /// A reset of the GPU.
-    Reset,
-    /// A reboot.
-    Reboot,
-    /// Another host.
-    Replace,
-}
-
-/// Something that is wrong with a host until its rule ends it.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Condition {
-    /// Cause, `xid:63`.
-    pub cause: String,
-    /// GPU by its PCI address; none where it is the host's.
-    #[serde(default)]
-    pub gpu: Option<String>,
-    /// What the policy says becomes of the node: `record`, `recheck`, `reset-at-idle`, `drain-reset`, `drain-reboot`,
-    /// `quarantine`.
-    #[schema(value_type = String)]
-    pub effect: Effect,
-    /// Only shown.
-    #[serde(default)]
-    pub shadow: bool,
-    /// When it was raised, milliseconds since 1970.
-    pub raised_at_ms: i64,
-    /// The last evidence.
-    #[serde(default)]
-    pub text: String,
-}
-
-/// Conditions of one report.
-const CONDITIONS_MAX: usize = 1000;
-/// Claims on a node that is to be drained have this time, milliseconds.
-const GRACE_MS: i64 = 10 * 60_000;
-
-/// What conditions ask for: care, or a quarantine, with the cause.
-fn asked(conditions: &[Condition], now_ms: i64) -> Option<Result<Pending, String>> {
-    let worst = conditions.iter().filter(|c| !c.shadow).max_by_key(|c| c.effect)?;
-    let cause = worst.cause.clone();
-    let pending = |care, drains: bool| {
-        Some(Ok(Pending { care, cause: cause.clone(), claims_until_ms: drains.then_some(now_ms + GRACE_MS) }))
-    };
-    match worst.effect {
-        Effect::Record => None,
-        Effect::Recheck => pending(Care::Recheck, false),
-        Effect::ResetAtIdle => pending(Care::Reset, false),
-        Effect::DrainReset => pending(Care::Reset, true),
-        Effect::DrainReboot => pending(Care::Reboot, true),
-        Effect::Quarantine => Some(Err(format!("{cause}: {}", worst.text).chars().take(200).collect())),
-    }
-}
-
 /// Seconds between heartbeats.
 const HEARTBEAT_S: u32 = 10;
 
@@ -179,73 +68,6 @@ pub async fn register(
     let joined = secret.joining(&app, &host.instance, &host.boot)?;
     app.ledger.write(move |book, now_ms| book.register(joined.id, &host.boot, host.gpus, now_ms)).await??;
     Ok(Json(told(&app, Host { renews: true, ..joined })))
-}
-
-/// An agent reports. Every report is a heartbeat.
-#[utoipa::path(
-    post, path = "/v1/agents/{instance}/report", tag = "agents", request_body = Report,
-    params(("instance" = String, Path, description = "The cloud's name for the host")),
-    responses(
-        (status = 200, description = "Noted", body = Registered),
-        (status = 409, description = "The report is of another boot, or cannot be now", body = Problem),
-    )
-)]
-pub async fn report(
-    State(app): State<Arc<App>>,
-    secret: Secret,
-    Path(instance): Path<String>,
-    Body(report): Body<Report>,
-) -> Result<Json<Registered>, ApiError> {
-    let host = secret.host(&app, &instance)?;
-    if report.conditions.len() > CONDITIONS_MAX {
-        let count = report.conditions.len();
-        return Err(ApiError::new(Code::OutOfRange, format!("{count} conditions; {CONDITIONS_MAX} are the most")));
-    }
-    let noted = app.ledger.write(move |book, now_ms| note(book, host.id, &report, now_ms));
-    noted.await??;
-    Ok(Json(told(&app, host)))
-}
-
-/// Writes down what a report says; one that was seen before says nothing.
-fn note(book: &mut fleet::book::Book, id: u64, report: &Report, now_ms: i64) -> Result<(), fleet::book::NodeError> {
-    if !book.is_new(id, &report.boot, report.seq)? {
-        return Ok(());
-    }
-    let reason: String = report.reason.chars().take(200).collect();
-    match (report.checks, report.verdict) {
-        (Checks::Gate, verdict) => {
-            let mend = match report.mend {
-                Some(Mend::Reset) => Some(Care::Reset),
-                Some(Mend::Reboot) => Some(Care::Reboot),
-                _ => None,
-            };
-            let (said, why) = match verdict {
-                Verdict::Pass => (Gate::Passed, "every check of the gate passed".to_owned()),
-                Verdict::Unmeasured => {
-                    (Gate::Failed { mend }, format!("a check of the gate could not be made: {reason}"))
-                }
-                Verdict::Degraded | Verdict::Fail => {
-                    (Gate::Failed { mend }, format!("a check of the gate failed: {reason}"))
-                }
-            };
-            book.gate(id, &report.boot, &said, &why, now_ms)
-        }
-        (Checks::Passive, verdict) => {
-            let healthy = match verdict {
-                Verdict::Pass => Some(true),
-                // A condition says what is wrong, and what is to be done; without one it is a fault.
-                Verdict::Fail if report.conditions.is_empty() => Some(false),
-                _ => None,
-            };
-            book.heard(id, &report.boot, healthy, now_ms)?;
-            match asked(&report.conditions, now_ms) {
-                None => book.needs(id, &report.boot, None, now_ms),
-                Some(Ok(pending)) => book.needs(id, &report.boot, Some(pending), now_ms),
-                // Where its state has no place for it, it is out of service already.
-                Some(Err(reason)) => book.fault(id, &reason, now_ms).or(Ok(())),
-            }
-        }
-    }
 }
 
 /// What an agent is to do.
@@ -294,8 +116,32 @@ pub struct Desired {
     /// For `repair`: `reset` or `reboot`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub care: Option<String>,
+    /// For `diagnose`: a level, `3`, or tests with commas between them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tests: Option<String>,
+    /// For `gate`: `short` after diagnostics, on a host that passed the whole gate in this boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
     /// Changes with the state; send it back as `known` to hear of the next change.
     pub version: i64,
+}
+
+impl Desired {
+    /// A node that the book has forgotten has ended.
+    fn of(id: u64, node: Option<&Node>) -> Self {
+        let state = node.map_or(NodeState::Terminated, |n| n.state);
+        let care = node.and_then(|n| n.care.as_ref()).filter(|_| state == NodeState::Repairing);
+        let diagnosis = node.and_then(|n| n.diagnosis.as_ref()).filter(|_| state == NodeState::Diagnosing);
+        Self {
+            node: format!("n-{id}"),
+            work: Work::of(state),
+            state: state.name().into(),
+            care: care.map(|c| c.care.name().to_owned()),
+            tests: diagnosis.map(|d| d.tests.clone()),
+            scope: node.is_some_and(Node::gate_is_short).then(|| "short".to_owned()),
+            version: node.map_or(i64::MAX, |n| n.since_ms),
+        }
+    }
 }
 
 /// Which state an agent knows.
@@ -327,26 +173,19 @@ pub async fn desired(
     if !(0.0..=60.0).contains(&wait_s) {
         return Err(ApiError::new(Code::OutOfRange, format!("wait_s: {wait_s} is not in 0..=60")));
     }
-    let now = || {
-        let book = app.ledger.book();
-        // A node that the book has forgotten has ended.
-        let care = |n: &fleet::book::Node| n.care.as_ref().map(|c| c.care.name().to_owned());
-        book.nodes().get(&id).map_or((NodeState::Terminated, None, i64::MAX), |n| (n.state, care(n), n.since_ms))
-    };
+    let now = || Desired::of(id, app.ledger.book().nodes().get(&id));
     let mut seq = app.ledger.watch();
     let waiting = async {
         loop {
             seq.borrow_and_update();
-            if known.known != Some(now().2) || seq.changed().await.is_err() {
+            if known.known != Some(now().version) || seq.changed().await.is_err() {
                 return;
             }
         }
     };
     // Over or not, the state is told as it is then.
     let _ = tokio::time::timeout(Duration::from_secs_f64(wait_s), waiting).await;
-    let (state, care, version) = now();
-    let care = care.filter(|_| state == NodeState::Repairing);
-    Ok(Json(Desired { node: format!("n-{id}"), work: Work::of(state), state: state.name().into(), care, version }))
+    Ok(Json(now()))
 }
 
 fn told(app: &App, host: Host) -> Registered {

@@ -63,6 +63,12 @@ struct OfPlan {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfDiagnosis {
+    tests: String,
+    verdict: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfProvider {
     provider: String,
 }
@@ -89,6 +95,10 @@ pub struct Metrics {
     idle_cost_usd: Counter<f64, AtomicU64>,
     miss_cost_usd: Family<OfClass, Gauge<f64, AtomicU64>>,
     interruptions: Family<OfProvider, Counter>,
+    diagnoses: Family<OfDiagnosis, Counter>,
+    yield_seconds: Histogram,
+    tests_due: Gauge,
+    tests_stale: Gauge,
     plan: PlanMetrics,
     /// Forecasts for moments that are to come.
     ahead: Mutex<VecDeque<Forecast>>,
@@ -102,6 +112,8 @@ const AHEAD_MAX: usize = 10_000;
 const CLAIM_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 10.0];
 /// Seconds from a launch to a healthy node.
 const LEAD_BUCKETS: [f64; 10] = [10.0, 30.0, 60.0, 120.0, 180.0, 300.0, 600.0, 900.0, 1800.0, 3600.0];
+/// Seconds from a call back out of diagnostics to an idle node.
+const YIELD_BUCKETS: [f64; 8] = [2.0, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0];
 /// Seconds of a plan.
 const PLAN_BUCKETS: [f64; 8] = [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0];
 
@@ -127,6 +139,10 @@ impl Default for Metrics {
             idle_cost_usd: Counter::default(),
             miss_cost_usd: Family::default(),
             interruptions: Family::default(),
+            diagnoses: Family::default(),
+            yield_seconds: Histogram::new(YIELD_BUCKETS),
+            tests_due: Gauge::default(),
+            tests_stale: Gauge::default(),
             plan: PlanMetrics::default(),
             ahead: Mutex::default(),
             start: now(),
@@ -150,6 +166,15 @@ impl Default for Metrics {
         r.register("idle_cost_usd", "Dollars that they cost", made.idle_cost_usd.clone());
         r.register("miss_cost_usd", "Dollars that misses cost, since the beginning", made.miss_cost_usd.clone());
         r.register("interruptions", "Nodes that a provider took back or lost", made.interruptions.clone());
+        r.register("diagnoses", "Diagnostics of nodes by what was run and what it said", made.diagnoses.clone());
+        r.register_with_unit(
+            "diagnosis_yield",
+            "Time from a node's being called back out of diagnostics to its being idle",
+            Unit::Seconds,
+            made.yield_seconds.clone(),
+        );
+        r.register("nodes_test_due", "Nodes whose diagnostics are due", made.tests_due.clone());
+        r.register("nodes_test_stale", "Nodes whose last full pass is too old", made.tests_stale.clone());
         made.plan.register(r);
         made
     }
@@ -230,6 +255,25 @@ impl Metrics {
     /// A provider took nodes back, or lost them.
     pub fn interrupted(&self, provider: &str, nodes: u32) {
         self.interruptions.get_or_create(&OfProvider { provider: provider.into() }).inc_by(u64::from(nodes));
+    }
+
+    /// Diagnostics of a node have ended.
+    pub fn diagnosed(&self, verdict: &str, tests: &str) {
+        // Only what is known becomes a label: what else an agent says could be anything.
+        let known = matches!(tests, "1" | "2" | "3" | "4") || health::weekly::SLICES.contains(&tests);
+        let tests = if known { tests } else { "other" };
+        self.diagnoses.get_or_create(&OfDiagnosis { tests: tests.into(), verdict: verdict.into() }).inc();
+    }
+
+    /// A node that was called back out of diagnostics is idle.
+    pub fn yielded(&self, seconds: f64) {
+        self.yield_seconds.observe(seconds);
+    }
+
+    /// So many nodes are due for a test, and have been for too long.
+    pub fn tested(&self, due: usize, stale: usize) {
+        self.tests_due.set(i64::try_from(due).unwrap_or(i64::MAX));
+        self.tests_stale.set(i64::try_from(stale).unwrap_or(i64::MAX));
     }
 
     /// Whether this replica leads.

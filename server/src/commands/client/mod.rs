@@ -6,6 +6,7 @@ pub mod classes;
 pub mod events;
 pub mod fleet;
 pub mod forecasts;
+pub mod gpus;
 pub mod plans;
 pub mod status;
 

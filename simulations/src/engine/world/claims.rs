@@ -54,9 +54,9 @@ impl World<'_> {
         let Some((offer, free, node)) = first_fit(shelves, gpus) else { return Ok(false) };
         let node_id = node as u32;
         self.count_money(node_id);
-        self.shelves[offer].take(node, free);
+        self.shelves[offer].take(node, free, false);
         if free > gpus {
-            self.shelves[offer].put(node, free - gpus);
+            self.shelves[offer].put(node, free - gpus, false);
         }
         self.node_event(node_id, NodeEvent::ClaimPlaced)?;
         let node = &mut self.nodes[node_id as usize];
@@ -177,8 +177,8 @@ impl World<'_> {
         }
         if takes {
             let offer = self.nodes[node_id as usize].offer as usize;
-            self.shelves[offer].take(u64::from(node_id), free - gpus);
-            self.shelves[offer].put(u64::from(node_id), free);
+            self.shelves[offer].take(u64::from(node_id), free - gpus, false);
+            self.shelves[offer].put(u64::from(node_id), free, false);
             self.serve_waiting(offer)?;
         }
         Ok(())

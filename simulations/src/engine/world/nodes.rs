@@ -163,14 +163,14 @@ impl World<'_> {
         let (gpus, offer) = (node.gpus, node.offer as usize);
         self.gpus.arriving -= i64::from(gpus);
         self.gpus.idle += i64::from(gpus);
-        self.shelves[offer].put(u64::from(id), gpus);
+        self.shelves[offer].put(u64::from(id), gpus, false);
         self.serve_waiting(offer)
     }
 
     fn off_the_shelf(&mut self, id: u32) {
         let node = &self.nodes[id as usize];
         let offer = node.offer as usize;
-        self.shelves[offer].take(u64::from(id), node.free);
+        self.shelves[offer].take(u64::from(id), node.free, false);
     }
 
     /// The cloud will take a node back: no new claims.

@@ -6,9 +6,13 @@
 //!
 //! The clock is that of the physical GPUs, by their serial numbers: a host that comes back under another name has been tested.
 
+mod arrivals;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+
+pub use arrivals::Arrivals;
 
 /// Days, milliseconds.
 const DAY_MS: i64 = 86_400_000;
@@ -129,8 +133,29 @@ impl History {
         }
     }
 
+    /// What passed on all of a node's GPUs; `None` where it has none.
+    #[must_use]
+    pub fn of_all<'a>(mut gpus: impl Iterator<Item = &'a Self>) -> Option<Self> {
+        let first = gpus.next()?.clone();
+        Some(gpus.fold(first, |all, gpu| {
+            Self {
+                // The newest: what was tested before it came was tested without it.
+                met_ms: all.met_ms.max(gpu.met_ms),
+                quick: all.quick && gpu.quick,
+                full_ms: all.full_ms.and_then(|a| gpu.full_ms.map(|b| a.min(b))),
+                slices_ms: gpu
+                    .slices_ms
+                    .iter()
+                    .filter_map(|(name, at)| Some((name.clone(), *all.slices_ms.get(name)?.min(at))))
+                    .collect(),
+                failures: all.failures.max(gpu.failures),
+            }
+        }))
+    }
+
     /// The last full pass, or when it was met.
-    fn tested_ms(&self) -> i64 {
+    #[must_use]
+    pub fn tested_ms(&self) -> i64 {
         self.full_ms.unwrap_or(self.met_ms)
     }
 }
@@ -154,6 +179,8 @@ pub struct Node<'a> {
     pub domain: Option<u64>,
     /// It is to be given back: it is not tested, it goes.
     pub leaving: bool,
+    /// It is not tried again before, milliseconds since 1970: it gave way, or nothing could be said.
+    pub not_before_ms: i64,
     /// Its life is expected to last so long yet, seconds.
     pub life_left_s: Option<f64>,
 }
@@ -165,7 +192,7 @@ pub struct Pool<'a> {
     pub nodes: Vec<Node<'a>>,
     /// Idle nodes that the planner wants, diagnosing ones among them where their yield is proven.
     pub buffer_nodes: u32,
-    /// Idle nodes that claims may want within the time to yield ([`hot_reserve`]).
+    /// Idle nodes that claims may want within the time to yield ([`Arrivals::hot_reserve`]).
     pub hot_nodes: u32,
     /// Diagnostics of this type, driver and DCGM have been seen to yield in time.
     pub yields: bool,
@@ -221,23 +248,14 @@ pub struct Advice {
     pub yields: u32,
 }
 
-/// Claims that may come within the time to yield: the 99.5 % quantile of what came within such times, one at least.
-#[must_use]
-pub fn hot_reserve(mut came: Vec<u32>) -> u32 {
-    came.sort_unstable();
-    let at = (came.len() as f64 * 0.995).ceil() as usize;
-    came.get(at.saturating_sub(1)).copied().unwrap_or(1).max(1)
-}
-
 /// When a set of GPUs is due, milliseconds since 1970.
 #[must_use]
-pub fn due_ms(node: &Node<'_>, rules: &Rules) -> i64 {
+pub fn due_ms(gpus: &str, history: &History, rules: &Rules) -> i64 {
     // Between -1 and 1, by the GPUs themselves.
-    let hash =
-        node.gpus.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let hash = gpus.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     let share = (hash >> 11) as f64 / (1_u64 << 53) as f64 * 2.0 - 1.0;
     let period_ms = rules.every_days * (1.0 + rules.jitter * share) * DAY_MS as f64;
-    node.history.tested_ms().saturating_add(period_ms as i64)
+    history.tested_ms().saturating_add(period_ms as i64)
 }
 
 fn days_since_test(node: &Node<'_>, now_ms: i64) -> f64 {
@@ -311,8 +329,8 @@ fn count(pool: &Pool<'_>, which: impl Fn(&Node<'_>) -> bool) -> u32 {
 fn priority(node: &Node<'_>, busy: bool, rules: &Rules, now_ms: i64) -> Option<f64> {
     let Now::Idle { since_ms, released } = node.now else { return None };
     let quick = !node.history.quick;
-    let overdue_ms = now_ms - due_ms(node, rules);
-    if node.leaving || (!quick && overdue_ms < 0) {
+    let overdue_ms = now_ms - due_ms(node.gpus, node.history, rules);
+    if node.leaving || now_ms < node.not_before_ms || (!quick && overdue_ms < 0) {
         return None;
     }
     if (now_ms - since_ms) as f64 / 1e3 < rules.idle_min_s && !(released && busy) {

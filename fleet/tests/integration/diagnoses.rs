@@ -1,0 +1,88 @@
+//! Diagnostics are a loan: claims come first, and what comes back is checked.
+
+use std::collections::BTreeSet;
+
+use fleet::book::{Book, Care, ClaimRequest, Gate, NodeError, Pending, Taken};
+use fleet::{ClaimState, NodeState, OnEmpty};
+
+use crate::fleets::{ask, book, idle_nodes};
+
+fn lent(count: u32) -> (Book, Vec<u64>) {
+    let mut book = book();
+    let nodes = idle_nodes(&mut book, 0, count, 0);
+    for id in &nodes {
+        book.lend(*id, "3", 2_400_000, 1000).expect("idle");
+    }
+    (book, nodes)
+}
+
+fn diagnosing(book: &Book) -> usize {
+    book.nodes().values().filter(|n| n.state == NodeState::Diagnosing).count()
+}
+
+#[test]
+fn a_claim_calls_a_node_back_and_gets_it_after_the_short_gate() {
+    let (mut book, nodes) = lent(2);
+    assert_eq!(book.free_gpus(0), 0, "what is lent is not handed out");
+    let (claim, taken) = book.claim(ask("small", OnEmpty::Queue), 2000).expect("waits");
+    assert_eq!((taken, diagnosing(&book)), (Taken::Queued, 1), "one is enough");
+    book.claim(ask("small", OnEmpty::Queue), 2100).expect("waits");
+    book.tick_nodes(2200);
+    assert_eq!(diagnosing(&book), 1, "and is enough for a second small one");
+    let back = *nodes.iter().find(|id| book.nodes()[id].state == NodeState::Checking).expect("one");
+    assert!(book.nodes()[&back].gate_is_short());
+    book.gate(back, "boot-1", &Gate::Passed, "passed", 14_000).expect("checking");
+    assert_eq!(book.claims()[&claim].state, ClaimState::Granted);
+    let node = &book.nodes()[&back];
+    assert_eq!((node.yield_ms, &node.diagnosis), (Some(12_000), &None), "from the call to the grant");
+    let many = ClaimRequest { count: 7, ..ask("small", OnEmpty::Queue) };
+    book.claim(many, 15_000).expect("waits");
+    assert_eq!(diagnosing(&book), 0, "seven more do not fit on the first");
+    book.check().expect("sound");
+}
+
+#[test]
+fn a_claim_of_another_class_calls_nothing_back() {
+    let (mut book, _) = lent(1);
+    book.set_classes([crate::fleets::class("other", 1, &[("H200", None)])]);
+    book.claim(ask("other", OnEmpty::Queue), 2000).expect("waits");
+    assert_eq!(diagnosing(&book), 1);
+}
+
+#[test]
+fn diagnostics_end_by_themselves_by_their_deadline_and_for_better_reasons() {
+    let (mut book, nodes) = lent(4);
+    assert!(book.diagnosed(nodes[0], "boot-1", "passed", 3000).expect("known"));
+    assert!(!book.diagnosed(nodes[0], "boot-1", "passed", 3001).expect("known"), "once");
+    book.gate(nodes[0], "boot-1", &Gate::Passed, "passed", 4000).expect("checking");
+    assert_eq!(book.nodes()[&nodes[0]].yield_ms, None, "nobody called it");
+    let reset = Pending { care: Care::Reset, cause: "xid:63".into(), claims_until_ms: None };
+    book.needs(nodes[1], "boot-1", Some(reset), 5000).expect("known");
+    assert_eq!(book.nodes()[&nodes[1]].state, NodeState::Repairing, "what its health asks for goes first");
+    assert!(matches!(book.lend(nodes[1], "3", 9000, 6000), Err(NodeError::NotIdle { .. })));
+    assert!(book.drain_once(nodes[2], "the provider takes it back", 6000));
+    for id in [nodes[0], nodes[3]] {
+        book.heard(id, "boot-1", Some(true), 2_400_000).expect("same boot");
+    }
+    book.tick_nodes(2_400_000);
+    assert_eq!(book.nodes()[&nodes[3]].state, NodeState::Checking, "too long");
+    assert!(book.nodes()[&nodes[3]].gate_is_short());
+    book.register(nodes[3], "boot-2", 8, 2_400_001).expect("restarted");
+    let node = &book.nodes()[&nodes[3]];
+    assert!(node.state == NodeState::Checking && !node.gate_is_short(), "a new boot has a whole gate");
+}
+
+#[test]
+fn a_node_in_diagnostics_can_be_given_back_and_a_due_one_is_taken_last() {
+    let (mut book, nodes) = lent(3);
+    book.intend_release(1, nodes[0], 2000).expect("nobody uses it");
+    for id in &nodes[1..] {
+        book.call_back(*id, "by hand", 2000).expect("lent");
+        book.gate(*id, "boot-1", &Gate::Passed, "passed", 3000).expect("checking");
+    }
+    book.take_last(&BTreeSet::from([nodes[1]]));
+    let (claim, _) = book.claim(ask("large", OnEmpty::Fail), 4000).expect("free");
+    assert_eq!(book.claims()[&claim].parts[0].node, nodes[2]);
+    book.take_last(&BTreeSet::new());
+    assert!(!book.nodes()[&nodes[1]].claimed_last && book.free_gpus(0) == 8);
+}

@@ -1,0 +1,55 @@
+//! `[diagnostics]`: weekly diagnostics of idle nodes.
+
+use anyhow::bail;
+use health::weekly::Rules;
+use serde::Deserialize;
+
+/// The part of the file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Diagnostics {
+    /// Whether idle nodes are lent to diagnostics.
+    pub enabled: bool,
+    /// Seconds between looks at who is due.
+    pub every_s: f64,
+    /// Diagnostics that were seen to give a node back within this time are proven to, seconds.
+    pub yield_max_s: f64,
+    /// When, which and how many.
+    pub rules: Rules,
+}
+
+impl Default for Diagnostics {
+    fn default() -> Self {
+        Self { enabled: true, every_s: 15.0, yield_max_s: 45.0, rules: Rules::default() }
+    }
+}
+
+impl Diagnostics {
+    /// What the types do not say.
+    ///
+    /// # Errors
+    /// The first thing that makes no sense, by its key.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let r = &self.rules;
+        let numbers = [
+            ("every_s", self.every_s, 1.0, 3600.0),
+            ("yield_max_s", self.yield_max_s, 1.0, 3600.0),
+            ("rules.every_days", r.every_days, 0.01, 365.0),
+            ("rules.jitter", r.jitter, 0.0, 0.9),
+            ("rules.idle_min_s", r.idle_min_s, 0.0, 86_400.0),
+            ("rules.share_max", r.share_max, 0.0, 1.0),
+            ("rules.catch_up_share_max", r.catch_up_share_max, r.share_max, 1.0),
+            ("rules.late_days", r.late_days, r.every_days, 3650.0),
+            ("rules.surge_days", r.surge_days, r.every_days, 3650.0),
+            ("rules.stale_days", r.stale_days, r.every_days, 3650.0),
+            ("rules.full_s", r.full_s, 1.0, 6.0 * 3600.0),
+            ("rules.slice_s", r.slice_s, 1.0, 3600.0),
+        ];
+        if let Some((key, value, least, most)) =
+            numbers.into_iter().find(|(_, v, least, most)| !(v >= least && v <= most))
+        {
+            bail!("diagnostics.{key}: {value} is not in {least}..={most}");
+        }
+        Ok(())
+    }
+}

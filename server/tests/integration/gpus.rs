@@ -1,0 +1,95 @@
+//! Physical GPUs are known across the nodes that they are rented as.
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use server::api::agent_token;
+use server::clock::now_ms;
+
+use crate::api::{CONFIG, Running, running_with};
+
+/// A server that buys nothing by itself.
+async fn quiet() -> Running {
+    let run = running_with(&CONFIG.replace("speed = 200.0", "speed = 1.0")).await;
+    run.post("/v1/pause", &json!({})).await;
+    run
+}
+
+/// A node of a host with these GPUs that has registered and whose gate has said this; its state then.
+async fn gated(run: &Running, instance: &str, serials: &[&str], verdict: &str) -> (u64, Value) {
+    let offer = loop {
+        if let Some(offer) = run.server.app.ledger.book().offers().first() {
+            break offer.key.clone();
+        }
+        tokio::task::yield_now().await;
+    };
+    let name = instance.to_owned();
+    let made = run.server.app.ledger.write(move |book, now_ms| {
+        let intent = book.intend_launch(1, &offer, 1, 60_000, now_ms).expect("known");
+        book.intent_sent(intent, now_ms).expect("open");
+        book.launched(intent, &[name], "by a test", now_ms).expect("open");
+        book.nodes().values().find(|n| n.intent == Some(intent)).expect("made").id
+    });
+    let id = made.await.expect("written");
+    let token = agent_token(&run.server.app.join_key, id, now_ms());
+    let say = async |path: &str, body: Value| {
+        let request = run.http.post(format!("{}{path}", run.server.url)).bearer_auth(&token).body(body.to_string());
+        let answer = request.send().await.expect("answers");
+        assert_eq!(answer.status(), StatusCode::OK, "{}", answer.text().await.unwrap_or_default());
+    };
+    say("/v1/agents/register", json!({ "instance": instance, "boot": "b1", "gpus": 8 })).await;
+    let evidence =
+        json!({ "outcomes": [{ "check": "memory", "numbers": [{ "name": "read_gbps", "value": 4000.0 }] }] });
+    let gate = json!({
+        "boot": "b1", "seq": 1, "checks": "gate", "verdict": verdict, "reason": "a test", "serials": serials,
+        "driver": "580.1", "evidence": evidence,
+    });
+    say(&format!("/v1/agents/{instance}/report"), gate).await;
+    (id, run.get(&format!("/v1/nodes/n-{id}")).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_that_took_nodes_out_is_not_taken_again_until_a_person_clears_it() {
+    let run = quiet().await;
+    let (first, node) = gated(&run, "i-1", &["g-1", "g-2"], "fail").await;
+    assert_eq!(node["state"], "quarantined", "{node}");
+    let (_, node) = gated(&run, "i-2", &["g-2", "g-3"], "pass").await;
+    assert_eq!(node["state"], "idle", "once may be anything: {node}");
+    gated(&run, "i-3", &["g-2"], "fail").await;
+    let (fourth, node) = gated(&run, "i-4", &["g-9", "g-2"], "pass").await;
+    assert_eq!(node["state"], "quarantined");
+    assert!(node["reason"].to_string().contains("its GPU g-2 took nodes out before"), "{node}");
+    let gpus = run.get("/v1/gpus?limit=2").await;
+    let page = |gpus: &Value| {
+        gpus["items"].as_array().expect("list").iter().map(|g| g["serial"].to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!((page(&gpus), &gpus["next"]), (vec!["\"g-1\"".to_owned(), "\"g-2\"".into()], &json!("g-2")));
+    let two = &gpus["items"][1];
+    assert_eq!((&two["blocked"], &two["node"]), (&json!(true), &json!(format!("n-{fourth}"))));
+    assert_eq!(two["faults"][0]["node"], format!("n-{first}"));
+    let (status, cleared) = run.post("/v1/gpus/g-2/clear", &json!({})).await;
+    assert_eq!((status, &cleared["blocked"]), (StatusCode::OK, &json!(false)));
+    let (_, node) = gated(&run, "i-5", &["g-2"], "pass").await;
+    assert_eq!(node["state"], "idle", "{node}");
+    assert_eq!(run.post("/v1/gpus/nobody/clear", &json!({})).await.0, StatusCode::NOT_FOUND);
+    let evidence = run.get(&format!("/v1/nodes/n-{first}/evidence")).await;
+    let kept = &evidence["items"][0];
+    assert_eq!((&kept["verdict"], &kept["reason"]), (&json!("fail"), &json!("a test")), "{evidence}");
+    assert_eq!(kept["body"]["outcomes"][0]["numbers"][0]["value"], json!(4000.0), "every number");
+}
+
+/// A host whose GPUs tell no serial numbers is known by its instance.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_serials_the_instance_is_what_is_known() {
+    let run = quiet().await;
+    gated(&run, "i-1", &[], "pass").await;
+    assert_eq!(run.get("/v1/gpus").await["items"][0]["serial"], "sim:i-1");
+    let long = vec!["x".repeat(65)];
+    let id = run.server.app.ledger.book().nodes().keys().next().copied().expect("one");
+    let token = agent_token(&run.server.app.join_key, id, now_ms());
+    let body = json!({ "boot": "b1", "checks": "gate", "verdict": "pass", "serials": long });
+    let request = run.http.post(format!("{}/v1/agents/i-1/report", run.server.url)).bearer_auth(token);
+    assert_eq!(
+        request.body(body.to_string()).send().await.expect("answers").status(),
+        StatusCode::UNPROCESSABLE_ENTITY
+    );
+}
