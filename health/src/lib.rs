@@ -4,6 +4,7 @@
 //! (each has a [`policy::ClearRule`]), "not measured" counted as healthy ([`verdict::Verdict::Unmeasured`]), and DCGM's
 //! severities read wrongly ([`dcgm::Severity`]).
 
+pub mod breaker;
 pub mod condition;
 pub mod dcgm;
 pub mod gate;

@@ -37,6 +37,9 @@ enum Command {
     /// Physical GPUs: what passed on them, and their faults.
     #[command(subcommand)]
     Gpu(commands::client::gpus::Command),
+    /// Causes for which nothing is reset or ended, since many nodes failed for them together.
+    #[command(subcommand)]
+    Breaker(commands::client::breakers::Command),
     /// Claims that wait or have GPUs.
     Claims(commands::client::claims::Claims),
     /// Claim GPUs, and wait for them.
@@ -106,6 +109,7 @@ pub fn main() -> ExitCode {
         Command::Status(remote) => commands::client::status::run(&remote),
         Command::Nodes(args) => commands::client::fleet::nodes(&args),
         Command::Drain(args) => commands::client::fleet::drain(&args),
+        Command::Breaker(command) => commands::client::breakers::run(&command),
         Command::Gpu(command) => commands::client::gpus::run(&command),
         Command::Claims(args) => commands::client::claims::list(&args),
         Command::Claim(args) => commands::client::claims::take(&args),

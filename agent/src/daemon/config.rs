@@ -30,6 +30,8 @@ pub struct Join {
     pub pci_device: Option<String>,
     /// Version of the driver in the image.
     pub driver: Option<String>,
+    /// Image that the host was started from: faults that an image brings are told from faults of GPUs.
+    pub image: Option<String>,
     /// NVIDIA's diagnostics; `dcgmi` without it.
     pub dcgmi: Option<PathBuf>,
     /// Tests of them that this GPU model does not have.

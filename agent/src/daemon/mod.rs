@@ -81,7 +81,7 @@ enum Message {
     /// What became of a call.
     Sent(Sent),
     /// Work is done.
-    Done(Done),
+    Done(Box<Done>),
 }
 
 struct Daemon {
@@ -282,7 +282,7 @@ impl Daemon {
                 self.desired = Some(desired);
             }
             Message::Sent(sent) => self.link.sent(sent, &mut self.state),
-            Message::Done(done) => self.done(done),
+            Message::Done(done) => self.done(*done),
         }
     }
 
@@ -403,6 +403,7 @@ impl Daemon {
             seq: None,
             serials: gate.serials,
             driver: gate.driver,
+            image: self.config.join.image.clone(),
             evidence: gate.evidence,
         });
         self.keep(true);

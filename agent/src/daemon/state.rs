@@ -32,6 +32,9 @@ pub struct Unreported {
     /// Version of the driver.
     #[serde(default)]
     pub driver: Option<String>,
+    /// Image that the host was started from.
+    #[serde(default)]
+    pub image: Option<String>,
     /// Every number with its limits.
     #[serde(default)]
     pub evidence: serde_json::Value,

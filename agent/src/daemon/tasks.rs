@@ -132,11 +132,11 @@ pub fn start(mut of: GateOf, task: Task, tools: Tools, to: SyncSender<Message>) 
         let done = catch_unwind(AssertUnwindSafe(|| make(&mut of, &task, &tools)))
             .unwrap_or_else(|_| failed(&of, "the agent failed at it: see its log"));
         // The daemon is there as long as the process.
-        let _ = to.send(Message::Done(done));
+        let _ = to.send(Message::Done(Box::new(done)));
     };
     if let Err(error) = std::thread::Builder::new().spawn(work) {
         tracing::error!(%error, "no thread for the gate");
-        let _ = over.try_send(Message::Done(Done::busy("no thread")));
+        let _ = over.try_send(Message::Done(Box::new(Done::busy("no thread"))));
     }
 }
 

@@ -116,7 +116,6 @@ async fn a_test_gives_way_to_a_claim() {
     let granted = plane.get(&format!("/v1/claims/{}?wait_s=30", ids[1])).await;
     assert_eq!(granted["state"], "granted", "{granted}\n{}", said(&stands[0].root().join("said")));
     let took_ms = granted["granted_at_ms"].as_i64().unwrap() - granted["asked_at_ms"].as_i64().unwrap();
-    println!("granted {took_ms} ms after it was asked for, out of a test");
     assert!(took_ms < 20_000, "{took_ms} ms");
     let nodes = plane.get("/v1/nodes").await;
     let yielded: Vec<i64> = nodes["items"].as_array().unwrap().iter().filter_map(|n| n["yield_ms"].as_i64()).collect();

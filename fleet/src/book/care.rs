@@ -113,7 +113,14 @@ impl Book {
             Gate::Failed { mend } => {
                 self.node_event(id, NodeEvent::GateFailed, reason, now_ms)?;
                 match mend {
-                    Some(care) if *care > Care::Recheck => self.repair(id, *care, "gate", reason, now_ms),
+                    Some(care) if *care > Care::Recheck => {
+                        // Whichever check it was: once.
+                        let cause = "gate".to_owned();
+                        if let Some(node) = self.nodes.get_mut(&id) {
+                            node.care = Some(Pending { care: *care, cause, claims_until_ms: None });
+                        }
+                        self.start_care(id, now_ms)
+                    }
                     _ => Ok(()),
                 }
             }
@@ -174,7 +181,8 @@ impl Book {
         let Some(node) = self.nodes.get(&id) else { return Ok(()) };
         let holds = node.free.count() < node.gpus;
         // One that drains or is lost may hold claims yet; what becomes of it when they end is another's affair.
-        let Some(pending) = node.care.clone().filter(|_| node.state.in_service() || holds) else { return Ok(()) };
+        let waits = node.state.in_service() || holds || node.state == NodeState::Quarantined;
+        let Some(pending) = node.care.clone().filter(|_| waits) else { return Ok(()) };
         if holds {
             if pending.claims_until_ms.is_none_or(|until| now_ms < until) {
                 return Ok(());
@@ -183,12 +191,22 @@ impl Book {
             // The end of the last claim starts it.
             return Ok(());
         }
+        if pending.care > Care::Recheck && !self.may_repair(id) {
+            // It takes no claims meanwhile, and is asked after each second.
+            return Ok(());
+        }
+        let gate_failed = node.state == NodeState::Quarantined;
+        let reason = if gate_failed { node.reason.clone() } else { pending.cause.clone() };
+        if !gate_failed {
+            self.blame(id, &pending.cause);
+        }
         match pending.care {
-            Care::Recheck => self.node_event(id, NodeEvent::RecheckStarted, &pending.cause, now_ms)?,
-            care => self.repair(id, care, &pending.cause, &pending.cause, now_ms)?,
+            Care::Recheck => self.node_event(id, NodeEvent::RecheckStarted, &reason, now_ms)?,
+            care => self.repair(id, care, &pending.cause, &reason, now_ms)?,
         }
         self.off_shelf(id);
-        if let Some(node) = self.nodes.get_mut(&id) {
+        // One that had its repair is out, and needs nothing more.
+        if let Some(node) = self.nodes.get_mut(&id).filter(|n| n.state != NodeState::Quarantined) {
             node.care = Some(pending);
         }
         Ok(())
@@ -200,6 +218,7 @@ impl Book {
         let recent = |r: &Repair| r.cause == cause && now_ms - r.at_ms < REPAIRED_TWICE_MS;
         if node.repairs.iter().any(recent) {
             let reason = format!("{reason} again, after a repair");
+            node.care = None;
             if node.state != NodeState::Quarantined {
                 return self.fault(id, &reason, now_ms);
             }

@@ -8,6 +8,7 @@ mod claims;
 mod diagnoses;
 mod events;
 mod gangs;
+mod holds;
 mod intents;
 mod nodes;
 mod records;
@@ -23,6 +24,7 @@ pub use care::{Care, Gate, Pending, Repair};
 pub use claims::{ClaimError, ClaimRequest, Taken};
 pub use diagnoses::Diagnosis;
 pub use events::{Change, Subject};
+pub use holds::{Held, Identity, cell_of};
 pub use intents::IntentError;
 pub use nodes::NodeError;
 pub use records::{Claim, ClassRule, Intent, IntentAction, IntentState, Limits, Node, Part, Tally};
@@ -77,6 +79,8 @@ pub struct Book {
     tallies: BTreeMap<String, Tally>,
     intents: BTreeMap<u64, Intent>,
     shelves: Vec<Shelf>,
+    /// Causes for which nothing is reset or ended.
+    held: Held,
     /// Nodes that are in diagnostics, or in the short gate after them.
     lent: BTreeSet<u64>,
     waiting: BTreeMap<String, VecDeque<u64>>,

@@ -1,13 +1,13 @@
 //! Nodes: what the cloud, the agent, the operator and time do to them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::claim::ClaimEvent;
 use crate::gpu_set::GpuSet;
 use crate::node::{IllegalNodeEvent, NodeEvent, NodeState};
 use crate::offer::OfferKey;
 
-use super::{Book, Care, Change, IntentAction, Node, Pending, Subject};
+use super::{Book, Care, Change, IntentAction, Node, Pending, Subject, cell_of};
 
 /// Why a node cannot do what was asked. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -81,6 +81,9 @@ impl Book {
             claimed_last: false,
             released_at_ms: None,
             serials: Vec::new(),
+            driver: None,
+            image: None,
+            cause: None,
             reason: String::new(),
         };
         self.nodes.insert(id, node);
@@ -100,6 +103,10 @@ impl Book {
         node.out = node.out || event == NodeEvent::DrainStarted;
         if !matches!(event, NodeEvent::DiagnosisStarted | NodeEvent::DiagnosisEnded) {
             node.diagnosis = None;
+        }
+        if after == NodeState::Quarantined {
+            // A fault outweighs what it needed before.
+            node.care = None;
         }
         if event == NodeEvent::LastClaimEnded {
             node.released_at_ms = Some(now_ms);
@@ -183,14 +190,6 @@ impl Book {
         Ok(())
     }
 
-    /// The serial numbers that the GPUs of a node tell.
-    pub fn identify(&mut self, id: u64, serials: &[String]) {
-        if let Some(node) = self.nodes.get_mut(&id).filter(|n| n.serials != serials) {
-            node.serials = serials.to_vec();
-            self.changes.nodes.insert(id);
-        }
-    }
-
     /// A heartbeat of a node's agent. `healthy` says whether every passive check was made and passed: `None` where
     /// something was not measured, which proves nothing.
     ///
@@ -215,6 +214,7 @@ impl Book {
         }
         self.on_shelf(id);
         if healthy == Some(false) {
+            self.blame(id, "passive");
             self.fault(id, "a passive check failed", now_ms)?;
         } else if state.takes_claims() {
             self.serve_waiting(id, now_ms);
@@ -306,6 +306,7 @@ impl Book {
             })
             .collect();
         for (id, reason) in quiet {
+            self.blame(id, "silent");
             let lost = self.node_event(id, NodeEvent::WentSilent, reason, now_ms);
             debug_assert!(lost.is_ok(), "{lost:?}");
         }
@@ -318,8 +319,9 @@ impl Book {
     }
 
     /// Ends what will not be of use: drained nodes without claims, failed and lost ones, boots that take too long.
-    /// `most` of them at a time, so that one bad cause does not take the fleet down (HLT-6). Returns how many.
-    pub fn clean_up(&mut self, most: usize, now_ms: i64) -> usize {
+    /// `most` of them at a time, none whose cause is held, and of each cell a share in the hour, of which `ended` were,
+    /// so that one bad cause does not take the fleet down (HLT-6). Returns how many.
+    pub fn clean_up(&mut self, most: usize, ended: &BTreeMap<String, usize>, now_ms: i64) -> usize {
         let limits = self.limits;
         let ending: BTreeSet<u64> = self
             .intents
@@ -345,11 +347,31 @@ impl Book {
             }
         };
         let under_way = self.nodes.values().filter(|n| n.state == NodeState::Terminating).count() + ending.len();
+        let mut left = self.ends_left(ended);
+        // What is asked to end already was counted when it was asked; what is to leave anyway is no fault.
+        let mut may_end = |n: &Node| {
+            let planned = matches!(n.state, NodeState::Draining | NodeState::Terminating | NodeState::Booting);
+            let waits_for_care = n.state == NodeState::Quarantined && n.care.is_some();
+            if planned {
+                return true;
+            }
+            if waits_for_care || self.held_for(n).is_some() {
+                return false;
+            }
+            let room = left.entry(cell_of(&n.offer)).or_default();
+            *room = match *room {
+                0 => return false,
+                more => more - 1,
+            };
+            true
+        };
         let free: Vec<(u64, &str)> = self
             .nodes
             .values()
             .filter(|n| !ending.contains(&n.id))
-            .filter_map(|n| Some((n.id, why(n)?)))
+            .filter_map(|n| Some((n, why(n)?)))
+            .filter(|(n, _)| may_end(n))
+            .map(|(n, why)| (n.id, why))
             .take(most.saturating_sub(under_way))
             .collect();
         for (id, reason) in &free {

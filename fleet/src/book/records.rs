@@ -116,6 +116,15 @@ pub struct Node {
     /// Serial numbers of its GPUs, in their order; empty where they tell none.
     #[serde(default)]
     pub serials: Vec<String>,
+    /// Version of its driver.
+    #[serde(default)]
+    pub driver: Option<String>,
+    /// Image that it was started from.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// Its last fault: `xid:79`, `gate:memory`, `dcgm:14`.
+    #[serde(default)]
+    pub cause: Option<String>,
     /// Why it is in its state.
     pub reason: String,
 }

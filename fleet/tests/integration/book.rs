@@ -82,8 +82,13 @@ proptest! {
             }
             let idle_without_proof = book.nodes().values().any(|n| n.state == NodeState::Idle && n.proof_at_ms.is_none());
             prop_assert!(!idle_without_proof, "HLT-1");
-            let careless = |n: &fleet::book::Node| n.care.is_some() && n.state == NodeState::Idle;
-            prop_assert!(!book.nodes().values().any(careless), "an empty node that needs care gets it");
+            let held = |n: &fleet::book::Node| n.care.as_ref().is_some_and(|c| c.care > Care::Recheck) && !book.may_repair(n.id);
+            let careless = |n: &fleet::book::Node| n.care.is_some() && n.state == NodeState::Idle && !held(n);
+            // One that waits for its turn is asked after each second.
+            let ticked = kind >= 24;
+            prop_assert!(!ticked || !book.nodes().values().any(careless), "an empty node that needs care gets it");
+            let repairing = book.nodes().values().filter(|n| n.state == NodeState::Repairing).count();
+            prop_assert!(repairing <= 3, "one in each cell at the same time, where cells are small");
             for node in book.nodes().values() {
                 let lent = node.state == NodeState::Diagnosing;
                 prop_assert!(!lent || (node.diagnosis.is_some() && node.free.count() == node.gpus), "{:?}", node);

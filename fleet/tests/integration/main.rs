@@ -5,3 +5,4 @@ mod care;
 mod claims;
 mod diagnoses;
 mod fleets;
+mod holds;

@@ -1,6 +1,7 @@
 //! Health logic from the outside.
 #![allow(clippy::print_stdout, reason = "tests say what they skip")]
 
+mod breakers;
 mod conditions;
 mod dcgm;
 mod gate;

@@ -3,6 +3,7 @@
 mod agents;
 mod audit;
 mod auth;
+mod breakers;
 mod budget;
 mod claims;
 mod classes;
@@ -124,6 +125,8 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(gpus::evidence))
         .routes(routes!(gpus::list))
         .routes(routes!(gpus::clear))
+        .routes(routes!(breakers::list))
+        .routes(routes!(breakers::close))
         .routes(routes!(fleet::offers))
         .routes(routes!(fleet::pools))
         .routes(routes!(plans::current))

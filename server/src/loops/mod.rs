@@ -2,6 +2,7 @@
 //! be run again at any time with the same result. It wakes by its timer or by a signal, and shows its last run.
 
 mod act;
+mod breakers;
 mod gather;
 mod lead;
 mod learn;
@@ -28,6 +29,7 @@ use crate::api::App;
 use crate::clock;
 use crate::config::{Diagnostics, Planning};
 
+pub use breakers::{Closed, KIND as BREAKERS, Memory as BreakerMemory, OpenBreaker};
 pub use plan::PlanRecord;
 
 /// How a loop fares.
@@ -256,6 +258,7 @@ pub fn start(context: &Context, stop: &watch::Receiver<bool>) {
     );
     spawn(c, stop, "act", "carry out what was decided", every(1.0), |app| Some(&app.loops.actor), act::run);
     spawn(c, stop, "learn", "learn supply from how launches ended", every(5.0), |_| None, learn::run);
+    spawn(c, stop, "breakers", "hold repairs of faults that come together", every(5.0), |_| None, breakers::run);
     let tests = every(context.diagnostics.every_s);
     spawn(c, stop, "weekly", "test idle nodes, and give them back when claims come", tests, |_| None, weekly::run);
     spawn(c, stop, "sample", "write demand down for the forecast", every(5.0), |_| None, sample::run);

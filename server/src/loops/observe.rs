@@ -6,6 +6,7 @@ use fleet::NodeState;
 use fleet::book::{Book, IntentAction};
 use providers::{Instance, InstanceState};
 
+use super::breakers::Memory;
 use super::{Context, LoopError};
 use crate::clock;
 
@@ -62,7 +63,9 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let cleaned = if context.planning.dry_run {
         0
     } else {
-        context.app.ledger.write_as_leader(term, |book, now_ms| book.clean_up(most_ended(book), now_ms)).await?
+        let ended = Memory::read(&context.app.store).await?.ended(clock::now_ms());
+        let clean = move |book: &mut Book, now_ms: i64| book.clean_up(most_ended(book), &ended, now_ms);
+        context.app.ledger.write_as_leader(term, clean).await?
     };
     if found.any() || cleaned > 0 {
         context.app.wake_planner();

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fleet::NodeState;
-use fleet::book::{Book, IntentAction, Node};
+use fleet::book::{Book, IntentAction, Node, cell_of};
 use health::weekly::{self, Arrivals, History, Now, Pool, Run, admit, due_ms};
 use serde::{Deserialize, Serialize};
 
@@ -176,6 +176,7 @@ fn decide(
         })
         .collect();
     let mut orders = Orders::default();
+    let held = book.held_cells();
     let mut refusals: BTreeMap<String, usize> = BTreeMap::new();
     for nodes in pools.values() {
         let serving: Vec<&Node> = nodes.iter().copied().filter(|n| n.state.in_service() || n.gate_is_short()).collect();
@@ -194,7 +195,7 @@ fn decide(
             yields: proven,
             short: need.short,
             rising: need.rising,
-            held: false,
+            held: held.contains(cell_of(&serving[0].offer).as_str()),
         };
         let diagnosing: Vec<&Node> = serving.iter().copied().filter(|n| n.state == NodeState::Diagnosing).collect();
         let advice = admit(&pool, &rules.rules, now_ms);

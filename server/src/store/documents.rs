@@ -1,7 +1,7 @@
 //! What people write down whole: classes, offers, forecasts, and what loops remember. Each has a version.
 
 use fleet::Offer;
-use fleet::book::{Book, ClassRule};
+use fleet::book::{Book, ClassRule, Held};
 use serde::de::DeserializeOwned;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
@@ -140,6 +140,7 @@ pub async fn put(
 pub struct News {
     offers: Option<Vec<Offer>>,
     classes: Option<Vec<ClassRule>>,
+    held: Option<Held>,
 }
 
 impl News {
@@ -147,6 +148,9 @@ impl News {
     pub fn tell(self, book: &mut Book) {
         if let Some(offers) = self.offers {
             book.set_offers(offers);
+        }
+        if let Some(held) = self.held {
+            book.set_held(held);
         }
         if let Some(classes) = self.classes {
             book.set_classes(classes);
@@ -160,16 +164,18 @@ impl News {
 /// The database refuses, or a document does not read.
 pub(super) async fn news(connection: &mut AnyConnection, seen: i64) -> Result<News, StoreError> {
     let failed = StoreError::database("read documents");
-    let changed =
-        sqlx::query("SELECT kind, name, version, body FROM documents WHERE seq > $1 AND kind IN ('class', 'offers')");
+    let changed = sqlx::query(
+        "SELECT kind, name, version, body FROM documents WHERE seq > $1 AND (kind IN ('class', 'offers') OR (kind = 'breakers' AND name = 'held'))",
+    );
     let changed = changed.bind(seen).fetch_all(&mut *connection).await.map_err(&failed)?;
     let changed = changed.iter().map(document).collect::<Result<Vec<_>, _>>()?;
     let offers = changed.iter().find(|d| d.kind == "offers" && !d.body.is_empty()).map(Document::record).transpose()?;
+    let held = changed.iter().find(|d| d.kind == "breakers" && !d.body.is_empty()).map(Document::record).transpose()?;
     if changed.iter().all(|d| d.kind != "class") {
-        return Ok(News { offers, classes: None });
+        return Ok(News { offers, classes: None, held });
     }
     let all = sqlx::query("SELECT kind, name, version, body FROM documents WHERE kind = 'class' AND body <> ''");
     let all = all.fetch_all(connection).await.map_err(&failed)?;
     let rules = all.iter().map(|row| document(row)?.record::<ClassRule>()).collect::<Result<Vec<_>, _>>()?;
-    Ok(News { offers, classes: Some(rules) })
+    Ok(News { offers, classes: Some(rules), held })
 }

@@ -8,14 +8,14 @@ use server::clock::now_ms;
 use crate::api::{CONFIG, Running, running_with};
 
 /// A server that buys nothing by itself.
-async fn quiet() -> Running {
+pub async fn quiet() -> Running {
     let run = running_with(&CONFIG.replace("speed = 200.0", "speed = 1.0")).await;
     run.post("/v1/pause", &json!({})).await;
     run
 }
 
 /// A node of a host with these GPUs that has registered and whose gate has said this; its state then.
-async fn gated(run: &Running, instance: &str, serials: &[&str], verdict: &str) -> (u64, Value) {
+pub async fn gated(run: &Running, instance: &str, serials: &[&str], verdict: &str) -> (u64, Value) {
     let offer = loop {
         if let Some(offer) = run.server.app.ledger.book().offers().first() {
             break offer.key.clone();

@@ -5,6 +5,7 @@ mod api;
 #[cfg(feature = "aws")]
 mod aws;
 mod bad_input;
+mod breakers;
 mod databases;
 mod gpus;
 mod health;

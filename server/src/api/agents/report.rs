@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, State};
 use fleet::NodeState;
-use fleet::book::{Book, Care, Gate, Node, NodeError, Pending};
+use fleet::book::{Book, Care, Gate, Identity, Node, NodeError, Pending};
 use health::dcgm::Action;
 use health::policy::Effect;
 use health::weekly::Run;
@@ -94,6 +94,9 @@ pub struct Report {
     /// Of the gate: version of the driver.
     #[serde(default)]
     pub driver: Option<String>,
+    /// Of the gate: image that the host was started from.
+    #[serde(default)]
+    pub image: Option<String>,
     /// Of the gate and of diagnostics: every number with its limits, kept as it is.
     #[serde(default)]
     #[schema(value_type = Object)]
@@ -161,6 +164,8 @@ pub struct Condition {
     pub text: String,
 }
 
+/// Characters of a name that are kept.
+const NAME_MAX: usize = 80;
 /// Characters of a reason that are kept.
 const REASON_MAX: usize = 2000;
 /// Diagnostics that gave way are tried again after this time, milliseconds.
@@ -173,7 +178,7 @@ const CONDITIONS_MAX: usize = 1000;
 const GRACE_MS: i64 = 10 * 60_000;
 
 /// What conditions ask for: care, or a quarantine, with the cause.
-fn asked(conditions: &[Condition], now_ms: i64) -> Option<Result<Pending, String>> {
+fn asked(conditions: &[Condition], now_ms: i64) -> Option<Result<Pending, (String, String)>> {
     let worst = conditions.iter().filter(|c| !c.shadow).max_by_key(|c| c.effect)?;
     let cause = worst.cause.clone();
     let pending = |care, drains: bool| {
@@ -185,7 +190,10 @@ fn asked(conditions: &[Condition], now_ms: i64) -> Option<Result<Pending, String
         Effect::ResetAtIdle => pending(Care::Reset, false),
         Effect::DrainReset => pending(Care::Reset, true),
         Effect::DrainReboot => pending(Care::Reboot, true),
-        Effect::Quarantine => Some(Err(format!("{cause}: {}", worst.text).chars().take(200).collect())),
+        Effect::Quarantine => {
+            let reason = format!("{cause}: {}", worst.text).chars().take(200).collect();
+            Some(Err((cause, reason)))
+        }
     }
 }
 
@@ -304,8 +312,10 @@ fn note(book: &mut Book, id: u64, report: &Report, blocked: Option<String>, now_
     if !book.is_new(id, &report.boot, report.seq)? {
         return Ok(false);
     }
-    if !report.serials.is_empty() {
-        book.identify(id, &report.serials);
+    if report.checks == Checks::Gate {
+        let text = |t: &Option<String>| t.as_ref().map(|t| t.chars().take(NAME_MAX).collect());
+        let (driver, image) = (text(&report.driver), text(&report.image));
+        book.identify(id, &Identity { serials: report.serials.clone(), driver, image });
     }
     let reason: String = report.reason.chars().take(200).collect();
     match (report.checks, report.verdict) {
@@ -325,6 +335,9 @@ fn note(book: &mut Book, id: u64, report: &Report, blocked: Option<String>, now_
                     (Gate::Failed { mend }, format!("a check of the gate failed: {reason}"))
                 }
             };
+            if let Gate::Failed { .. } = said {
+                book.blame(id, &failed_check(&report.evidence));
+            }
             book.gate(id, &report.boot, &said, &why, now_ms)?;
         }
         (Checks::Diagnosis, _) => diagnosed(book, id, report, &reason, now_ms)?,
@@ -339,12 +352,25 @@ fn note(book: &mut Book, id: u64, report: &Report, blocked: Option<String>, now_
             match asked(&report.conditions, now_ms) {
                 None => book.needs(id, &report.boot, None, now_ms)?,
                 Some(Ok(pending)) => book.needs(id, &report.boot, Some(pending), now_ms)?,
-                // Where its state has no place for it, it is out of service already.
-                Some(Err(reason)) => drop(book.fault(id, &reason, now_ms)),
+                Some(Err((cause, reason))) => fault(book, id, &cause, &reason, now_ms),
             }
         }
     }
     Ok(true)
+}
+
+/// A fault; where the node's state has no place for it, it is out of service already.
+fn fault(book: &mut Book, id: u64, cause: &str, reason: &str, now_ms: i64) {
+    if book.fault(id, reason, now_ms).is_ok() {
+        book.blame(id, cause);
+    }
+}
+
+/// The first check that failed: `gate:memory`; `gate` where none is named.
+fn failed_check(evidence: &serde_json::Value) -> String {
+    let failed = |o: &&serde_json::Value| o["verdict"] == "fail";
+    let check = evidence["outcomes"].as_array().and_then(|all| all.iter().find(failed)?["check"].as_str());
+    check.map_or_else(|| "gate".to_owned(), |c| format!("gate:{}", c.chars().take(NAME_MAX).collect::<String>()))
 }
 
 /// What diagnostics say of a node: they end, and what they found is done.
@@ -358,8 +384,7 @@ fn diagnosed(book: &mut Book, id: u64, report: &Report, reason: &str, now_ms: i6
     match diagnosis.action {
         // A pass that asks for a quarantine is nonsense, and nonsense is not healthy.
         Action::Quarantine => {
-            // Where its state has no place for it, it is out of service already.
-            drop(book.fault(id, &format!("{cause}: {said}"), now_ms));
+            fault(book, id, &cause, &format!("{cause}: {said}"), now_ms);
         }
         Action::ResetAndRecheck => match book.nodes().get(&id).map(|n| n.state) {
             Some(NodeState::Diagnosing) => {

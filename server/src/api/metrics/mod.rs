@@ -99,6 +99,7 @@ pub struct Metrics {
     yield_seconds: Histogram,
     tests_due: Gauge,
     tests_stale: Gauge,
+    breakers: Gauge,
     plan: PlanMetrics,
     /// Forecasts for moments that are to come.
     ahead: Mutex<VecDeque<Forecast>>,
@@ -143,6 +144,7 @@ impl Default for Metrics {
             yield_seconds: Histogram::new(YIELD_BUCKETS),
             tests_due: Gauge::default(),
             tests_stale: Gauge::default(),
+            breakers: Gauge::default(),
             plan: PlanMetrics::default(),
             ahead: Mutex::default(),
             start: now(),
@@ -173,6 +175,7 @@ impl Default for Metrics {
             Unit::Seconds,
             made.yield_seconds.clone(),
         );
+        r.register("breakers_open", "Causes for which nothing is reset or ended", made.breakers.clone());
         r.register("nodes_test_due", "Nodes whose diagnostics are due", made.tests_due.clone());
         r.register("nodes_test_stale", "Nodes whose last full pass is too old", made.tests_stale.clone());
         made.plan.register(r);
@@ -268,6 +271,11 @@ impl Metrics {
     /// A node that was called back out of diagnostics is idle.
     pub fn yielded(&self, seconds: f64) {
         self.yield_seconds.observe(seconds);
+    }
+
+    /// So many breakers are not closed.
+    pub fn broken(&self, open: usize) {
+        self.breakers.set(i64::try_from(open).unwrap_or(i64::MAX));
     }
 
     /// So many nodes are due for a test, and have been for too long.

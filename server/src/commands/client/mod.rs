@@ -1,5 +1,6 @@
 //! Commands that speak to a running server.
 
+pub mod breakers;
 pub mod budget;
 pub mod claims;
 pub mod classes;

@@ -1,0 +1,152 @@
+//! What keeps destructive acts back: causes that are held, and how many at the same time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::node::NodeState;
+use crate::offer::OfferKey;
+
+use super::{Book, Node};
+
+/// Causes that are held: nothing is reset or ended for them, but for one canary each.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Cell, cause, and the node that is tried, where one is.
+    pub causes: Vec<(String, String, Option<u64>)>,
+}
+
+/// What a host says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// Serial numbers of its GPUs, in their order; empty where they tell none.
+    pub serials: Vec<String>,
+    /// Version of its driver.
+    pub driver: Option<String>,
+    /// Image that it was started from.
+    pub image: Option<String>,
+}
+
+/// Share of a cell's nodes that are repaired at the same time; one at least.
+const REPAIRS_SHARE: f64 = 0.05;
+/// Share of a cell's nodes that are ended for faults within an hour; [`ENDS_MIN`] at least.
+const ENDS_SHARE_PER_H: f64 = 0.10;
+const ENDS_MIN: usize = 2;
+
+/// Cloud, region and instance type: what fails together.
+#[must_use]
+pub fn cell_of(offer: &OfferKey) -> String {
+    format!("{}/{}/{}", offer.provider, offer.region, offer.instance_type)
+}
+
+impl Node {
+    /// What its fault may have in common with others: its cause, its driver, its image.
+    #[must_use]
+    pub fn causes(&self) -> Vec<String> {
+        let driver = self.driver.as_ref().map(|d| format!("driver:{d}"));
+        let image = self.image.as_ref().map(|i| format!("image:{i}"));
+        self.cause.clone().into_iter().chain(driver).chain(image).collect()
+    }
+}
+
+impl Book {
+    /// What a host says of itself.
+    pub fn identify(&mut self, id: u64, identity: &Identity) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let now = (&node.serials, &node.driver, &node.image);
+        if now != (&identity.serials, &identity.driver, &identity.image) {
+            let Identity { serials, driver, image } = identity.clone();
+            (node.serials, node.driver, node.image) = (serials, driver, image);
+            self.changes.nodes.insert(id);
+        }
+    }
+
+    /// Says what a node's fault was, so that it can be seen which have one in common.
+    pub fn blame(&mut self, id: u64, cause: &str) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.cause = Some(cause.to_owned());
+            self.changes.nodes.insert(id);
+        }
+    }
+
+    /// The causes that are held, whole.
+    pub fn set_held(&mut self, held: Held) {
+        self.held = held;
+    }
+
+    /// The causes that are held.
+    #[must_use]
+    pub fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// The cause for which nothing is done to a node; none where it may be.
+    #[must_use]
+    pub fn held_for(&self, node: &Node) -> Option<&str> {
+        if self.held.causes.is_empty() {
+            return None;
+        }
+        let (cell, causes) = (cell_of(&node.offer), node.causes());
+        let holds = |(of, cause, canary): &&(String, String, Option<u64>)| {
+            *of == cell && causes.contains(cause) && *canary != Some(node.id)
+        };
+        self.held.causes.iter().find(holds).map(|(_, cause, _)| cause.as_str())
+    }
+
+    /// Whether a node may be repaired now: its cause is not held, and few enough of its cell are being repaired.
+    #[must_use]
+    pub fn may_repair(&self, id: u64) -> bool {
+        let Some(node) = self.nodes.get(&id) else { return false };
+        if self.held_for(node).is_some() {
+            return false;
+        }
+        let cell = cell_of(&node.offer);
+        let (mut all, mut repairing) = (0_u32, 0_u32);
+        for other in self.nodes.values().filter(|n| cell_of(&n.offer) == cell) {
+            all += 1;
+            repairing += u32::from(other.state == NodeState::Repairing);
+        }
+        f64::from(repairing) < (REPAIRS_SHARE * f64::from(all)).max(1.0)
+    }
+
+    /// How many nodes of each cell may yet be ended for faults within this hour, where `ended` were.
+    pub(super) fn ends_left(&self, ended: &BTreeMap<String, usize>) -> BTreeMap<String, usize> {
+        let mut all: BTreeMap<String, usize> = BTreeMap::new();
+        for node in self.nodes.values() {
+            *all.entry(cell_of(&node.offer)).or_default() += 1;
+        }
+        let left = |(cell, nodes): (String, usize)| {
+            // Those that have ended were of the cell too.
+            let ended = ended.get(&cell).copied().unwrap_or(0);
+            let most = ((ENDS_SHARE_PER_H * (nodes + ended) as f64) as usize).max(ENDS_MIN);
+            (cell, most.saturating_sub(ended))
+        };
+        all.into_iter().map(left).collect()
+    }
+
+    /// Nodes that are out of service for a fault, the longest first.
+    #[must_use]
+    pub fn out_for_faults(&self) -> Vec<&Node> {
+        let waits =
+            |n: &&Node| n.state == NodeState::Quarantined || (n.care.is_some() && n.state != NodeState::Repairing);
+        let mut out: Vec<&Node> = self.nodes.values().filter(waits).collect();
+        out.sort_by_key(|n| (n.since_ms, n.id));
+        out
+    }
+
+    /// Cells and how many nodes each has.
+    #[must_use]
+    pub fn cells(&self) -> BTreeMap<String, u32> {
+        let mut cells: BTreeMap<String, u32> = BTreeMap::new();
+        for node in self.nodes.values() {
+            *cells.entry(cell_of(&node.offer)).or_default() += 1;
+        }
+        cells
+    }
+
+    /// Cells for which something is held: nothing of them is lent to diagnostics.
+    #[must_use]
+    pub fn held_cells(&self) -> BTreeSet<&str> {
+        self.held.causes.iter().map(|(cell, _, _)| cell.as_str()).collect()
+    }
+}
