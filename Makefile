@@ -1,7 +1,7 @@
 # make run    set up, then the main job on demo data
 # make test   set up, then every test
 # make bench  set up, then every benchmark (release build)
-.PHONY: kernels bench-gate bench-weekly setup run reports test test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
+.PHONY: kernels bench-gate bench-rates bench-weekly bench-yield setup run reports test test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
 
 DEMO := target/demo
 # Folder with public traces; what needs them is skipped, and says so, without it.
@@ -77,6 +77,13 @@ bench-gate: release
 # A year of weekly diagnostics over 2,000 nodes, with the recorded faults of 400 servers where they are.
 bench-weekly: release
 	target/release/examples/weekly $(if $(DATA),$(DATA)/infinitehbd_faults/fault_trace.json)
+
+bench-rates: release
+	target/release/examples/rates
+
+# Needs a GPU.
+bench-yield: release
+	target/release/examples/yield target/release/pilotlight-agent 20
 
 kernels:
 	scripts/build-kernels

@@ -11,6 +11,7 @@ pub mod gate;
 pub mod kernel_log;
 pub mod nvlink;
 pub mod policy;
+pub mod rates;
 pub mod verdict;
 pub mod weekly;
 

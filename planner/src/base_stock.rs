@@ -66,7 +66,7 @@ pub fn fallback(input: &PlanInput, model: &Model, error: &solver::SolverError) -
             model.sources[*i].launch_end > 0 && model.pools[model.sources[*i].pool].serves.iter().any(|(c, _)| *c == k)
         };
         let mut offers: Vec<usize> = (0..model.sources.len()).filter(serves).collect();
-        let rate = |i: &usize| model.sources[*i].price_usd_per_h / model.sources[*i].gpus;
+        let rate = |i: &usize| model.sources[*i].cost_usd_per_h / model.sources[*i].gpus;
         offers.sort_by(|a, b| rate(a).total_cmp(&rate(b)).then(a.cmp(b)));
         for i in offers {
             if missing <= 0.0 {

@@ -254,7 +254,7 @@ pub fn source(input: &PlanInput, model: &Model, links: &Links, i: usize) -> (Vec
         }
         entries.extend(links.quotas.iter().map(|&(q, units)| (RowKey::Quota(q, t), units)));
         entries.extend(links.spreads.iter().map(|&(r, gpus)| (RowKey::Spread(r, t), gpus)));
-        let hourly = source.price_usd_per_h;
+        let (hourly, cost) = (source.price_usd_per_h, source.cost_usd_per_h * model.hours[t]);
         if committed {
             rows.push(at_most(RowKey::Own(i, t), 0.0));
             entries.push((RowKey::Own(i, t), 1.0));
@@ -264,11 +264,11 @@ pub fn source(input: &PlanInput, model: &Model, links: &Links, i: usize) -> (Vec
             }
             let mut bill = vec![(RowKey::Own(i, t), -1.0)];
             bill.extend(budget.then_some((RowKey::Budget(t), hourly)));
-            cols.push(col(ColKey::Billed(i, t), hourly * model.hours[t], INF, bill));
+            cols.push(col(ColKey::Billed(i, t), cost, INF, bill));
         } else {
             entries.extend(budget.then_some((RowKey::Budget(t), hourly)));
         }
-        let cost = if committed { 0.0 } else { hourly * model.hours[t] };
+        let cost = if committed { 0.0 } else { cost };
         cols.push(col(ColKey::Nodes(i, t), cost, INF, entries));
     }
     for t in 0..source.launch_end {

@@ -30,12 +30,19 @@ pub struct ExplainedOffer {
     pub offer: OfferKey,
     /// Price of a GPU-hour.
     pub gpu_price_usd_micros_per_h: UsdMicros,
+    /// Share of a node's work that is had of it: it is weighed as if it were dearer by so much.
+    #[serde(default = "whole")]
+    pub usable_share: f64,
     /// Nodes there now.
     pub nodes: u32,
     /// Nodes launched now.
     pub launched: u32,
     /// Why it is, or is not, launched.
     pub verdict: Verdict,
+}
+
+fn whole() -> f64 {
+    1.0
 }
 
 /// Why an offer is launched or not.
@@ -118,6 +125,7 @@ pub fn explain(
         offers.push(ExplainedOffer {
             offer: state.offer.key.clone(),
             gpu_price_usd_micros_per_h: state.offer.gpu_price_usd_micros_per_h(),
+            usable_share: state.usable_share,
             nodes: state.nodes.iter().map(|g| g.nodes).sum(),
             launched,
             verdict,

@@ -21,6 +21,17 @@ pub struct ObservedNode {
     pub claims: Vec<(usize, u32)>,
 }
 
+/// What the health of an offer's nodes means for plans.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Health {
+    /// Faults of a GPU in an hour, besides what the cloud takes back.
+    pub faults_per_gpu_h: f64,
+    /// Share of boots that pass the gate.
+    pub boot_pass: f64,
+    /// Share of a node's work that is had of it.
+    pub usable_share: f64,
+}
+
 /// Estimates of one offer's supply at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Estimate {
@@ -34,6 +45,21 @@ pub struct Estimate {
     pub hazard_per_h: f64,
     /// Shortest time that is billed, seconds.
     pub min_hold_s: u32,
+    /// Share of a node's work that is had of it.
+    pub usable_share: f64,
+}
+
+impl Estimate {
+    /// With what the health of its nodes adds: launches that fail their gate, and nodes that are lost to faults.
+    #[must_use]
+    pub fn with_health(self, gpus_per_node: u32, health: &Health) -> Self {
+        Self {
+            fill: self.fill * health.boot_pass.clamp(0.0, 1.0),
+            hazard_per_h: self.hazard_per_h + f64::from(gpus_per_node) * health.faults_per_gpu_h.max(0.0),
+            usable_share: health.usable_share.clamp(0.01, 1.0),
+            ..self
+        }
+    }
 }
 
 /// What is observed. Shapes: `P` offers, `K` classes, `T` periods.
@@ -120,6 +146,7 @@ pub fn plan_input(seen: &Observed, mut scenarios: Vec<Scenario>) -> PlanInput {
             fill: estimate.fill,
             lead_time: estimate.lead_time.clone(),
             hazard_per_h: estimate.hazard_per_h,
+            usable_share: estimate.usable_share,
             launch_cost_usd_micros: UsdMicros::from_usd(boot_usd).unwrap_or(UsdMicros::ZERO),
             min_hold_s: estimate.min_hold_s,
             nodes: std::mem::take(&mut nodes[p]),

@@ -40,6 +40,10 @@ pub struct OfferState {
     pub lead_time: LeadTime,
     /// Rate at which a node is lost (reclaim, hardware), per hour.
     pub hazard_per_h: f64,
+    /// Share of a node's work that is had of it: hours in service times speed, 1 where it is as sold. What is paid is the
+    /// price; what it is worth is less, so that an offer of half the share must be half as dear.
+    #[serde(default = "whole")]
+    pub usable_share: f64,
     /// What a launch costs beside the node-hours after it is healthy: boot and checks.
     pub launch_cost_usd_micros: UsdMicros,
     /// A node is billed at least this long after its launch, so it is not released earlier.
@@ -54,6 +58,10 @@ pub struct OfferState {
     /// Seconds since each node that the parent plan found spare was needed, the longest first.
     #[serde(default)]
     pub spare_s: Vec<f64>,
+}
+
+fn whole() -> f64 {
+    1.0
 }
 
 impl OfferState {

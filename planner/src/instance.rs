@@ -109,6 +109,7 @@ fn offer(rng: &mut Rng) -> OfferState {
         nodes: vec![],
         arriving_nodes: vec![],
         planned_nodes: vec![],
+        usable_share: 1.0,
         spare_s: vec![],
     }
 }

@@ -34,6 +34,8 @@ pub struct Source {
     pub gpus: f64,
     /// Dollars for a node-hour.
     pub price_usd_per_h: f64,
+    /// Dollars for a node-hour of full work: what is weighed, not what is paid.
+    pub cost_usd_per_h: f64,
     /// Nodes that appear at the start of each period from what exists already, `[T]`.
     pub appear: Vec<f64>,
     /// Nodes that must be kept in each period, `[T]`.
@@ -394,6 +396,7 @@ impl Model {
             pool,
             gpus: f64::from(state.offer.gpus_per_node),
             price_usd_per_h: state.offer.price_usd_micros_per_h.usd(),
+            cost_usd_per_h: state.offer.price_usd_micros_per_h.usd() / state.usable_share,
             appear: vec![0.0; periods],
             kept: vec![0.0; periods],
             profile: Rc::clone(&self.profiles[p]),
@@ -441,7 +444,7 @@ impl Model {
             let node_h =
                 (source.launch_cost_usd / source.price_usd_per_h.max(1e-6)).max(f64::from(state.min_hold_s) / 3600.0);
             for &(k, share) in &self.pools[source.pool].serves {
-                gpu_h[k] = gpu_h[k].max(source.price_usd_per_h / source.gpus / share / state.fill.max(0.05));
+                gpu_h[k] = gpu_h[k].max(source.cost_usd_per_h / source.gpus / share / state.fill.max(0.05));
                 busy_h[k] = busy_h[k].max(node_h);
                 for (t, arrivals) in source.profile.arrivals[0].iter().enumerate() {
                     arriving[k][t] += source.launch_limit[0] * source.gpus * arrivals;

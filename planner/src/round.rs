@@ -176,7 +176,7 @@ fn whole_launches(
             wanted.push((i, launches));
         }
     }
-    let cost = |i: usize| model.sources[i].price_usd_per_h / model.sources[i].gpus;
+    let cost = |i: usize| model.sources[i].cost_usd_per_h / model.sources[i].gpus;
     wanted.sort_by(|a, b| {
         let pools = model.sources[a.0].pool.cmp(&model.sources[b.0].pool);
         pools.then(cost(a.0).total_cmp(&cost(b.0))).then(a.0.cmp(&b.0))

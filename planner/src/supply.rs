@@ -20,7 +20,7 @@ pub enum Outcome {
     },
     /// The cloud has no capacity.
     NoCapacity,
-    /// Started, and failed its health gate.
+    /// Started, and failed its health gate: there was supply. The health rates of the place count it.
     Unhealthy,
     /// Our own quota or rate limit: says nothing about supply.
     Limited,
@@ -156,8 +156,7 @@ impl Supply {
                     refused = true;
                     self.failed += 1.0;
                 }
-                Outcome::Unhealthy => self.failed += 1.0,
-                Outcome::Limited | Outcome::Blocked => {}
+                Outcome::Unhealthy | Outcome::Limited | Outcome::Blocked => {}
             }
         }
         let excess = self.leads.len().saturating_sub(LEADS_MAX);

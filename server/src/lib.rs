@@ -40,6 +40,8 @@ enum Command {
     /// Causes for which nothing is reset or ended, since many nodes failed for them together.
     #[command(subcommand)]
     Breaker(commands::client::breakers::Command),
+    /// How nodes fare at each place: faults, boots, repairs.
+    Rates(commands::client::Remote),
     /// Claims that wait or have GPUs.
     Claims(commands::client::claims::Claims),
     /// Claim GPUs, and wait for them.
@@ -110,6 +112,7 @@ pub fn main() -> ExitCode {
         Command::Nodes(args) => commands::client::fleet::nodes(&args),
         Command::Drain(args) => commands::client::fleet::drain(&args),
         Command::Breaker(command) => commands::client::breakers::run(&command),
+        Command::Rates(remote) => commands::client::rates::run(&remote),
         Command::Gpu(command) => commands::client::gpus::run(&command),
         Command::Claims(args) => commands::client::claims::list(&args),
         Command::Claim(args) => commands::client::claims::take(&args),

@@ -80,6 +80,8 @@ struct SupplyPart {
     /// `[[seconds, share], …]`.
     lead_time: Vec<(f64, f64)>,
     hazard_per_h: f64,
+    /// Share of a node's work that is had of it: hours in service times speed.
+    usable_share: f64,
     min_hold_s: u32,
 }
 
@@ -90,6 +92,7 @@ impl Default for SupplyPart {
             fill: 0.9,
             lead_time: vec![(120.0, 0.0), (300.0, 0.7), (600.0, 1.0)],
             hazard_per_h: 0.0005,
+            usable_share: 1.0,
             min_hold_s: 60,
         }
     }
@@ -104,6 +107,7 @@ struct SupplyFor {
     fill: Option<f64>,
     lead_time: Option<Vec<(f64, f64)>>,
     hazard_per_h: Option<f64>,
+    usable_share: Option<f64>,
     min_hold_s: Option<u32>,
 }
 
@@ -267,6 +271,7 @@ fn estimate(offer: &Offer, file: &PlanFile) -> anyhow::Result<Estimate> {
         supply.fill = part.fill.unwrap_or(supply.fill);
         supply.lead_time = part.lead_time.clone().unwrap_or(supply.lead_time);
         supply.hazard_per_h = part.hazard_per_h.unwrap_or(supply.hazard_per_h);
+        supply.usable_share = part.usable_share.unwrap_or(supply.usable_share);
         supply.min_hold_s = part.min_hold_s.unwrap_or(supply.min_hold_s);
     }
     Ok(Estimate {
@@ -275,6 +280,7 @@ fn estimate(offer: &Offer, file: &PlanFile) -> anyhow::Result<Estimate> {
         lead_time: LeadTime { cdf: supply.lead_time },
         hazard_per_h: supply.hazard_per_h + offer.interruption_per_h,
         min_hold_s: supply.min_hold_s,
+        usable_share: supply.usable_share,
     })
 }
 

@@ -23,6 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         supply: vec![supply; offers.len()],
         priors: vec![planner::input::LeadTime::fixed(60.0); offers.len()],
         min_hold_s: 60,
+        learns_health: true,
         notice_s: 0.0,
         rate_per_min: f64::INFINITY,
         quotas: vec![],

@@ -1,5 +1,6 @@
 //! Calls of the control plane.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,7 +83,7 @@ pub enum Work {
 }
 
 /// The desired state.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Desired {
     /// What to do.
     pub work: Work,
@@ -93,6 +94,9 @@ pub struct Desired {
     /// For a gate: how much of it.
     #[serde(default)]
     pub scope: Scope,
+    /// For a gate: what healthy hosts of its kind have been measured at.
+    #[serde(default)]
+    pub learned: BTreeMap<String, f64>,
     /// Changes with the state.
     pub version: i64,
 }

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use health::Verdict;
 use health::condition::{Change, What};
+use health::gate::Learned;
 use health::policy::{ClearRule, Effect};
 
 use crate::diagnose::Tests;
@@ -328,12 +329,13 @@ impl Daemon {
     }
 
     fn gate_of(&self) -> tasks::GateOf {
+        let learned = self.desired.as_ref().map(|d| d.learned.clone()).unwrap_or_default();
         tasks::GateOf {
             expected: self.config.expected.clone(),
             program: self.ground.program.clone(),
             host: self.ground.host.clone(),
             patience: self.ground.patience,
-            limits: self.config.limits.clone(),
+            limits: self.config.limits.clone().with_learned(Learned { medians: learned }),
             policy: self.config.policy.clone(),
             kernel_log: self.options.kernel_log.clone(),
             log_next: self.state.gate_log_next,

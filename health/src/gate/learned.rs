@@ -36,22 +36,49 @@ impl Learned {
     }
 }
 
-/// What reports of hosts of one cloud and instance type teach; only those that passed count, each host once. Nothing before
-/// [`HOSTS_MIN`] of them.
-pub fn learn<'a>(reports: impl IntoIterator<Item = &'a Report>) -> Learned {
+/// The rate of the slowest GPU of a host, by the name of the number: a host is as good as that.
+#[must_use]
+pub fn slowest(report: &Report) -> BTreeMap<String, f64> {
+    least(report.outcomes.iter().flat_map(|o| &o.numbers).map(|n| (n.name.as_str(), n.value)))
+}
+
+/// The same of a report as JSON, as a control plane keeps it; nothing where it is none.
+#[must_use]
+pub fn slowest_of_json(report: &serde_json::Value) -> BTreeMap<String, f64> {
+    let outcomes = report["outcomes"].as_array().into_iter().flatten();
+    let numbers = outcomes.flat_map(|o| o["numbers"].as_array().into_iter().flatten());
+    least(numbers.filter_map(|n| Some((n["name"].as_str()?, n["value"].as_f64()?))))
+}
+
+fn least<'a>(numbers: impl Iterator<Item = (&'a str, f64)>) -> BTreeMap<String, f64> {
+    let mut slowest: BTreeMap<String, f64> = BTreeMap::new();
+    for (name, value) in numbers.filter(|(name, value)| RATES.contains(name) && value.is_finite()) {
+        let least = slowest.entry(name.to_owned()).or_insert(value);
+        *least = least.min(value);
+    }
+    slowest
+}
+
+/// The median of each number over hosts; none of what fewer than `hosts_min` have.
+pub fn medians<'a>(
+    hosts: impl IntoIterator<Item = &'a BTreeMap<String, f64>>,
+    hosts_min: usize,
+) -> BTreeMap<String, f64> {
     let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-    for report in reports.into_iter().filter(|r| r.verdict == Verdict::Pass) {
-        for name in RATES {
-            let numbers = report.outcomes.iter().flat_map(|o| &o.numbers).filter(|n| n.name == name);
-            // A host is as good as its slowest GPU.
-            let slowest = numbers.map(|n| n.value).filter(|v| v.is_finite()).min_by(f64::total_cmp);
-            values.entry(name).or_default().extend(slowest);
-        }
+    for (name, value) in hosts.into_iter().flatten() {
+        values.entry(name).or_default().push(*value);
     }
     let median = |mut v: Vec<f64>| {
         v.sort_by(f64::total_cmp);
         v[v.len() / 2]
     };
-    let enough = values.into_iter().filter(|(_, v)| v.len() >= HOSTS_MIN);
-    Learned { medians: enough.map(|(name, v)| (name.to_owned(), median(v))).collect() }
+    let enough = values.into_iter().filter(|(_, v)| v.len() >= hosts_min.max(1));
+    enough.map(|(name, v)| (name.to_owned(), median(v))).collect()
+}
+
+/// What reports of hosts of one cloud and instance type teach; only those that passed count, each host once. Nothing before
+/// [`HOSTS_MIN`] of them.
+pub fn learn<'a>(reports: impl IntoIterator<Item = &'a Report>) -> Learned {
+    let hosts: Vec<_> = reports.into_iter().filter(|r| r.verdict == Verdict::Pass).map(slowest).collect();
+    Learned { medians: medians(&hosts, HOSTS_MIN) }
 }

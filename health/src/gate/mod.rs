@@ -18,7 +18,7 @@ pub use evidence::{
     Readings, Scope, Unseen,
 };
 pub use judge::judge;
-pub use learned::{Learned, learn};
+pub use learned::{HOSTS_MIN, Learned, learn, medians, slowest, slowest_of_json};
 pub use limits::{Limits, LimitsError, Model};
 pub use reading::Reading;
 pub use report::{Bound, Check, Mend, Number, Outcome, Report};

@@ -6,4 +6,5 @@ mod conditions;
 mod dcgm;
 mod gate;
 mod kernel;
+mod rates;
 mod weekly;

@@ -150,7 +150,7 @@ fn first_sources(input: &PlanInput, model: &Model, links: &[Links]) -> Vec<usize
         let arrived: f64 = source.profile.arrivals[0].iter().sum();
         let hours = model.horizon_h() * arrived.max(0.01);
         for &(k, share) in &model.pools[source.pool].serves {
-            let node = source.price_usd_per_h + source.launch_cost_usd / hours;
+            let node = source.cost_usd_per_h + source.launch_cost_usd / hours;
             serving[k].push((node / (source.gpus * share), i));
         }
     }

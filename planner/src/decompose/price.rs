@@ -172,7 +172,7 @@ impl Duals {
     /// Dollars that one node earns in `t`: its GPUs' value, less its price and its part of shared limits.
     fn node_profit(&self, model: &Model, links: &Links, source: &Source, value: f64, t: usize) -> f64 {
         let budget = self.budget.get(t).copied().unwrap_or(0.0);
-        let bill = source.price_usd_per_h * (model.hours[t] + budget);
+        let bill = source.cost_usd_per_h * model.hours[t] + source.price_usd_per_h * budget;
         let pays = links.commitments.iter().map(|c| self.commitment[*c][t]).fold(bill, f64::min);
         let quota: f64 = links.quotas.iter().map(|&(q, units)| units * self.quota[q][t]).sum();
         let spread: f64 = links.spreads.iter().map(|&(r, gpus)| gpus * self.spread[r][t]).sum();

@@ -24,6 +24,7 @@ impl World {
             fill: 1.0,
             lead_time: LeadTime::fixed(LEAD_S),
             hazard_per_h: 0.0,
+            usable_share: 1.0,
             min_hold_s: 0,
         };
         let node = |offer: usize| ObservedNode { offer, age_s: 9000.0, healthy: true, claims: vec![] };

@@ -40,6 +40,7 @@ pub fn offer(index: usize, zone: usize, model: &str, gpus: u32, price: f64, spot
         nodes: vec![],
         arriving_nodes: vec![],
         planned_nodes: vec![],
+        usable_share: 1.0,
         spare_s: vec![],
     }
 }

@@ -19,6 +19,7 @@ mod metrics;
 mod openapi;
 mod plans;
 mod problem;
+mod rates;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -127,6 +128,7 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(gpus::clear))
         .routes(routes!(breakers::list))
         .routes(routes!(breakers::close))
+        .routes(routes!(rates::list))
         .routes(routes!(fleet::offers))
         .routes(routes!(fleet::pools))
         .routes(routes!(plans::current))

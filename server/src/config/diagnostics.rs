@@ -14,13 +14,24 @@ pub struct Diagnostics {
     pub every_s: f64,
     /// Diagnostics that were seen to give a node back within this time are proven to, seconds.
     pub yield_max_s: f64,
+    /// Diagnostics that gave way are tried again after this time, seconds.
+    pub again_s: f64,
+    /// Diagnostics that could say nothing (a host without dcgmi, say) are tried again after this time, seconds.
+    pub unmeasured_s: f64,
     /// When, which and how many.
     pub rules: Rules,
 }
 
 impl Default for Diagnostics {
     fn default() -> Self {
-        Self { enabled: true, every_s: 15.0, yield_max_s: 45.0, rules: Rules::default() }
+        Self {
+            enabled: true,
+            every_s: 15.0,
+            yield_max_s: 45.0,
+            again_s: 600.0,
+            unmeasured_s: 6.0 * 3600.0,
+            rules: Rules::default(),
+        }
     }
 }
 
@@ -34,6 +45,8 @@ impl Diagnostics {
         let numbers = [
             ("every_s", self.every_s, 1.0, 3600.0),
             ("yield_max_s", self.yield_max_s, 1.0, 3600.0),
+            ("again_s", self.again_s, 0.0, 86_400.0),
+            ("unmeasured_s", self.unmeasured_s, 0.0, 30.0 * 86_400.0),
             ("rules.every_days", r.every_days, 0.01, 365.0),
             ("rules.jitter", r.jitter, 0.0, 0.9),
             ("rules.idle_min_s", r.idle_min_s, 0.0, 86_400.0),

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use fleet::book::{Book, Tally};
 use fleet::{Class, OfferKey};
-use planner::gather::{Estimate, ObservedNode};
+use health::rates::Brief;
+use planner::gather::{Estimate, Health, ObservedNode};
 use planner::input::{Commitment, LeadTime, Quota};
 use planner::rolling::Moment;
 use planner::scenarios::{Declared, History};
@@ -13,6 +14,7 @@ use planner::supply::{Rules, Supply};
 use providers::Hint;
 
 use super::LoopError;
+use super::fared::place_of;
 use super::learn::Learnt;
 use super::sample::{STEP_S, demand};
 use crate::api::{App, ForecastSpec};
@@ -88,7 +90,7 @@ pub async fn gather(app: &App, planning: &Planning, now_ms: i64) -> Result<Input
     let book = app.ledger.book();
     let hinted = |offer: &OfferKey| app.loops.hint(offer)?.0.fill;
     let counts = |id| app.loops.counts(id);
-    let mut inputs = of_book(&book, &learnt.supply, hinted, counts, &planning.prior, now_ms);
+    let mut inputs = of_book(&book, &learnt.supply, &learnt.health, hinted, counts, &planning.prior, now_ms);
     for (p, (offer, estimate)) in inputs.offers.iter().zip(&mut inputs.estimates).enumerate() {
         if let Some((hint, at_ms)) = app.loops.hint(&offer.key) {
             inputs.commitments.extend(commitment(p, &hint, planning.periods_s.len()));
@@ -116,6 +118,7 @@ pub async fn gather(app: &App, planning: &Planning, now_ms: i64) -> Result<Input
 fn of_book(
     book: &Book,
     learnt: &BTreeMap<OfferKey, Supply>,
+    fared: &super::fared::Health,
     hinted: impl Fn(&OfferKey) -> Option<f64>,
     counts: impl Fn(u64) -> bool,
     prior: &Prior,
@@ -148,6 +151,11 @@ fn of_book(
         });
     }
     let lead = LeadTime { cdf: prior.lead_time.clone() };
+    let health = |offer: &fleet::Offer| {
+        let Brief { faults_per_gpu_h, boot_pass, usable_share } =
+            fared.brief(&place_of(&offer.key, &offer.gpu.to_string()));
+        Health { faults_per_gpu_h, boot_pass, usable_share }
+    };
     let estimate = |offer: &fleet::Offer| {
         let fresh = || Supply::new(Rules::default(), now_s, 0.9, offer.interruption_per_h);
         let mut supply = learnt.get(&offer.key).cloned().unwrap_or_else(fresh);
@@ -161,7 +169,9 @@ fn of_book(
             lead_time: supply.lead_time(&lead),
             hazard_per_h: supply.hazard_per_h(),
             min_hold_s: prior.min_hold_s,
+            usable_share: 1.0,
         }
+        .with_health(offer.gpus_per_node, &health(offer))
     };
     let judged = |name: &String| book.tallies().get(name).copied().unwrap_or_default();
     Inputs {

@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 
 use fleet::OfferKey;
 use fleet::book::{Intent, Node};
+use health::gate::slowest_of_json;
 use planner::supply::{Outcome, Rules, Supply};
 use serde::{Deserialize, Serialize};
 
+use super::fared::Health;
 use super::observe::TAKEN_BACK;
 use super::{Context, LoopError};
-use crate::store::{Document, Page};
+use crate::clock;
+use crate::store::{Document, EventRow, EvidenceRow, Page, Store};
 
 /// All that was learnt.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -22,6 +25,9 @@ pub struct Learnt {
     pub supply: BTreeMap<OfferKey, Supply>,
     /// Launches that are not all answered, by intent.
     open: BTreeMap<u64, Batch>,
+    /// How nodes fared, by place.
+    #[serde(default)]
+    pub health: Health,
 }
 
 /// Nodes of one launch and how they ended so far.
@@ -34,19 +40,30 @@ struct Batch {
 }
 
 /// JSON has only text as keys.
-mod as_list {
-    use super::*;
-    use serde::{Deserializer, Serializer};
+pub(super) mod as_list {
+    use std::collections::BTreeMap;
 
-    pub fn serialize<S: Serializer>(map: &BTreeMap<OfferKey, Supply>, to: S) -> Result<S::Ok, S::Error> {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<K: Serialize, V: Serialize, S: Serializer>(
+        map: &BTreeMap<K, V>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         to.collect_seq(map)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<OfferKey, Supply>, D::Error> {
-        Ok(Vec::<(OfferKey, Supply)>::deserialize(from)?.into_iter().collect())
+    pub fn deserialize<'de, K, V, D>(from: D) -> Result<BTreeMap<K, V>, D::Error>
+    where
+        K: Deserialize<'de> + Ord,
+        V: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        Ok(Vec::<(K, V)>::deserialize(from)?.into_iter().collect())
     }
 }
 
+/// Document of what hosts of each kind have been measured at.
+pub const LIMITS: &str = "limits";
 /// Events that are read at once.
 const AT_ONCE: i64 = 2_000;
 /// Pages of one run; the rest is for the next.
@@ -76,10 +93,16 @@ async fn page(context: &Context, term: i64) -> Result<(usize, usize), LoopError>
     let Some(last) = events.last() else { return Ok((0, 0)) };
     let mut count = 0;
     learnt.seq = last.seq;
+    learnt.health.know(&context.app.ledger.book());
     for event in &events {
         let at_s = event.at_ms as f64 / 1000.0;
         let id = event.subject_id.unsigned_abs();
-        match (event.subject.as_str(), event.from_state.as_str(), event.to_state.as_str()) {
+        let (from, to) = (event.from_state.as_str(), event.to_state.as_str());
+        if event.subject == "node" && Health::cares(from, to) {
+            count += usize::from(to != "idle");
+            fared(store, &mut learnt, event).await?;
+        }
+        match (event.subject.as_str(), from, to) {
             ("intent", "", "pending") => {
                 if let Some(intent) = store.intent(id).await? {
                     learnt.asked(&intent, at_s);
@@ -95,8 +118,7 @@ async fn page(context: &Context, term: i64) -> Result<(usize, usize), LoopError>
                 }
             }
             ("node", "checking", "idle") => {
-                let node = store.node(id).await?;
-                if let Some(node) = node.filter(|n| learnt.waits(n)) {
+                if let Some(node) = store.node(id).await?.filter(|n| learnt.waits(n)) {
                     count += 1;
                     let lead_s = (event.at_ms - node.asked_at_ms) as f64 / 1000.0;
                     context.app.metrics.node_ready(lead_s);
@@ -115,13 +137,6 @@ async fn page(context: &Context, term: i64) -> Result<(usize, usize), LoopError>
                     learnt.of(&node.offer, at_s).observe_life(at_s, 0.0, 1);
                 }
             }
-            // A GPU broke: as much of a loss as a node that the cloud takes back. Its hours are counted when it has ended.
-            ("node", "idle" | "claimed" | "draining" | "diagnosing" | "lost", "quarantined") => {
-                if let Some(node) = store.node(id).await? {
-                    count += 1;
-                    learnt.of(&node.offer, at_s).observe_life(at_s, 0.0, 1);
-                }
-            }
             ("node", "terminating", "terminated") => learnt.lived(store.node(id).await?, event.at_ms, 0),
             ("node", "idle" | "claimed" | "draining" | "diagnosing", "terminated") => {
                 learnt.lived(store.node(id).await?, event.at_ms, 1);
@@ -129,11 +144,34 @@ async fn page(context: &Context, term: i64) -> Result<(usize, usize), LoopError>
             _ => {}
         }
     }
+    learnt.health.tell(clock::now_ms() as f64 / 1000.0);
     let read = events.len();
     let document =
         Document { kind: "learnt".into(), name: "supply".into(), version: 0, body: serde_json::to_string(&learnt)? };
     crate::store::write_document(&context.app.ledger, document, Some(term)).await?;
+    let body = serde_json::to_string(&learnt.health.limits())?;
+    let written = store.document("learnt", LIMITS).await?.is_some_and(|d| d.body == body);
+    if !written {
+        let limits = Document { kind: "learnt".into(), name: LIMITS.into(), version: 0, body };
+        crate::store::write_document(&context.app.ledger, limits, Some(term)).await?;
+    }
     Ok((read, count))
+}
+
+/// What a change of a node's state says of its place; and what its last whole gate measured.
+async fn fared(store: &Store, learnt: &mut Learnt, event: &EventRow) -> Result<(), LoopError> {
+    let Some(node) = store.node(event.subject_id.unsigned_abs()).await? else { return Ok(()) };
+    let at_s = event.at_ms as f64 / 1000.0;
+    learnt.health.hear(&node, &event.from_state, &event.to_state, at_s);
+    if event.to_state != "idle" {
+        return Ok(());
+    }
+    let rows = store.evidence(node.id, Page { after: 0, limit: 1000 }).await?;
+    let rates = |row: &EvidenceRow| Some(slowest_of_json(&row.body)).filter(|r| row.checks == "gate" && !r.is_empty());
+    if let Some(rates) = rows.iter().rev().find_map(rates) {
+        learnt.health.measured(&node, rates, at_s);
+    }
+    Ok(())
 }
 
 impl Learnt {

@@ -3,6 +3,7 @@
 
 mod act;
 mod breakers;
+mod fared;
 mod gather;
 mod lead;
 mod learn;
@@ -30,6 +31,8 @@ use crate::clock;
 use crate::config::{Diagnostics, Planning};
 
 pub use breakers::{Closed, KIND as BREAKERS, Memory as BreakerMemory, OpenBreaker};
+pub use fared::{Health, place_of};
+pub use learn::{LIMITS, Learnt};
 pub use plan::PlanRecord;
 
 /// How a loop fares.

@@ -183,7 +183,7 @@ fn decide(
         if serving.is_empty() {
             continue;
         }
-        let known: Vec<Known<'_>> = serving.iter().map(|n| Known::of(n, gpus, now_ms)).collect();
+        let known: Vec<Known<'_>> = serving.iter().map(|n| Known::of(n, gpus, rules, now_ms)).collect();
         let need = Need::of(book, nodes, arrivals, plan, now_ms);
         let limit_ms = rules.yield_max_s * 1000.0;
         let yields: Vec<f64> = serving.iter().filter_map(|n| n.yield_ms).map(|ms| ms as f64).collect();
@@ -242,7 +242,7 @@ struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    fn of(node: &'a Node, gpus: &BTreeMap<String, GpuRecord>, now_ms: i64) -> Self {
+    fn of(node: &'a Node, gpus: &BTreeMap<String, GpuRecord>, rules: &Diagnostics, now_ms: i64) -> Self {
         let names = gpu_names(node);
         let records: Vec<&GpuRecord> = names.iter().filter_map(|n| gpus.get(n)).collect();
         let known =
@@ -252,7 +252,11 @@ impl<'a> Known<'a> {
         let month_ms = 30 * 86_400_000;
         let failed = records.iter().any(|g| g.faults.last().is_some_and(|f| now_ms - f.at_ms < month_ms));
         let risk = if failed { 1.0 } else { 0.0 } + if node.repairs.is_empty() { 0.0 } else { 1.0 };
-        let not_before_ms = records.iter().map(|g| g.test_after_ms).max().unwrap_or(0);
+        let again = |g: &&GpuRecord| {
+            let wait_s = if g.gave_way { rules.again_s } else { rules.unmeasured_s };
+            if g.tried_at_ms == 0 { 0 } else { g.tried_at_ms + (wait_s * 1000.0) as i64 }
+        };
+        let not_before_ms = records.iter().map(again).max().unwrap_or(0);
         Self { node, names, history, not_before_ms, risk }
     }
 
@@ -441,7 +445,7 @@ mod tests {
         let orders = decided(&book, &gpus, 9 * 24 * HOUR_MS);
         assert_eq!((orders.due, orders.last.len()), (3, 3), "{orders:?}");
         let mut waits = gpus.clone();
-        waits.values_mut().for_each(|g| g.test_after_ms = 10 * 24 * HOUR_MS);
+        waits.values_mut().for_each(|g| (g.tried_at_ms, g.gave_way) = (9 * 24 * HOUR_MS - 1000, true));
         assert!(decided(&book, &waits, 9 * 24 * HOUR_MS).lend.is_empty(), "what gave way is not tried at once");
     }
 

@@ -219,6 +219,11 @@ pub fn explanation(explanation: &Explanation, most: usize) -> String {
             Verdict::NoSupply => "no launch is allowed at present: recent refusals".to_owned(),
             Verdict::TooSlow => "a launch would arrive after the horizon".to_owned(),
         };
+        // Worth saying where it is seen in the choice.
+        let why = match offer.usable_share {
+            share if share < 0.985 => format!("{why}; {} of a node's work is had of it", percent(share)),
+            _ => why,
+        };
         rows.add_row([
             offer.offer.to_string(),
             format!("{:.3}", offer.gpu_price_usd_micros_per_h.usd()),

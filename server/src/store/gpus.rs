@@ -28,9 +28,12 @@ pub struct GpuRecord {
     /// Faults that took its node out, the newest last.
     #[serde(default)]
     pub faults: Vec<GpuFault>,
-    /// Diagnostics are not tried again before, milliseconds since 1970.
+    /// When diagnostics were last tried and said nothing, milliseconds since 1970; 0 since they did.
     #[serde(default)]
-    pub test_after_ms: i64,
+    pub tried_at_ms: i64,
+    /// They gave way then.
+    #[serde(default)]
+    pub gave_way: bool,
     /// When a person said that it is well, milliseconds since 1970: faults before it do not count.
     #[serde(default)]
     pub cleared_at_ms: i64,
@@ -64,7 +67,7 @@ impl GpuRecord {
         }
         if self.node != node.id {
             self.history.quick = false;
-            self.test_after_ms = 0;
+            self.tried_at_ms = 0;
         }
         self.node = node.id;
         self.provider.clone_from(&node.offer.provider);

@@ -69,6 +69,8 @@ pub struct Setup {
     pub priors: Vec<LeadTime>,
     /// Shortest time that is billed, seconds.
     pub min_hold_s: u32,
+    /// Plans hear how boots and nodes have fared; otherwise they go by what is published.
+    pub learns_health: bool,
     /// Warning before a spot node is taken back, seconds.
     pub notice_s: f64,
     /// Launches a minute that each provider allows; infinite for no limit.

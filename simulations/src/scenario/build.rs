@@ -270,6 +270,7 @@ impl Prepared {
             supply,
             priors: self.supply.iter().map(|s| LeadTime { cdf: s.lead.points() }).collect(),
             min_hold_s: scenario.supply.min_hold_s,
+            learns_health: scenario.supply.learns_health,
             notice_s: scenario.supply.notice_s,
             rate_per_min: scenario.supply.launches_per_min.unwrap_or(f64::INFINITY),
             quotas: scenario.quota.iter().map(|q| q.quota(&self.offers)).collect::<Result<_, _>>()?,

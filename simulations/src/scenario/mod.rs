@@ -119,6 +119,9 @@ pub struct SupplyPart {
     /// Losses per node-hour beside the published interruptions.
     #[serde(default)]
     pub hazard_per_h: f64,
+    /// Plans hear how boots and nodes have fared; otherwise they go by what is published.
+    #[serde(default = "yes")]
+    pub learns_health: bool,
     /// Shortest time that is billed.
     #[serde(default = "minute")]
     pub min_hold_s: u32,
@@ -277,6 +280,10 @@ fn eight() -> u32 {
 
 fn many() -> usize {
     1000
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn minute() -> u32 {

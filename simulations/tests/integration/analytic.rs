@@ -46,6 +46,7 @@ pub fn plain(claims: Vec<simulations::engine::ClaimSpec>, end_s: f64, on_empty: 
         supply: vec![SimOffer::ideal()],
         priors: vec![LeadTime::fixed(60.0)],
         min_hold_s: 60,
+        learns_health: true,
         notice_s: 120.0,
         rate_per_min: f64::INFINITY,
         quotas: vec![],

@@ -3,6 +3,7 @@
 pub mod report;
 mod secrets;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +11,14 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use fleet::NodeState;
 use fleet::book::Node;
+use health::gate::Learned;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::problem::{ApiError, Code, Problem};
 use super::{App, Body};
 use crate::clock;
+use crate::loops::LIMITS;
 
 use secrets::{Host, Secret};
 pub use secrets::{agent_token, host_secret, join_secret};
@@ -122,6 +125,9 @@ pub struct Desired {
     /// For `gate`: `short` after diagnostics, on a host that passed the whole gate in this boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
+    /// For `gate`: what healthy hosts of its kind have been measured at, by number, where enough have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub learned: BTreeMap<String, f64>,
     /// Changes with the state; send it back as `known` to hear of the next change.
     pub version: i64,
 }
@@ -139,6 +145,7 @@ impl Desired {
             care: care.map(|c| c.care.name().to_owned()),
             tests: diagnosis.map(|d| d.tests.clone()),
             scope: node.is_some_and(Node::gate_is_short).then(|| "short".to_owned()),
+            learned: BTreeMap::new(),
             version: node.map_or(i64::MAX, |n| n.since_ms),
         }
     }
@@ -185,7 +192,16 @@ pub async fn desired(
     };
     // Over or not, the state is told as it is then.
     let _ = tokio::time::timeout(Duration::from_secs_f64(wait_s), waiting).await;
-    Ok(Json(now()))
+    let mut desired = now();
+    if desired.work == Work::Gate {
+        let offer = app.ledger.book().nodes().get(&id).map(|n| n.offer.clone());
+        if let (Some(offer), Some(document)) = (offer, app.store.document("learnt", LIMITS).await?) {
+            let mut limits: BTreeMap<String, Learned> = document.record()?;
+            let kind = format!("{}/{}", offer.provider, offer.instance_type);
+            desired.learned = limits.remove(&kind).unwrap_or_default().medians;
+        }
+    }
+    Ok(Json(desired))
 }
 
 fn told(app: &App, host: Host) -> Registered {

@@ -168,10 +168,6 @@ pub struct Condition {
 const NAME_MAX: usize = 80;
 /// Characters of a reason that are kept.
 const REASON_MAX: usize = 2000;
-/// Diagnostics that gave way are tried again after this time, milliseconds.
-const PREEMPTED_MS: i64 = 10 * 60_000;
-/// Diagnostics that said nothing (no dcgmi, say) are tried again after this time, milliseconds.
-const UNMEASURED_MS: i64 = 6 * 3_600_000;
 /// Conditions of one report.
 const CONDITIONS_MAX: usize = 1000;
 /// Claims on a node that is to be drained have this time, milliseconds.
@@ -270,11 +266,14 @@ async fn remember(app: &App, report: &Report, before: &Node, after: &Node) -> Re
     change_gpus(&app.ledger, gpu_names(after), move |gpu| {
         gpu.met(&node, now_ms);
         match &run {
-            Some((Some(run), _)) if verdict == Verdict::Pass => gpu.history.passed(run, now_ms),
+            Some((Some(run), _)) if verdict == Verdict::Pass => {
+                gpu.tried_at_ms = 0;
+                gpu.history.passed(run, now_ms);
+            }
             Some((_, action)) if verdict == Verdict::Fail && *action > Action::FixAndRepeat => {
                 gpu.history.failures += 1
             }
-            Some(_) => gpu.test_after_ms = now_ms + if preempted { PREEMPTED_MS } else { UNMEASURED_MS },
+            Some(_) => (gpu.tried_at_ms, gpu.gave_way) = (now_ms, preempted),
             None => {}
         }
         if quarantined {

@@ -9,6 +9,7 @@ pub mod fleet;
 pub mod forecasts;
 pub mod gpus;
 pub mod plans;
+pub mod rates;
 pub mod status;
 
 use std::path::PathBuf;

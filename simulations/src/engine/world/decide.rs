@@ -17,6 +17,9 @@ impl World<'_> {
             self.check_invariants()?;
         }
         let now_s = self.now_s();
+        if self.places.tell(now_s) {
+            self.estimates = (0..self.offers.len()).map(|p| self.estimate(p)).collect();
+        }
         for (estimate, supply) in self.estimates.iter_mut().zip(&self.supply) {
             estimate.launch_limit_nodes = supply.launch_limit_nodes(now_s);
         }

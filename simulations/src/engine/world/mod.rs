@@ -2,6 +2,7 @@
 
 mod claims;
 mod decide;
+mod health;
 mod nodes;
 
 use std::collections::VecDeque;
@@ -78,6 +79,7 @@ struct World<'a> {
     price_usd_per_s: Vec<f64>,
     offers: Vec<fleet::Offer>,
     supply: Vec<Supply>,
+    places: health::Places,
     estimates: Vec<Estimate>,
     nodes: Vec<Node>,
     alive: Vec<u32>,
@@ -166,6 +168,7 @@ impl<'a> World<'a> {
             price_usd_per_s: setup.offers.iter().map(|o| o.price_usd_micros_per_h.usd() / 3600.0).collect(),
             offers: setup.offers.clone(),
             supply: supply.collect(),
+            places: health::Places::of(&setup.offers, setup.learns_health),
             estimates: Vec::new(),
             nodes: Vec::new(),
             alive: Vec::new(),

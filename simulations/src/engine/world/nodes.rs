@@ -29,7 +29,9 @@ impl World<'_> {
             lead_time: supply.lead_time(&self.setup.priors[p]),
             hazard_per_h: supply.hazard_per_h(),
             min_hold_s: self.setup.min_hold_s,
+            usable_share: 1.0,
         }
+        .with_health(self.offers[p].gpus_per_node, &self.places.health(p))
     }
 
     fn learn(&mut self, p: usize, asked: u32, outcomes: &[Learnt]) {
@@ -144,6 +146,8 @@ impl World<'_> {
         self.node_event(id, NodeEvent::Registered)?;
         let node = &self.nodes[id as usize];
         let (passes, lead_s) = (node.passes, (self.now_ms - node.born_ms) as f64 / 1000.0);
+        let (p, now_s) = (node.offer as usize, self.now_s());
+        self.places.booted(p, passes, now_s);
         if !passes {
             self.node_event(id, NodeEvent::GateFailed)?;
             self.out.counts.boot_failures += u64::from(self.measured());
@@ -191,8 +195,13 @@ impl World<'_> {
         let node = &self.nodes[id as usize];
         let (p, hours) = (node.offer as usize, (self.now_ms - node.born_ms) as f64 / 3.6e6);
         let now_s = self.now_s();
-        self.supply[p].observe_life(now_s, hours, 1);
-        if node.state == NodeState::Booting {
+        // What the cloud takes back is supply's; what breaks is the place's.
+        let fault = self.offers[p].key.market != Market::Spot;
+        let (gpus, booting) = (node.gpus, node.state == NodeState::Booting);
+        self.supply[p].observe_life(now_s, hours, u32::from(!fault));
+        self.places.lived(p, gpus, hours, fault && !booting, now_s);
+        if booting {
+            self.places.booted(p, false, now_s);
             self.answered(id, Learnt::Unhealthy);
         }
         self.estimates[p] = self.estimate(p);
@@ -267,6 +276,8 @@ impl World<'_> {
         }
         let now_s = self.now_s();
         self.supply[p].observe_life(now_s, lived_s / 3600.0, 0);
+        let gpus = self.nodes[id as usize].gpus;
+        self.places.lived(p, gpus, lived_s / 3600.0, false, now_s);
         self.end(id)?;
         Ok(true)
     }

@@ -1,0 +1,333 @@
+//! How nodes fared, by place: boots, faults, hours in service, repairs; and the rates that plans are told of.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fleet::OfferKey;
+use fleet::book::{Book, Held, Node, cell_of};
+use health::gate::{HOSTS_MIN as LIMITS_HOSTS_MIN, Learned, medians};
+use health::rates::{self, Brief, Counts, Place, Rates, Told};
+use serde::{Deserialize, Serialize};
+
+use super::learn::as_list;
+
+/// All of it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Health {
+    /// What was counted.
+    #[serde(with = "as_list")]
+    counts: BTreeMap<Place, Counts>,
+    /// What plans are told.
+    #[serde(with = "as_list")]
+    told: BTreeMap<Place, Told>,
+    /// What hosts of a kind were measured at, by cloud and instance type, and node.
+    #[serde(with = "as_list")]
+    hosts: BTreeMap<Kind, BTreeMap<u64, BTreeMap<String, f64>>>,
+    /// Nodes that have passed their first gate or failed it: a boot is counted once.
+    booted: BTreeSet<u64>,
+    /// Nodes in service.
+    serving: BTreeMap<u64, Serving>,
+    /// Nodes that are out: since when, seconds since 1970.
+    out: BTreeMap<u64, f64>,
+    /// Common causes that are held: what fails for them is not a place's.
+    #[serde(skip)]
+    held: Held,
+    /// GPU model of each cloud's instance types.
+    #[serde(skip)]
+    gpus: BTreeMap<Kind, String>,
+}
+
+/// Cloud and instance type.
+type Kind = (String, String);
+
+/// A node in service.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Serving {
+    place: Place,
+    gpus: u32,
+    /// Since when its hours are not counted yet, seconds since 1970.
+    since_s: f64,
+}
+
+/// Hosts of a kind whose numbers are kept.
+const HOSTS_MAX: usize = 200;
+/// Hosts of a kind from which it is said how fast one is.
+const HOSTS_MIN: usize = 5;
+
+/// Where an offer is.
+#[must_use]
+pub fn place_of(offer: &OfferKey, gpu: &str) -> Place {
+    Place {
+        provider: offer.provider.clone(),
+        region: offer.region.clone(),
+        instance_type: offer.instance_type.clone(),
+        gpu: gpu.to_owned(),
+    }
+}
+
+fn kind_of(offer: &OfferKey) -> Kind {
+    (offer.provider.clone(), offer.instance_type.clone())
+}
+
+impl Health {
+    /// What is sold, and which causes are held now.
+    pub fn know(&mut self, book: &Book) {
+        self.held = book.held().clone();
+        self.gpus = book.offers().iter().map(|o| (kind_of(&o.key), o.gpu.to_string())).collect();
+    }
+
+    fn place(&self, node: &Node) -> Place {
+        place_of(&node.offer, self.gpus.get(&kind_of(&node.offer)).map_or("", String::as_str))
+    }
+
+    fn at(&mut self, node: &Node, at_s: f64) -> &mut Counts {
+        let counts = self.counts.entry(self.place(node)).or_default();
+        counts.age(at_s);
+        counts
+    }
+
+    fn is_excused(&self, node: &Node) -> bool {
+        let (cell, causes) = (cell_of(&node.offer), node.causes());
+        self.held.causes.iter().any(|(of, cause, _)| *of == cell && causes.contains(cause))
+    }
+
+    /// Whether a change of a node's state says how it fared.
+    #[must_use]
+    pub fn cares(from: &str, to: &str) -> bool {
+        (from, to) == ("checking", "idle")
+            || matches!(to, "quarantined" | "repairing" | "lost" | "terminating" | "terminated")
+    }
+
+    /// A node went from one state to another.
+    pub fn hear(&mut self, node: &Node, from: &str, to: &str, at_s: f64) {
+        match to {
+            "idle" => self.in_service(node, at_s),
+            _ if matches!(from, "booting" | "checking") && !self.booted.contains(&node.id) => {
+                self.booted.insert(node.id);
+                if !self.is_excused(node) {
+                    self.at(node, at_s).boots += 1.0;
+                }
+            }
+            "quarantined" | "repairing" => self.broke(node, at_s),
+            _ => {}
+        }
+        if !matches!(to, "idle") {
+            self.count_hours(node.id, at_s);
+            self.serving.remove(&node.id);
+        }
+        if to.starts_with("termina") {
+            self.booted.remove(&node.id);
+            if let Some(since_s) = self.out.remove(&node.id) {
+                self.out_for(node, at_s - since_s, at_s);
+            }
+        }
+    }
+
+    /// It passed its gate: the first time it has booted, later it has been repaired.
+    fn in_service(&mut self, node: &Node, at_s: f64) {
+        self.count_hours(node.id, at_s);
+        if self.booted.insert(node.id) {
+            let counts = self.at(node, at_s);
+            counts.boots += 1.0;
+            counts.passed += 1.0;
+        }
+        if let Some(since_s) = self.out.remove(&node.id) {
+            self.out_for(node, at_s - since_s, at_s);
+        }
+        let serving = Serving { place: self.place(node), gpus: node.gpus, since_s: at_s };
+        self.serving.insert(node.id, serving);
+    }
+
+    /// A fault took it out of service.
+    fn broke(&mut self, node: &Node, at_s: f64) {
+        if self.out.insert(node.id, at_s).is_none() && !self.is_excused(node) {
+            self.at(node, at_s).faults += 1.0;
+        }
+    }
+
+    fn out_for(&mut self, node: &Node, seconds: f64, at_s: f64) {
+        let counts = self.at(node, at_s);
+        counts.repaired(seconds);
+        counts.node_hours += seconds.max(0.0) / 3600.0;
+        counts.out_node_hours += seconds.max(0.0) / 3600.0;
+    }
+
+    fn count_hours(&mut self, node: u64, at_s: f64) {
+        let Some(serving) = self.serving.get_mut(&node) else { return };
+        let hours = (at_s - serving.since_s).max(0.0) / 3600.0;
+        serving.since_s = at_s.max(serving.since_s);
+        let counts = self.counts.entry(serving.place.clone()).or_default();
+        counts.age(at_s);
+        counts.gpu_hours += f64::from(serving.gpus) * hours;
+        counts.node_hours += hours;
+    }
+
+    /// What the whole gate of a host measured: the slowest GPU of each number.
+    pub fn measured(&mut self, node: &Node, rates: BTreeMap<String, f64>, at_s: f64) {
+        let hosts = self.hosts.entry(kind_of(&node.offer)).or_default();
+        hosts.insert(node.id, rates.clone());
+        while hosts.len() > HOSTS_MAX {
+            hosts.pop_first();
+        }
+        let medians = medians(hosts.values(), HOSTS_MIN);
+        let shares = rates.iter().filter_map(|(name, rate)| Some(rate / medians.get(name).filter(|m| **m > 0.0)?));
+        // It is as slow as the slowest of what it does.
+        if let Some(speed) = shares.min_by(f64::total_cmp) {
+            self.at(node, at_s).measured(speed);
+        }
+    }
+
+    /// What hosts of each kind have been measured at, where enough have: `provider/instance type`, by number.
+    #[must_use]
+    pub fn limits(&self) -> BTreeMap<String, Learned> {
+        let of_kind = |((provider, kind), hosts): (&Kind, &BTreeMap<u64, BTreeMap<String, f64>>)| {
+            let learned = Learned { medians: medians(hosts.values(), LIMITS_HOSTS_MIN) };
+            (!learned.medians.is_empty()).then(|| (format!("{provider}/{kind}"), learned))
+        };
+        self.hosts.iter().filter_map(of_kind).collect()
+    }
+
+    /// Counts the hours of nodes that serve on, and says what has changed.
+    pub fn tell(&mut self, now_s: f64) {
+        for node in self.serving.keys().copied().collect::<Vec<_>>() {
+            self.count_hours(node, now_s);
+        }
+        for (place, rates) in rates::rates(&self.counts) {
+            let told = rates::tell(self.told.get(&place), &rates, now_s);
+            self.told.insert(place, told);
+        }
+    }
+
+    /// What plans go by at a place; as its like where nobody has seen it.
+    #[must_use]
+    pub fn brief(&self, place: &Place) -> Brief {
+        match self.told.get(place) {
+            Some(told) => told.rates.brief(),
+            None => rates::brief(place, &Counts::default(), &self.counts),
+        }
+    }
+
+    /// What plans were told of each place, and what was counted there.
+    pub fn places(&self) -> impl Iterator<Item = (&Place, &Rates, &Counts)> {
+        self.told.iter().filter_map(|(place, told)| Some((place, &told.rates, self.counts.get(place)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet::Market;
+    use fleet::book::Limits;
+
+    use super::*;
+
+    fn node(id: u64) -> Node {
+        let offer = OfferKey {
+            provider: "lab".into(),
+            region: "r".into(),
+            zone: "z".into(),
+            instance_type: "h8".into(),
+            market: Market::OnDemand,
+        };
+        let mut book = Book::new(Limits::default());
+        let gpu: fleet::GpuModel = "H100-SXM".parse().expect("known");
+        book.set_offers(vec![fleet::Offer {
+            key: offer.clone(),
+            gpu,
+            gpus_per_node: 8,
+            interconnect: gpu.interconnect(),
+            price_usd_micros_per_h: fleet::UsdMicros(1),
+            price_day: None,
+            interruption_per_h: 0.0,
+        }]);
+        book.intend_launch(1, &offer, 1, 1000, 0).expect("known");
+        let made = book.nodes().values().next().expect("made").clone();
+        Node { id, ..made }
+    }
+
+    fn counts(health: &Health) -> &Counts {
+        health.counts.values().next().expect("one place")
+    }
+
+    #[test]
+    fn a_life_is_counted_once() {
+        let (mut health, node, hour_s) = (Health::default(), node(7), 3600.0);
+        let life = [
+            (1.0, "checking", "idle"),
+            (11.0, "claimed", "repairing"),
+            (11.5, "checking", "idle"),
+            (21.5, "idle", "quarantined"),
+            (22.0, "quarantined", "terminating"),
+            (22.1, "terminating", "terminated"),
+        ];
+        for (hour, from, to) in life {
+            assert!(Health::cares(from, to));
+            health.hear(&node, from, to, hour * hour_s);
+        }
+        let counted = counts(&health);
+        let near = |a: f64, b: f64| (a - b).abs() < 0.02 * b;
+        assert_eq!(
+            (counted.boots.round(), counted.passed.round(), counted.faults.round()),
+            (1.0, 1.0, 2.0),
+            "{counted:?}"
+        );
+        assert!(near(counted.gpu_hours, 160.0) && near(counted.out_node_hours, 1.0), "{counted:?}");
+        assert_eq!(counted.repairs_s, [1800.0, 1800.0]);
+        assert!(
+            health.serving.is_empty() && health.out.is_empty() && health.booted.is_empty(),
+            "nothing is left of it"
+        );
+        assert!(!Health::cares("idle", "claimed") && !Health::cares("claimed", "idle"), "claims say nothing of health");
+    }
+
+    #[test]
+    fn boots_that_fail_count_and_silence_stops_the_clock() {
+        let (mut health, hour_s) = (Health::default(), 3600.0);
+        health.hear(&node(1), "checking", "quarantined", hour_s);
+        health.hear(&node(2), "booting", "terminated", hour_s);
+        health.hear(&node(3), "checking", "idle", hour_s);
+        health.hear(&node(3), "claimed", "lost", 2.0 * hour_s);
+        health.tell(100.0 * hour_s);
+        let counted = counts(&health);
+        assert_eq!((counted.boots.round(), counted.passed.round(), counted.faults), (3.0, 1.0, 0.0));
+        assert!(counted.gpu_hours < 8.1, "not while it was silent: {counted:?}");
+        let place = place_of(&node(1).offer, "");
+        assert!(health.brief(&place).boot_pass < 0.98, "{:?}", health.brief(&place));
+    }
+
+    #[test]
+    fn faults_of_a_held_cause_are_not_the_places() {
+        let mut health = Health::default();
+        let failing = Node { cause: Some("xid:119".into()), ..node(1) };
+        health.held = Held { causes: vec![(cell_of(&failing.offer), "xid:119".into(), None)] };
+        health.hear(&failing, "checking", "idle", 1.0);
+        health.hear(&failing, "idle", "quarantined", 2.0);
+        assert_eq!(counts(&health).faults, 0.0);
+    }
+
+    #[test]
+    fn speed_is_a_share_of_the_median_and_limits_need_many_hosts() {
+        let mut health = Health::default();
+        let rates = |gbps: f64| BTreeMap::from([("read_gbps".to_owned(), gbps)]);
+        for id in 0..19 {
+            health.measured(&node(id), rates(4000.0), 1.0);
+        }
+        assert!(health.limits().is_empty(), "19 hosts are too few");
+        health.measured(&node(19), rates(2000.0), 1.0);
+        assert_eq!(health.limits()["lab/h8"].medians["read_gbps"], 4000.0);
+        let last = counts(&health).speeds.last().copied();
+        assert_eq!(last, Some(0.5));
+    }
+
+    #[test]
+    fn what_was_counted_is_written_and_read() {
+        let mut health = Health::default();
+        health.hear(&node(1), "checking", "idle", 1.0);
+        health.measured(&node(1), BTreeMap::from([("read_gbps".to_owned(), 1.0)]), 1.0);
+        health.tell(2.0);
+        let text = serde_json::to_string(&health).expect("JSON");
+        let again: Health = serde_json::from_str(&text).expect("reads");
+        assert_eq!((&again.booted, again.serving.len(), again.hosts.len()), (&health.booted, 1, 1));
+        assert!((counts(&again).gpu_hours - counts(&health).gpu_hours).abs() < 1e-12, "{text}");
+        assert_eq!(again.told.keys().collect::<Vec<_>>(), health.told.keys().collect::<Vec<_>>());
+    }
+}
