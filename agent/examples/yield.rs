@@ -111,8 +111,8 @@ async fn play(plane: std::sync::Arc<Plane>, gpus: usize) {
 fn agent(binary: &Path, folder: &Path, plane: &Plane, gpus: usize) -> Result<Ends, Failed> {
     let dcgmi = folder.join("dcgmi");
     let text = format!(
-        "#!/bin/bash\n{} check --repeats 100000000 --tensor-s 3000 >/dev/null 2>&1 & burn=$!\n\
-         trap 'kill $burn; wait $burn; exit 1' INT TERM\nwait $burn\n",
+        "#!/bin/bash\nset -m\n{} check --repeats 100000000 --tensor-s 3000 >/dev/null 2>&1 & burn=$!\n\
+         trap 'kill -TERM -- -$burn; sleep 1; kill -KILL -- -$burn; exit 1' INT TERM\nwait $burn\n",
         binary.display()
     );
     std::fs::write(&dcgmi, text)?;
@@ -150,9 +150,14 @@ async fn once(plane: &Plane) -> Result<f64, Failed> {
     for _ in 0..2 {
         let claim = plane.post("/v1/claims", None, &ask).await?;
         claims.push(claim["id"].as_str().ok_or("no claim")?.to_owned());
+        // The first one stays on the played host.
+        plane.post(&format!("/v1/claims/{}/heartbeat", claims[0]), None, &json!({})).await?;
     }
     let granted = plane.get(&format!("/v1/claims/{}?wait_s=55", claims[1])).await?;
     let at = |name: &str| granted[name].as_i64().ok_or_else(|| format!("{granted}"));
+    if granted["state"] != "granted" {
+        return Err(format!("it was not granted: {granted}").into());
+    }
     let seconds = (at("granted_at_ms")? - at("asked_at_ms")?) as f64 / 1000.0;
     for claim in claims {
         plane.post(&format!("/v1/claims/{claim}/release"), None, &json!({})).await?;

@@ -123,12 +123,7 @@ pub fn run(options: &Options, program: Program, switches: &Switches) -> anyhow::
 /// The code of a verdict.
 #[must_use]
 pub fn exit_code(verdict: Verdict) -> ExitCode {
-    ExitCode::from(match verdict {
-        Verdict::Pass => 0,
-        Verdict::Degraded => 3,
-        Verdict::Unmeasured => 4,
-        Verdict::Fail => 5,
-    })
+    ExitCode::from(verdict.exit_code())
 }
 
 /// The report for people: a block for each check, a column for each GPU, and what was found.

@@ -19,6 +19,9 @@ pub struct Episode {
     pub cell: String,
     /// What it has in common with others: `xid:79`, `driver:580.82.09`.
     pub causes: Vec<String>,
+    /// It is a repair that began, in place of a fault that takes it out.
+    #[serde(default)]
+    pub repair: bool,
 }
 
 /// A cell.
@@ -60,6 +63,9 @@ pub enum State {
     Open {
         /// Since when, milliseconds since 1970.
         since_ms: i64,
+        /// The last node on which something was tried, in vain: another is next.
+        #[serde(default)]
+        tried: Option<u64>,
     },
     /// One node is, to see whether it helps.
     HalfOpen {
@@ -67,6 +73,9 @@ pub enum State {
         since_ms: i64,
         /// Which.
         canary: u64,
+        /// When it had ended, milliseconds since 1970: another is to take its place.
+        #[serde(default)]
+        ended_ms: Option<i64>,
     },
 }
 
@@ -119,7 +128,7 @@ pub fn step(before: &Breakers, seen: &Seen<'_>, rules: &Rules, now_ms: i64) -> B
             }
             let count = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
             if is_common(count, of_cell, rules) {
-                after.insert((cell.clone(), cause.to_owned()), State::Open { since_ms: now_ms });
+                after.insert((cell.clone(), cause.to_owned()), State::Open { since_ms: now_ms, tried: None });
             }
         }
     }
@@ -159,22 +168,27 @@ fn next(state: State, cell: &str, cause: &str, seen: &Seen<'_>, rules: &Rules, n
     let mine = |e: &&Episode| e.cell == cell && e.causes.iter().any(|c| c == cause);
     let wait_ms = (rules.half_open_s * 1e3) as i64;
     match state {
-        State::Open { since_ms } if now_ms - since_ms < wait_ms => Some(state),
-        State::Open { .. } => {
-            let waits = seen.out.iter().find(|(_, c, causes)| c == cell && causes.iter().any(|c| c == cause));
+        State::Open { since_ms, .. } if now_ms - since_ms < wait_ms => Some(state),
+        State::Open { tried, .. } => {
+            let waits = |(_, c, causes): &&(u64, String, Vec<String>)| c == cell && causes.iter().any(|c| c == cause);
+            let another = seen.out.iter().filter(waits).find(|(node, _, _)| Some(*node) != tried);
             // Nobody is out for it any more: there is nothing to hold back.
-            waits.map(|(canary, _, _)| State::HalfOpen { since_ms: now_ms, canary: *canary })
+            let next = another.or_else(|| seen.out.iter().find(waits));
+            next.map(|(canary, _, _)| State::HalfOpen { since_ms: now_ms, canary: *canary, ended_ms: None })
         }
-        State::HalfOpen { since_ms, canary } => {
-            // The canary itself counts when it fails a second time; that it is repaired is no fault.
-            let again = seen.episodes.iter().filter(mine).any(|e| e.at_ms > since_ms && e.node != canary);
-            let quiet = now_ms - since_ms >= (rules.window_s * 1e3) as i64;
-            match seen.canaries.get(&canary).copied().unwrap_or(Canary::Replaced) {
-                _ if again => Some(State::Open { since_ms: now_ms }),
-                Canary::Well => None,
-                Canary::Replaced if quiet => None,
-                Canary::Out if now_ms - since_ms >= wait_ms => Some(State::Open { since_ms: now_ms }),
-                Canary::Replaced | Canary::Out => Some(state),
+        State::HalfOpen { since_ms, canary, ended_ms } => {
+            let open = Some(State::Open { since_ms: now_ms, tried: Some(canary) });
+            // That the canary is repaired is no fault; that it fails again is.
+            let again =
+                seen.episodes.iter().filter(mine).any(|e| e.at_ms > since_ms && !(e.node == canary && e.repair));
+            let quiet = |at_ms: i64| now_ms - at_ms >= (rules.window_s * 1e3) as i64;
+            match (seen.canaries.get(&canary).copied().unwrap_or(Canary::Replaced), ended_ms) {
+                _ if again => open,
+                (Canary::Well, _) => None,
+                (Canary::Replaced, Some(at_ms)) if quiet(at_ms) => None,
+                (Canary::Replaced, None) => Some(State::HalfOpen { since_ms, canary, ended_ms: Some(now_ms) }),
+                (Canary::Out, _) if now_ms - since_ms >= wait_ms => open,
+                (Canary::Replaced | Canary::Out, _) => Some(state),
             }
         }
     }

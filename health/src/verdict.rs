@@ -34,6 +34,17 @@ impl Verdict {
         }
     }
 
+    /// The exit code of commands that say it; 1 and 2 are errors of the command itself.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Pass => 0,
+            Self::Degraded => 3,
+            Self::Unmeasured => 4,
+            Self::Fail => 5,
+        }
+    }
+
     /// All verdicts together. Of nothing at all, nothing was measured.
     #[must_use]
     pub fn of_all(verdicts: impl IntoIterator<Item = Self>) -> Self {

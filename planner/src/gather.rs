@@ -47,15 +47,19 @@ pub struct Estimate {
     pub min_hold_s: u32,
     /// Share of a node's work that is had of it.
     pub usable_share: f64,
+    /// Faults of a node in an hour, among the losses: they cut its claims without a word before.
+    pub faults_per_h: f64,
 }
 
 impl Estimate {
     /// With what the health of its nodes adds: launches that fail their gate, and nodes that are lost to faults.
     #[must_use]
     pub fn with_health(self, gpus_per_node: u32, health: &Health) -> Self {
+        let faults_per_h = f64::from(gpus_per_node) * health.faults_per_gpu_h.max(0.0);
         Self {
             fill: self.fill * health.boot_pass.clamp(0.0, 1.0),
-            hazard_per_h: self.hazard_per_h + f64::from(gpus_per_node) * health.faults_per_gpu_h.max(0.0),
+            hazard_per_h: self.hazard_per_h + faults_per_h,
+            faults_per_h,
             usable_share: health.usable_share.clamp(0.01, 1.0),
             ..self
         }
@@ -87,6 +91,17 @@ pub struct Observed<'a> {
     pub policy: &'a Policy,
     /// The plan before, and the seconds since it was made.
     pub parent: Option<(&'a Plan, f64)>,
+}
+
+/// What the claims that a node's faults cut are worth, an hour: of a full node, at the price of a miss of the dearest class.
+fn fault_cost(classes: &[Class], offer: &Offer, faults_per_h: f64) -> UsdMicros {
+    let served = classes.iter().filter(|k| fleet::admission::admits_node(offer, k).is_ok());
+    let full = |k: &Class| {
+        let claims = f64::from(offer.gpus_per_node) / f64::from(k.gpus_per_claim.max(1));
+        claims.max(1.0) * k.miss_cost_usd_micros.usd()
+    };
+    let usd = faults_per_h * served.map(full).fold(0.0, f64::max);
+    UsdMicros::from_usd(usd).unwrap_or(UsdMicros::ZERO)
 }
 
 /// Offer, claims on each node, inside the minimum billing time.
@@ -147,6 +162,7 @@ pub fn plan_input(seen: &Observed, mut scenarios: Vec<Scenario>) -> PlanInput {
             lead_time: estimate.lead_time.clone(),
             hazard_per_h: estimate.hazard_per_h,
             usable_share: estimate.usable_share,
+            fault_cost_usd_micros_per_h: fault_cost(seen.classes, offer, estimate.faults_per_h),
             launch_cost_usd_micros: UsdMicros::from_usd(boot_usd).unwrap_or(UsdMicros::ZERO),
             min_hold_s: estimate.min_hold_s,
             nodes: std::mem::take(&mut nodes[p]),

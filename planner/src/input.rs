@@ -44,6 +44,9 @@ pub struct OfferState {
     /// price; what it is worth is less, so that an offer of half the share must be half as dear.
     #[serde(default = "whole")]
     pub usable_share: f64,
+    /// What the claims that its faults cut are worth, for each node-hour. Not money that is paid.
+    #[serde(default)]
+    pub fault_cost_usd_micros_per_h: UsdMicros,
     /// What a launch costs beside the node-hours after it is healthy: boot and checks.
     pub launch_cost_usd_micros: UsdMicros,
     /// A node is billed at least this long after its launch, so it is not released earlier.

@@ -110,6 +110,7 @@ fn offer(rng: &mut Rng) -> OfferState {
         arriving_nodes: vec![],
         planned_nodes: vec![],
         usable_share: 1.0,
+        fault_cost_usd_micros_per_h: UsdMicros::ZERO,
         spare_s: vec![],
     }
 }

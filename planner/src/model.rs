@@ -34,7 +34,7 @@ pub struct Source {
     pub gpus: f64,
     /// Dollars for a node-hour.
     pub price_usd_per_h: f64,
-    /// Dollars for a node-hour of full work: what is weighed, not what is paid.
+    /// Dollars for a node-hour of full work, and for the claims that faults cut in it: what is weighed, not what is paid.
     pub cost_usd_per_h: f64,
     /// Nodes that appear at the start of each period from what exists already, `[T]`.
     pub appear: Vec<f64>,
@@ -396,7 +396,8 @@ impl Model {
             pool,
             gpus: f64::from(state.offer.gpus_per_node),
             price_usd_per_h: state.offer.price_usd_micros_per_h.usd(),
-            cost_usd_per_h: state.offer.price_usd_micros_per_h.usd() / state.usable_share,
+            cost_usd_per_h: state.offer.price_usd_micros_per_h.usd() / state.usable_share
+                + state.fault_cost_usd_micros_per_h.usd(),
             appear: vec![0.0; periods],
             kept: vec![0.0; periods],
             profile: Rc::clone(&self.profiles[p]),

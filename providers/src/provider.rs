@@ -211,6 +211,11 @@ pub trait Provider: Send + Sync + fmt::Debug {
     /// Instances that the cloud will take back.
     async fn notices(&self) -> Result<Vec<Notice>, ProviderError>;
 
+    /// Tells the cloud that an instance is broken, and how, where its API takes that. Returns whether it does.
+    async fn report_fault(&self, _instance: &str, _what: &str) -> Result<bool, ProviderError> {
+        Ok(false)
+    }
+
     /// Stops an instance, to start it again later, where the cloud can.
     async fn stop(&self, instance: &str) -> Result<(), ProviderError> {
         Err(ProviderError::new(ErrorKind::Configuration, format!("{} cannot stop {instance}", self.name())))

@@ -281,6 +281,7 @@ fn estimate(offer: &Offer, file: &PlanFile) -> anyhow::Result<Estimate> {
         hazard_per_h: supply.hazard_per_h + offer.interruption_per_h,
         min_hold_s: supply.min_hold_s,
         usable_share: supply.usable_share,
+        faults_per_h: 0.0,
     })
 }
 

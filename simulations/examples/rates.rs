@@ -106,7 +106,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     {
         for learns in [false, true] {
             let mut all = [0.0; 5];
-            let seeds = [1, 2, 3];
+            let seeds = [1, 2, 3, 4, 5, 6];
             for seed in seeds {
                 let outcome = play(&setup(boot_failure, hazard_per_h, learns, seed)?)?;
                 let money = &outcome.money;

@@ -78,6 +78,7 @@ impl Config {
         if instance.is_empty() || !instance.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
             bail!("'{instance}' is no name of an instance");
         }
+        let join = Join { image: join.image.filter(|i| !i.is_empty()), ..join };
         let policy = rules::policy(join.policy.as_deref())?;
         let limits = rules::limits(join.limits.as_deref())?;
         let expected = Expected { gpus: join.gpus, pci_device: join.pci_device.clone(), driver: join.driver.clone() };

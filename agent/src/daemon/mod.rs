@@ -31,7 +31,7 @@ use client::{Client, Desired, Work};
 use config::Config;
 use link::{Link, Sent, Subject};
 use repair::Tools;
-use state::{State, Store, Unreported};
+use state::{State, Store, Undiagnosed, Unreported};
 use tasks::{Done, Task};
 use watch::{Watcher, observe};
 
@@ -294,11 +294,16 @@ impl Daemon {
             return;
         };
         self.acted_on = Some(desired.version);
+        if self.state.unreported.as_ref().is_some_and(|g| g.version.is_some_and(|v| v != desired.version)) {
+            // Something else is wanted by now: it is no answer to that.
+            self.state.unreported = None;
+        }
+        let told = self.state.undiagnosed.as_ref().is_some_and(|d| d.version == Some(desired.version));
         let task = match (desired.work, desired.care.as_deref()) {
             // It is done, and about to be told.
             (Work::Gate | Work::Repair, _) if self.state.unreported.is_some() => return,
             (Work::Repair, _) if self.state.repair_begun == Some(desired.version) => return,
-            (Work::Diagnose, _) if self.state.undiagnosed.is_some() => return,
+            (Work::Diagnose, _) if told => return,
             (Work::Gate, _) => Task::Gate(desired.scope),
             (Work::Diagnose, _) => self.diagnosis(&desired),
             (Work::Repair, Some("reboot")) => Task::Reboot,
@@ -373,6 +378,7 @@ impl Daemon {
             self.state.gate_log_next = next;
         }
         if let Some(diagnosis) = done.diagnosis {
+            let diagnosis = Undiagnosed { version: self.acted_on, ..diagnosis };
             tracing::info!(
                 tests = diagnosis.tests,
                 verdict = diagnosis.verdict.name(),
@@ -403,6 +409,7 @@ impl Daemon {
             reason: gate.reason,
             at_ms: now_ms(),
             seq: None,
+            version: self.acted_on,
             serials: gate.serials,
             driver: gate.driver,
             image: self.config.join.image.clone(),

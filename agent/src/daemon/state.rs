@@ -26,6 +26,9 @@ pub struct Unreported {
     pub at_ms: i64,
     /// Number of the report, once it was sent: sent again, it counts once.
     pub seq: Option<u64>,
+    /// The version of the desired state that asked for it: what another asked for is not its answer.
+    #[serde(default)]
+    pub version: Option<i64>,
     /// Serial numbers of the GPUs, where all tell theirs.
     #[serde(default)]
     pub serials: Vec<String>,
@@ -55,6 +58,9 @@ pub struct Undiagnosed {
     pub error: Option<i64>,
     /// Seconds from the wish to stop them to their end, where there was one.
     pub yield_s: Option<f64>,
+    /// The version of the desired state that asked for it.
+    #[serde(default)]
+    pub version: Option<i64>,
     /// Serial numbers of the GPUs, where all tell theirs.
     pub serials: Vec<String>,
     /// Number of the report, once it was sent.

@@ -288,6 +288,7 @@ fn diagnose(of: &GateOf, with: &DiagnoseWith) -> Undiagnosed {
         reason: String::new(),
         error: None,
         yield_s: None,
+        version: None,
         serials,
         seq: None,
         evidence: serde_json::Value::Null,
@@ -296,21 +297,21 @@ fn diagnose(of: &GateOf, with: &DiagnoseWith) -> Undiagnosed {
         said.reason = "the driver sees no GPU".into();
         return said;
     }
-    let again = |done: &Diagnosed| done.judgement.action == Action::Repeat && !with.stop.load(Ordering::Relaxed);
-    let done = match diagnosis.run(&with.stop) {
-        Ok(done) if again(&done) => diagnosis.run(&with.stop),
-        done => done,
-    };
-    let done = match done {
+    let first = match diagnosis.run(&with.stop) {
         Ok(done) => done,
         Err(error) => {
             said.reason = format!("{error:#}");
             return said;
         }
     };
-    keep(&of.evidence, "diagnosis", &serde_json::json!({ "judgement": done.judgement, "document": done.document }));
+    let asks = |done: &Diagnosed| done.judgement.action == Action::Repeat;
+    let second = if asks(&first) && !with.stop.load(Ordering::Relaxed) { diagnosis.run(&with.stop).ok() } else { None };
+    // A second run that was stopped, or says nothing, does not take back what the first one found.
+    let second = second.filter(|done| done.judgement.verdict != Verdict::Unmeasured);
     // A second time it is not by chance.
-    let repeated = done.judgement.action == Action::Repeat && !with.stop.load(Ordering::Relaxed);
+    let repeated = second.as_ref().is_some_and(asks);
+    let done = second.unwrap_or(first);
+    keep(&of.evidence, "diagnosis", &serde_json::json!({ "judgement": done.judgement, "document": done.document }));
     said.action = if repeated { Action::Quarantine } else { done.judgement.action };
     said.verdict = done.judgement.verdict;
     said.reason = done.judgement.to_string().lines().skip(1).map(str::trim).collect::<Vec<_>>().join("; ");

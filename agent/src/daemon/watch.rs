@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use health::condition::{Change, Event, What};
-use health::gate::{Limits, Look, Reading, Unseen};
+use health::gate::{HARDWARE_SLOWDOWN, Limits, Look, Reading, Unseen};
 use health::kernel_log::{PciAddress, Record};
 use health::policy::{Cause, Policy};
 
@@ -20,8 +20,6 @@ use crate::worker::Worker;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Looks in a row that the hardware must hold clocks down in.
 const THERMAL_LOOKS: u32 = 2;
-/// Bits of the throttle reasons that the hardware sets: slowdown, thermal slowdown, power brake.
-const HARDWARE_SLOWDOWN: i64 = 0x8 | 0x40 | 0x80;
 
 /// Watches one host.
 #[derive(Debug)]
@@ -167,7 +165,8 @@ impl Watcher {
                 (Cause::SramThreshold, Reading::SramThreshold),
             ];
             let raised: Vec<_> = flags.into_iter().filter(|(_, r)| value(*r).is_some_and(|v| v != 0)).collect();
-            let slow = value(Reading::ThrottleReasons).is_some_and(|bits| bits & HARDWARE_SLOWDOWN != 0);
+            let slow = value(Reading::ThrottleReasons)
+                .is_some_and(|bits| HARDWARE_SLOWDOWN.iter().any(|(bit, _)| bits & bit != 0));
             causes.extend(raised.into_iter().map(|(cause, r)| (cause, Some(*gpu), r.name().to_owned())));
             if action != 0 {
                 let cause = Cause::Driver(u32::try_from(action).unwrap_or(u32::MAX));

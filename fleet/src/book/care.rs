@@ -191,7 +191,7 @@ impl Book {
             // The end of the last claim starts it.
             return Ok(());
         }
-        if pending.care > Care::Recheck && !self.may_repair(id) {
+        if pending.care > Care::Recheck && !self.may_repair(id, now_ms) {
             // It takes no claims meanwhile, and is asked after each second.
             return Ok(());
         }

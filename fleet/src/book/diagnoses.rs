@@ -64,6 +64,17 @@ impl Book {
         Ok(true)
     }
 
+    /// The whole gate follows diagnostics that left a doubt, and not the short one.
+    pub fn check_whole(&mut self, id: u64, reason: &str, now_ms: i64) {
+        let Some(node) = self.nodes.get_mut(&id).filter(|n| n.gate_is_short()) else { return };
+        node.diagnosis = None;
+        reason.clone_into(&mut node.reason);
+        // Its agent may be at the short one: another state is desired.
+        node.since_ms = now_ms.max(node.since_ms + 1);
+        self.changes.nodes.insert(id);
+        self.on_shelf(id);
+    }
+
     /// Calls back as many nodes as the waiting claims of a class need, besides those that come back already.
     pub(super) fn call_back_for(&mut self, class: &str, now_ms: i64) {
         if self.lent.is_empty() {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::node::NodeState;
 use crate::offer::OfferKey;
 
-use super::{Book, Node};
+use super::{Book, IntentAction, Node};
 
 /// Causes that are held: nothing is reset or ended for them, but for one canary each.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +45,9 @@ impl Node {
     pub fn causes(&self) -> Vec<String> {
         let driver = self.driver.as_ref().map(|d| format!("driver:{d}"));
         let image = self.image.as_ref().map(|i| format!("image:{i}"));
-        self.cause.clone().into_iter().chain(driver).chain(image).collect()
+        // What it waits for now outweighs what it had before; a gate says which check it was.
+        let waits = self.care.as_ref().map(|c| c.cause.clone()).filter(|c| c != "gate");
+        waits.or_else(|| self.cause.clone()).into_iter().chain(driver).chain(image).collect()
     }
 }
 
@@ -53,9 +55,11 @@ impl Book {
     /// What a host says of itself.
     pub fn identify(&mut self, id: u64, identity: &Identity) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
-        let now = (&node.serials, &node.driver, &node.image);
-        if now != (&identity.serials, &identity.driver, &identity.image) {
-            let Identity { serials, driver, image } = identity.clone();
+        let Identity { serials, driver, image } = identity.clone();
+        // A host on which a GPU is lost does not tell who the others are: it is as it was.
+        let serials = if serials.is_empty() { node.serials.clone() } else { serials };
+        let (driver, image) = (driver.or_else(|| node.driver.clone()), image.or_else(|| node.image.clone()));
+        if (&serials, &driver, &image) != (&node.serials, &node.driver, &node.image) {
             (node.serials, node.driver, node.image) = (serials, driver, image);
             self.changes.nodes.insert(id);
         }
@@ -83,7 +87,8 @@ impl Book {
     /// The cause for which nothing is done to a node; none where it may be.
     #[must_use]
     pub fn held_for(&self, node: &Node) -> Option<&str> {
-        if self.held.causes.is_empty() {
+        // What is well has nothing to be held for, whatever it had before.
+        if self.held.causes.is_empty() || node.takes_claims() {
             return None;
         }
         let (cell, causes) = (cell_of(&node.offer), node.causes());
@@ -95,7 +100,7 @@ impl Book {
 
     /// Whether a node may be repaired now: its cause is not held, and few enough of its cell are being repaired.
     #[must_use]
-    pub fn may_repair(&self, id: u64) -> bool {
+    pub fn may_repair(&self, id: u64, now_ms: i64) -> bool {
         let Some(node) = self.nodes.get(&id) else { return false };
         if self.held_for(node).is_some() {
             return false;
@@ -104,7 +109,9 @@ impl Book {
         let (mut all, mut repairing) = (0_u32, 0_u32);
         for other in self.nodes.values().filter(|n| cell_of(&n.offer) == cell) {
             all += 1;
-            repairing += u32::from(other.state == NodeState::Repairing);
+            // One that does not come back is no longer being repaired.
+            let late = now_ms - other.since_ms > self.limits.boot_max_ms;
+            repairing += u32::from(other.state == NodeState::Repairing && !late);
         }
         f64::from(repairing) < (REPAIRS_SHARE * f64::from(all)).max(1.0)
     }
@@ -115,20 +122,32 @@ impl Book {
         for node in self.nodes.values() {
             *all.entry(cell_of(&node.offer)).or_default() += 1;
         }
+        // Asked for already, and not carried out.
+        let mut asked: BTreeMap<String, usize> = BTreeMap::new();
+        for intent in self.intents.values().filter(|i| i.state.is_open()) {
+            let IntentAction::Terminate { node } = intent.action else { continue };
+            let planned = [NodeState::Draining, NodeState::Terminating, NodeState::Booting];
+            if let Some(node) = self.nodes.get(&node).filter(|n| !planned.contains(&n.state)) {
+                *asked.entry(cell_of(&node.offer)).or_default() += 1;
+            }
+        }
         let left = |(cell, nodes): (String, usize)| {
             // Those that have ended were of the cell too.
             let ended = ended.get(&cell).copied().unwrap_or(0);
             let most = ((ENDS_SHARE_PER_H * (nodes + ended) as f64) as usize).max(ENDS_MIN);
-            (cell, most.saturating_sub(ended))
+            let asked = asked.get(&cell).copied().unwrap_or(0);
+            (cell, most.saturating_sub(ended + asked))
         };
         all.into_iter().map(left).collect()
     }
 
-    /// Nodes that are out of service for a fault, the longest first.
+    /// Nodes that are out of service for a fault and could be mended or ended now, the longest first.
     #[must_use]
     pub fn out_for_faults(&self) -> Vec<&Node> {
-        let waits =
-            |n: &&Node| n.state == NodeState::Quarantined || (n.care.is_some() && n.state != NodeState::Repairing);
+        let waits = |n: &&Node| {
+            let empty = n.free.count() == n.gpus;
+            n.state == NodeState::Quarantined || (n.care.is_some() && n.state.in_service() && empty)
+        };
         let mut out: Vec<&Node> = self.nodes.values().filter(waits).collect();
         out.sort_by_key(|n| (n.since_ms, n.id));
         out

@@ -355,7 +355,9 @@ impl Book {
             if planned {
                 return true;
             }
-            if waits_for_care || self.held_for(n).is_some() {
+            // A repair that does not end is no use to any canary.
+            let hangs = n.state == NodeState::Repairing;
+            if waits_for_care || (!hangs && self.held_for(n).is_some()) {
                 return false;
             }
             let room = left.entry(cell_of(&n.offer)).or_default();

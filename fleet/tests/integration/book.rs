@@ -82,7 +82,7 @@ proptest! {
             }
             let idle_without_proof = book.nodes().values().any(|n| n.state == NodeState::Idle && n.proof_at_ms.is_none());
             prop_assert!(!idle_without_proof, "HLT-1");
-            let held = |n: &fleet::book::Node| n.care.as_ref().is_some_and(|c| c.care > Care::Recheck) && !book.may_repair(n.id);
+            let held = |n: &fleet::book::Node| n.care.as_ref().is_some_and(|c| c.care > Care::Recheck) && !book.may_repair(n.id, now_ms);
             let careless = |n: &fleet::book::Node| n.care.is_some() && n.state == NodeState::Idle && !held(n);
             // One that waits for its turn is asked after each second.
             let ticked = kind >= 24;

@@ -86,3 +86,16 @@ fn a_node_in_diagnostics_can_be_given_back_and_a_due_one_is_taken_last() {
     book.take_last(&BTreeSet::new());
     assert!(!book.nodes()[&nodes[1]].claimed_last && book.free_gpus(0) == 8);
 }
+
+/// Diagnostics that left a doubt are followed by the whole gate, and its agent hears of it though the state is the same.
+#[test]
+fn a_doubt_asks_for_the_whole_gate() {
+    let (mut book, nodes) = lent(1);
+    book.call_back(nodes[0], "claims wait", 2000).expect("lent");
+    assert!(book.nodes()[&nodes[0]].gate_is_short());
+    book.check_whole(nodes[0], "memory failed once", 2000);
+    let node = &book.nodes()[&nodes[0]];
+    assert_eq!((node.state, node.gate_is_short(), node.since_ms), (NodeState::Checking, false, 2001));
+    book.check_whole(nodes[0], "again", 3000);
+    assert_eq!(book.nodes()[&nodes[0]].since_ms, 2001, "once");
+}

@@ -42,7 +42,8 @@ fn a_held_cause_resets_and_ends_nothing_but_its_canary() {
     let mut book = book();
     let nodes = idle_nodes(&mut book, 0, 4, 0);
     book.set_held(held(&book, "xid:119", None));
-    nodes.iter().take(2).for_each(|id| book.blame(*id, "xid:119"));
+    book.blame(nodes[1], "xid:119");
+    book.blame(nodes[0], "xid:63");
     reset(&mut book, nodes[0], 1000);
     assert_eq!((book.nodes()[&nodes[0]].state, book.free_gpus(0)), (NodeState::Idle, 24), "out, and not touched");
     book.fault(nodes[1], "xid:119: x", 1000).expect("idle");
@@ -64,6 +65,8 @@ fn a_driver_in_common_is_a_cause() {
     let driver = Some("580.1".to_owned());
     book.identify(node, &Identity { driver, image: Some("img-7".into()), ..Identity::default() });
     book.blame(node, "gate:memory");
+    assert_eq!(book.held_for(&book.nodes()[&node]), None, "what is well is held for nothing");
+    book.fault(node, "a check failed", 1).expect("idle");
     assert_eq!(book.nodes()[&node].causes(), ["gate:memory", "driver:580.1", "image:img-7"]);
     for cause in ["driver:580.1", "image:img-7"] {
         book.set_held(held(&book, cause, None));
@@ -99,4 +102,61 @@ fn a_gate_waits_for_its_reset() {
     book.set_held(Held::default());
     book.tick_nodes(4);
     assert_eq!(book.nodes()[&node].state, NodeState::Repairing);
+}
+
+/// A host that does not come back from its reboot does not keep the others from theirs, breaker or not.
+#[test]
+fn a_repair_that_hangs_gives_its_place_free() {
+    let mut book = book();
+    let nodes = idle_nodes(&mut book, 0, 3, 0);
+    reset(&mut book, nodes[0], 1000);
+    reset(&mut book, nodes[1], 1000);
+    let late_ms = 1000 + book.limits().boot_max_ms + 1;
+    book.heard(nodes[1], "boot-1", Some(true), late_ms).expect("same boot");
+    book.set_held(held(&book, "xid:119", Some(nodes[1])));
+    book.tick_nodes(late_ms);
+    assert_eq!(book.nodes()[&nodes[1]].state, NodeState::Repairing, "the canary has its turn");
+    assert_eq!(book.clean_up(9, &BTreeMap::new(), late_ms), 1, "and the other is ended");
+    let ends = book.intents().values().filter_map(|i| match i.action {
+        fleet::book::IntentAction::Terminate { node } => Some(node),
+        fleet::book::IntentAction::Launch { .. } => None,
+    });
+    assert_eq!(ends.collect::<Vec<_>>(), [nodes[0]]);
+}
+
+/// What is asked to end and has not yet is not asked for twice as much.
+#[test]
+fn ends_that_wait_count() {
+    let mut book = book();
+    let nodes = idle_nodes(&mut book, 0, 20, 0);
+    for id in &nodes[..10] {
+        book.fault(*id, "a fault", 1000).expect("idle");
+    }
+    assert_eq!(book.clean_up(99, &BTreeMap::new(), 2000), 2);
+    assert_eq!(book.clean_up(99, &BTreeMap::new(), 3000), 0, "the first two were not ended yet");
+}
+
+/// Only what can be mended now is looked at for a canary.
+#[test]
+fn a_claimed_node_is_no_canary() {
+    let mut book = book();
+    let nodes = idle_nodes(&mut book, 0, 1, 0);
+    book.claim(crate::fleets::ask("small", fleet::OnEmpty::Fail), 10).expect("free");
+    let need = Pending { care: Care::Reset, cause: "xid:63".into(), claims_until_ms: None };
+    book.needs(nodes[0], "boot-1", Some(need), 20).expect("known");
+    assert!(book.out_for_faults().is_empty());
+    let other = idle_nodes(&mut book, 0, 1, 30)[0];
+    book.fault(other, "a fault", 40).expect("idle");
+    assert_eq!(book.out_for_faults().iter().map(|n| n.id).collect::<Vec<_>>(), [other]);
+}
+
+/// A host that cannot tell who its GPUs are is still the host that it was.
+#[test]
+fn a_name_that_is_not_told_is_kept() {
+    let mut book = book();
+    let node = idle_nodes(&mut book, 0, 1, 0)[0];
+    let told = Identity { serials: vec!["a".into(), "b".into()], driver: Some("580.1".into()), image: None };
+    book.identify(node, &told);
+    book.identify(node, &Identity::default());
+    assert_eq!((book.nodes()[&node].serials.len(), book.nodes()[&node].driver.as_deref()), (2, Some("580.1")));
 }

@@ -22,3 +22,4 @@ pub use learned::{HOSTS_MIN, Learned, learn, medians, slowest, slowest_of_json};
 pub use limits::{Limits, LimitsError, Model};
 pub use reading::Reading;
 pub use report::{Bound, Check, Mend, Number, Outcome, Report};
+pub use state::HARDWARE_SLOWDOWN;

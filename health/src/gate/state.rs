@@ -10,7 +10,7 @@ use crate::policy::{Cause, Effect, Policy};
 use crate::verdict::Verdict;
 
 /// Bits of [`Reading::ThrottleReasons`] that the hardware sets to save itself (`nvmlClocksEventReason…`).
-const HARDWARE_SLOWDOWN: [(i64, &str); 3] =
+pub const HARDWARE_SLOWDOWN: [(i64, &str); 3] =
     [(0x8, "a slowdown"), (0x40, "a thermal slowdown"), (0x80, "a power brake")];
 
 impl Judged<'_> {

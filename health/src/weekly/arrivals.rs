@@ -34,8 +34,8 @@ impl Arrivals {
         let hour = &mut self.hours[hour_of(at_ms)];
         *hour.entry(came).or_default() += 1;
         if hour.values().sum::<u32>() > WINDOWS_MAX {
-            // What was seen once only, and is the most, stays: it is what the reserve is for.
-            hour.values_mut().for_each(|n| *n = n.div_ceil(2));
+            hour.values_mut().for_each(|n| *n /= 2);
+            hour.retain(|_, n| *n > 0);
         }
     }
 
@@ -81,6 +81,8 @@ mod tests {
         (0..200).for_each(|_| arrivals.saw(0, 50));
         (0..900).for_each(|_| arrivals.saw(0, 2));
         assert_eq!(arrivals.hot_reserve(0), 50);
+        // Many values of a busy month, each seen once or twice.
+        (100..250).for_each(|came| arrivals.saw(0, came));
         (0..20_000).for_each(|_| arrivals.saw(0, 2));
         assert_eq!(arrivals.hot_reserve(0), 2, "weeks later");
     }

@@ -12,6 +12,7 @@ fn episode(at_min: i64, node: u64, causes: &[&str]) -> Episode {
         node,
         cell: "lab/r/h8".into(),
         causes: causes.iter().map(|c| (*c).into()).collect(),
+        repair: false,
     }
 }
 
@@ -58,21 +59,34 @@ fn a_canary_closes_it_and_another_fault_opens_it_again() {
     let open = look(&Breakers::new(), &episodes, 40, None, 5);
     assert_eq!(look(&open, &episodes, 40, None, 34), open, "half an hour is waited");
     let half = look(&open, &episodes, 40, None, 35);
-    assert_eq!(half[&key("xid:119")], State::HalfOpen { since_ms: 35 * MIN_MS, canary: 1 });
+    let tries = |canary: u64, at_min: i64| State::HalfOpen { since_ms: at_min * MIN_MS, canary, ended_ms: None };
+    assert_eq!(half[&key("xid:119")], tries(1, 35));
     assert!(look(&half, &episodes, 40, Some((1, Canary::Well)), 40).is_empty(), "it helped");
     assert_eq!(look(&half, &episodes, 40, Some((1, Canary::Out)), 40), half, "not yet known");
     let again = look(&half, &episodes, 40, Some((1, Canary::Out)), 66);
-    assert_eq!(again[&key("xid:119")], State::Open { since_ms: 66 * MIN_MS }, "it did not help");
-    assert_eq!(look(&half, &episodes, 40, None, 40), half, "replaced: whether the new one is well shows with time");
-    assert!(look(&half, &episodes, 40, None, 51).is_empty());
+    assert_eq!(again[&key("xid:119")], State::Open { since_ms: 66 * MIN_MS, tried: Some(1) }, "it did not help");
+    assert_eq!(look(&again, &episodes, 40, None, 96)[&key("xid:119")], tries(2, 96), "another is next");
+    let ended = look(&half, &episodes, 40, None, 50);
+    assert_eq!(look(&ended, &episodes, 40, None, 64), ended, "replaced: whether the new one is well shows with time");
+    assert!(look(&ended, &episodes, 40, None, 65).is_empty());
+    episodes.push(Episode { repair: true, ..episode(36, 1, &["xid:119"]) });
+    assert_eq!(look(&half, &episodes, 40, Some((1, Canary::Out)), 37), half, "that it is repaired is no fault");
+    episodes.push(episode(38, 1, &["xid:119"]));
+    let failed = look(&half, &episodes, 40, Some((1, Canary::Out)), 39);
+    assert_eq!(
+        failed[&key("xid:119")],
+        State::Open { since_ms: 39 * MIN_MS, tried: Some(1) },
+        "that it fails again is"
+    );
+    episodes.truncate(3);
     episodes.push(episode(41, 9, &["xid:119"]));
     let worse = look(&half, &episodes, 40, Some((1, Canary::Well)), 42);
-    assert_eq!(worse[&key("xid:119")], State::Open { since_ms: 42 * MIN_MS }, "it goes on elsewhere");
+    assert_eq!(worse[&key("xid:119")], State::Open { since_ms: 42 * MIN_MS, tried: Some(1) }, "it goes on elsewhere");
 }
 
 #[test]
 fn without_anybody_out_there_is_nothing_to_hold_back() {
-    let open = Breakers::from([(key("xid:119"), State::Open { since_ms: 0 })]);
+    let open = Breakers::from([(key("xid:119"), State::Open { since_ms: 0, tried: None })]);
     assert!(look(&open, &[], 40, None, 31).is_empty());
 }
 

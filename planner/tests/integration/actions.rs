@@ -115,3 +115,30 @@ fn nothing_is_launched_only_because_others_are_late() {
     let (_, launched, _) = made(&input);
     assert!((8..=9).contains(&launched), "{launched}");
 }
+
+/// An offer of which half the work is had must be half as dear; what is paid stays what is paid.
+#[test]
+fn hosts_that_do_less_are_weighed_as_dearer() {
+    let launched = |usable_share: f64, fault_cost: f64| {
+        let mut input = situation(8.0);
+        let mut cheap = offer(1, 1, "H100", 1, 1.5, false);
+        cheap.launch_limit_nodes = 100.0;
+        (cheap.fill, cheap.hazard_per_h) = (1.0, 0.0);
+        cheap.lead_time = input.offers[0].lead_time.clone();
+        cheap.usable_share = usable_share;
+        cheap.fault_cost_usd_micros_per_h = usd(fault_cost);
+        input.offers.push(cheap);
+        let plan = made(&input).0;
+        let of = |zone: usize| {
+            plan.launches.iter().filter(|l| l.offer == input.offers[zone].offer.key).map(|l| l.nodes).sum()
+        };
+        let counts: (u32, u32) = (of(0), of(1));
+        (counts, plan.report.cost.nodes_usd_micros.usd())
+    };
+    let (whole, paid) = launched(1.0, 0.0);
+    assert_eq!(whole, (0, 8), "the cheaper one");
+    assert_eq!(launched(0.8, 0.0).0, (0, 8), "at four fifths it is still cheaper");
+    assert_eq!(launched(0.8, 0.0).1, paid, "the report is of money");
+    assert_eq!(launched(0.7, 0.0).0, (8, 0), "at 70 % it is dearer: 1.5 / 0.7 > 2");
+    assert_eq!(launched(1.0, 0.6).0, (8, 0), "and so are faults that cut claims");
+}

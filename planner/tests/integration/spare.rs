@@ -25,6 +25,7 @@ impl World {
             lead_time: LeadTime::fixed(LEAD_S),
             hazard_per_h: 0.0,
             usable_share: 1.0,
+            faults_per_h: 0.0,
             min_hold_s: 0,
         };
         let node = |offer: usize| ObservedNode { offer, age_s: 9000.0, healthy: true, claims: vec![] };

@@ -41,6 +41,7 @@ pub fn offer(index: usize, zone: usize, model: &str, gpus: u32, price: f64, spot
         arriving_nodes: vec![],
         planned_nodes: vec![],
         usable_share: 1.0,
+        fault_cost_usd_micros_per_h: UsdMicros::ZERO,
         spare_s: vec![],
     }
 }
@@ -92,6 +93,14 @@ pub fn problem(seed: u64) -> PlanInput {
             state.planned_nodes = vec![1.0];
         }
         offers.push(state);
+    }
+    // Of its own, so that the other numbers stay what they were.
+    let mut health = Rng::new(seed ^ 0xdead);
+    for state in &mut offers {
+        if health.unit() < 0.4 {
+            state.usable_share = health.between(0.3, 1.0);
+            state.fault_cost_usd_micros_per_h = usd(health.between(0.0, 2.0));
+        }
     }
     let classes: Vec<Class> = (0..1 + rng.below(2))
         .map(|k| {

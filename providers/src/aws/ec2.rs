@@ -175,6 +175,8 @@ pub trait Ec2: Send + Sync + fmt::Debug {
     async fn stop_instance(&self, id: &str) -> Result<(), Ec2Error>;
     /// StartInstances.
     async fn start_instance(&self, id: &str) -> Result<(), Ec2Error>;
+    /// ReportInstanceStatus, impaired for another reason than those that EC2 lists, with a description.
+    async fn report_instance(&self, id: &str, what: &str) -> Result<(), Ec2Error>;
     /// DescribeInstances with a filter on one tag, all pages.
     async fn describe_instances(&self, tag: (&str, &str)) -> Result<Vec<Described>, Ec2Error>;
     /// DescribeInstanceStatus with scheduled events that end or stop an instance, and DescribeSpotInstanceRequests that

@@ -57,7 +57,8 @@ pub struct Account {
     pub instance_types: Vec<String>,
     /// Markets to buy in: on demand, spot, reserved.
     pub markets: Vec<Market>,
-    /// What hosts read at their first start; `{secret}` stands for the secret that they join with.
+    /// What hosts read at their first start; `{secret}` stands for the secret that they join with, `{image}` for the image
+    /// that they are started from.
     pub user_data: String,
     /// On-demand prices by region and type (zone and provider do not matter): EC2 itself does not say them.
     pub list_prices: Vec<Offer>,
@@ -237,7 +238,11 @@ impl Provider for AwsProvider {
                 (TOKEN_TAG.into(), request.token.clone()),
                 ("Name".into(), format!("pilotlight-{}", request.token)),
             ],
-            user_data: self.account.user_data.replace("{secret}", &request.join),
+            user_data: self
+                .account
+                .user_data
+                .replace("{secret}", &request.join)
+                .replace("{image}", region.template.image.as_deref().unwrap_or_default()),
             template: region.template.clone(),
         };
         let described = region.ec2.run_instances(&launch).await?;
@@ -271,6 +276,11 @@ impl Provider for AwsProvider {
             }
         }
         of_some(all, answered, failed)
+    }
+
+    async fn report_fault(&self, instance: &str, what: &str) -> Result<bool, ProviderError> {
+        self.there(instance, |region| region.ec2.report_instance(instance, what)).await?;
+        Ok(true)
     }
 
     async fn stop(&self, instance: &str) -> Result<(), ProviderError> {

@@ -45,8 +45,8 @@ async fn all(app: &App) -> Result<Vec<BreakerView>, ApiError> {
     let memory = memory.map_err(|error| ApiError::new(Code::Internal, error.to_string()))?;
     let one = |b: crate::loops::OpenBreaker| {
         let (state, since_ms, canary) = match b.state {
-            State::Open { since_ms } => ("open", since_ms, None),
-            State::HalfOpen { since_ms, canary } => ("half-open", since_ms, Some(format!("n-{canary}"))),
+            State::Open { since_ms, .. } => ("open", since_ms, None),
+            State::HalfOpen { since_ms, canary, .. } => ("half-open", since_ms, Some(format!("n-{canary}"))),
         };
         BreakerView { cell: b.cell, cause: b.cause, state: state.into(), since_ms, canary }
     };

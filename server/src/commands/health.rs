@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use health::Verdict;
 use health::condition::{Change, Event, Host, What};
 use health::dcgm::{Document, Exit, Expected, Judgement, Plan, Version, judge};
 use health::kernel_log;
@@ -85,12 +84,7 @@ pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
             plan.not_applicable.extend(not_applicable.iter().cloned());
             let made = judge(&text, Exit::Code(*exit_code), &plan);
             print_judgement(&made, *output)?;
-            return Ok(ExitCode::from(match made.verdict {
-                Verdict::Pass => 0,
-                Verdict::Degraded => 3,
-                Verdict::Unmeasured => 4,
-                Verdict::Fail => 5,
-            }));
+            return Ok(ExitCode::from(made.verdict.exit_code()));
         }
     }?;
     Ok(ExitCode::SUCCESS)

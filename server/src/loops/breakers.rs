@@ -79,7 +79,7 @@ impl Memory {
     }
 
     async fn note(&mut self, store: &Store, event: &EventRow) -> Result<(), LoopError> {
-        let out = ["quarantined", "lost", "booting", "checking", "repairing"];
+        let out = ["quarantined", "lost", "checking", "repairing"];
         let (fault, ended) = match (event.subject.as_str(), event.from_state.as_str(), event.to_state.as_str()) {
             // One whose gate asks for a reset was counted when it failed.
             ("node", "quarantined", "repairing") => return Ok(()),
@@ -94,7 +94,8 @@ impl Memory {
         }
         let causes = node.causes();
         if fault && !causes.is_empty() {
-            self.episodes.push(Episode { at_ms, node: node.id, cell, causes });
+            let repair = event.to_state == "repairing";
+            self.episodes.push(Episode { at_ms, node: node.id, cell, causes, repair });
         }
         Ok(())
     }

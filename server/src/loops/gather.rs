@@ -170,6 +170,7 @@ fn of_book(
             hazard_per_h: supply.hazard_per_h(),
             min_hold_s: prior.min_hold_s,
             usable_share: 1.0,
+            faults_per_h: 0.0,
         }
         .with_health(offer.gpus_per_node, &health(offer))
     };

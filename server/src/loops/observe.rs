@@ -60,7 +60,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
             }
         }
     }
-    let cleaned = if context.planning.dry_run {
+    let cleaned = if context.planning.dry_run || context.paused().await? {
         0
     } else {
         let ended = Memory::read(&context.app.store).await?.ended(clock::now_ms());

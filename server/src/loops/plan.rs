@@ -113,6 +113,20 @@ struct Intended {
     held_back: String,
 }
 
+/// The same nodes, but idle ones in place of those in diagnostics, whose test would be for nothing.
+fn rather_idle(book: &Book, releases: &[u64]) -> Vec<u64> {
+    let state = |id: &u64| book.nodes().get(id).map(|n| (n.state, &n.offer));
+    let mut chosen: Vec<u64> = releases.to_vec();
+    for at in 0..chosen.len() {
+        let Some((NodeState::Diagnosing, offer)) = state(&chosen[at]) else { continue };
+        let free = |n: &&fleet::book::Node| n.state == NodeState::Idle && n.offer == *offer && !chosen.contains(&n.id);
+        if let Some(idle) = book.nodes().values().find(free).map(|n| n.id) {
+            chosen[at] = idle;
+        }
+    }
+    chosen
+}
+
 /// Writes the intents of a plan, within the operator's guards (CAP-6).
 fn intend(
     book: &mut Book,
@@ -124,9 +138,9 @@ fn intend(
     now_ms: i64,
 ) -> Intended {
     let mut done = Intended::default();
-    for node in releases {
+    for node in rather_idle(book, releases) {
         // One that was claimed meanwhile stays.
-        done.released += u32::from(book.intend_release(epoch, *node, now_ms).is_ok());
+        done.released += u32::from(book.intend_release(epoch, node, now_ms).is_ok());
     }
     let price = |book: &Book, key: &fleet::OfferKey| {
         book.offer(key).map_or(0.0, |p| book.offers()[p].price_usd_micros_per_h.usd())

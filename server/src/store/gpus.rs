@@ -1,5 +1,7 @@
 //! Physical GPUs and what was seen of them, across the instances that they were rented as.
 
+use std::collections::BTreeSet;
+
 use fleet::book::Node;
 use health::weekly::History;
 use serde::{Deserialize, Serialize};
@@ -52,7 +54,7 @@ pub struct GpuFault {
 
 /// Faults that are remembered of each GPU.
 const FAULTS_MAX: usize = 16;
-/// A GPU that took its node out so often within [`BLOCKED_WITHIN_MS`] is not taken again.
+/// A GPU that took so many nodes out within [`BLOCKED_WITHIN_MS`] is not taken again.
 const BLOCKED_AT: usize = 2;
 const BLOCKED_WITHIN_MS: i64 = 30 * 86_400_000;
 /// A GPU that was not seen for so long is forgotten, and what was seen of it sooner, milliseconds.
@@ -87,7 +89,8 @@ impl GpuRecord {
     #[must_use]
     pub fn blocked_by(&self, now_ms: i64) -> Option<&GpuFault> {
         let counts = |f: &&GpuFault| f.at_ms > self.cleared_at_ms && now_ms - f.at_ms < BLOCKED_WITHIN_MS;
-        (self.faults.iter().filter(counts).count() >= BLOCKED_AT).then(|| self.faults.last()).flatten()
+        let nodes: BTreeSet<u64> = self.faults.iter().filter(counts).map(|f| f.node).collect();
+        (nodes.len() >= BLOCKED_AT).then(|| self.faults.last()).flatten()
     }
 }
 

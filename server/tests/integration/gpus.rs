@@ -66,6 +66,8 @@ async fn a_gpu_that_took_nodes_out_is_not_taken_again_until_a_person_clears_it()
     let two = &gpus["items"][1];
     assert_eq!((&two["blocked"], &two["node"]), (&json!(true), &json!(format!("n-{fourth}"))));
     assert_eq!(two["faults"][0]["node"], format!("n-{first}"));
+    let nine = run.get("/v1/gpus?after=g-3").await;
+    assert_eq!(nine["items"][0]["faults"], json!([]), "one that came with it is not to blame: {nine}");
     let (status, cleared) = run.post("/v1/gpus/g-2/clear", &json!({})).await;
     assert_eq!((status, &cleared["blocked"]), (StatusCode::OK, &json!(false)));
     let (_, node) = gated(&run, "i-5", &["g-2"], "pass").await;
@@ -75,6 +77,50 @@ async fn a_gpu_that_took_nodes_out_is_not_taken_again_until_a_person_clears_it()
     let kept = &evidence["items"][0];
     assert_eq!((&kept["verdict"], &kept["reason"]), (&json!("fail"), &json!("a test")), "{evidence}");
     assert_eq!(kept["body"]["outcomes"][0]["numbers"][0]["value"], json!(4000.0), "every number");
+}
+
+/// What a gate said that something else had asked for is not noted; nor is a second fault of one incident a second node.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_answers_the_state_that_asked_for_it() {
+    let run = quiet().await;
+    let (id, node) = gated(&run, "i-1", &["g-1"], "pass").await;
+    assert_eq!(node["state"], "idle");
+    let ledger = &run.server.app.ledger;
+    let lent = move |book: &mut fleet::book::Book, now_ms: i64| {
+        book.lend(id, "2", now_ms + 60_000, now_ms).expect("idle");
+        book.call_back(id, "a claim waits", now_ms + 1).expect("lent");
+        book.nodes()[&id].since_ms
+    };
+    let version = ledger.write(lent).await.expect("written");
+    let token = agent_token(&run.server.app.join_key, id, now_ms());
+    let say = async |body: Value| {
+        let url = format!("{}/v1/agents/i-1/report", run.server.url);
+        let sent = run.http.post(url).bearer_auth(&token).body(body.to_string()).send().await.expect("answers");
+        (sent.status(), sent.json::<Value>().await.expect("JSON"))
+    };
+    let found = json!({
+        "boot": "b1", "seq": 2, "checks": "diagnosis", "verdict": "fail", "reason": "memory failed once", "serials": ["g-1"],
+        "diagnosis": { "tests": "2", "action": "repeat" },
+    });
+    let (status, told) = say(found).await;
+    assert_eq!((status, &told["state"]), (StatusCode::OK, &json!("checking")), "{told}");
+    let gate = |seq: u64, version: i64| json!({ "boot": "b1", "seq": seq, "checks": "gate", "verdict": "pass", "version": version, "serials": ["g-1"] });
+    let (status, told) = say(gate(3, version)).await;
+    assert_eq!(
+        (status, &told["state"]),
+        (StatusCode::OK, &json!("checking")),
+        "the short one is not enough now: {told}"
+    );
+    let now = ledger.book().nodes()[&id].since_ms;
+    assert!(now > version && !ledger.book().nodes()[&id].gate_is_short());
+    let (_, told) = say(gate(4, now)).await;
+    assert_eq!(told["state"], "idle", "{told}");
+    let gpu = run.get("/v1/gpus").await["items"][0].clone();
+    assert_eq!(
+        (&gpu["history"]["failures"], &gpu["history"]["quick"]),
+        (&json!(1), &json!(false)),
+        "it is tested again"
+    );
 }
 
 /// A host whose GPUs tell no serial numbers is known by its instance.

@@ -28,6 +28,8 @@ pub struct State {
     pub reservations: Vec<Reservation>,
     pub warnings: Vec<Warning>,
     pub launches: u32,
+    /// Instances that were said to be broken, and how.
+    pub reported: Vec<(String, String)>,
     pub scores_asked: u32,
     /// Reads fail.
     pub down: bool,
@@ -115,6 +117,13 @@ impl Ec2 for FakeEc2 {
 
     async fn terminate_instance(&self, id: &str) -> Result<(), Ec2Error> {
         self.lock().set("TerminateInstances", id, InstanceState::Ended)
+    }
+
+    async fn report_instance(&self, id: &str, what: &str) -> Result<(), Ec2Error> {
+        let mut state = self.lock();
+        state.up("ReportInstanceStatus")?;
+        state.reported.push((id.to_owned(), what.to_owned()));
+        Ok(())
     }
 
     async fn stop_instance(&self, id: &str) -> Result<(), Ec2Error> {

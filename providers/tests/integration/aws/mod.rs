@@ -50,7 +50,7 @@ pub fn account(fleet: &str) -> Account {
         fleet: fleet.into(),
         instance_types: ["p5.48xlarge", "p5e.48xlarge", "p5en.48xlarge"].map(str::to_owned).to_vec(),
         markets: vec![Market::OnDemand, Market::Spot, Market::Reserved],
-        user_data: "secret = {secret}".into(),
+        user_data: "secret = {secret} image = {image}".into(),
         // The table has spot rows as well, whose prices are of some other day.
         list_prices: vec![
             Offer {
@@ -153,7 +153,7 @@ async fn a_lost_answer_launches_once() {
     assert!(cloud.launch(&order).await.expect_err("lost").kind.is_ambiguous());
     assert_eq!(cloud.launch(&order).await.expect("found").len(), 2);
     assert_eq!(ec2.lock().launches, 1);
-    assert_eq!(ec2.lock().user_data, ["secret = secret"]);
+    assert_eq!(ec2.lock().user_data, ["secret = secret image = ami-1"]);
 }
 
 /// Another fleet in the same account is left alone.
@@ -219,4 +219,13 @@ async fn calls_go_to_the_region_of_the_instance() {
     cloud.recall(&made);
     east.fail_next(Some("UnauthorizedOperation"), true, false);
     cloud.terminate(&made[0].id).await.expect("the other region is not asked");
+}
+
+/// The cloud hears what is wrong with its machine; one that sells none of the kind hears nothing.
+#[tokio::test]
+async fn a_broken_instance_is_reported() {
+    let (ec2, aws) = fake(4);
+    let launched = aws.launch(&request(&key(Market::OnDemand), "t-1", 1)).await.expect("launched");
+    assert!(aws.report_fault(&launched[0].id, "xid:79: fallen off the bus").await.expect("told"));
+    assert_eq!(ec2.lock().reported, [(launched[0].id.clone(), "xid:79: fallen off the bus".to_owned())]);
 }

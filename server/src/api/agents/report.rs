@@ -91,6 +91,9 @@ pub struct Report {
     /// Of the gate and of diagnostics: serial numbers of the GPUs, in their order, where each tells its own.
     #[serde(default)]
     pub serials: Vec<String>,
+    /// Of the gate: `version` of the desired state that asked for it. One that was asked for by another is not noted.
+    #[serde(default)]
+    pub version: Option<i64>,
     /// Of the gate: version of the driver.
     #[serde(default)]
     pub driver: Option<String>,
@@ -104,6 +107,15 @@ pub struct Report {
     /// Of diagnostics.
     #[serde(default)]
     pub diagnosis: Option<Diagnosis>,
+}
+
+impl Report {
+    /// Whether a fault that it brings is one of the GPUs, and not of the host's set-up.
+    fn blames_gpus(&self) -> bool {
+        let gate = self.checks == Checks::Gate;
+        let set_up = matches!(self.mend, Some(Mend::Nothing | Mend::Again | Mend::SetUp));
+        !gate || (self.verdict == Verdict::Fail && !set_up)
+    }
 }
 
 /// What diagnostics ended with.
@@ -219,6 +231,7 @@ pub async fn report(
         return Err(ApiError::new(Code::OutOfRange, detail));
     }
     let blocked = blocked(&app, host.id, &report).await?;
+    let of_gpus = blocked.is_none() && report.blames_gpus();
     let report = Arc::new(report);
     let noting = Arc::clone(&report);
     let noted = app.ledger.write(move |book, now_ms| {
@@ -227,7 +240,7 @@ pub async fn report(
         Ok::<_, NodeError>(new.then(|| (before, book.nodes().get(&host.id).cloned())))
     });
     if let Some((Some(before), Some(after))) = noted.await?? {
-        remember(&app, &report, &before, &after).await?;
+        remember(&app, &report, of_gpus, (&before, &after)).await?;
     }
     Ok(Json(told(&app, host)))
 }
@@ -248,10 +261,12 @@ async fn blocked(app: &App, id: u64, report: &Report) -> Result<Option<String>, 
     Ok(why)
 }
 
-/// Writes down what is known of the GPUs, and the evidence.
-async fn remember(app: &App, report: &Report, before: &Node, after: &Node) -> Result<(), ApiError> {
+/// Writes down what is known of the GPUs, and the evidence. `of_gpus`: a fault that the report brings is theirs.
+async fn remember(app: &App, report: &Report, of_gpus: bool, (before, after): (&Node, &Node)) -> Result<(), ApiError> {
     let now_ms = clock::now_ms();
     let quarantined = before.state != NodeState::Quarantined && after.state == NodeState::Quarantined;
+    // What many have in common is no fault of these GPUs.
+    let faulty = quarantined && of_gpus && app.ledger.book().held_for(after).is_none();
     if let (NodeState::Checking, NodeState::Idle | NodeState::Claimed, Some(called)) =
         (before.state, after.state, before.diagnosis.as_ref().and_then(|d| d.called_back_ms))
     {
@@ -271,12 +286,14 @@ async fn remember(app: &App, report: &Report, before: &Node, after: &Node) -> Re
                 gpu.history.passed(run, now_ms);
             }
             Some((_, action)) if verdict == Verdict::Fail && *action > Action::FixAndRepeat => {
-                gpu.history.failures += 1
+                // It is the next to be tested.
+                (gpu.history.quick, gpu.tried_at_ms) = (false, 0);
+                gpu.history.failures += 1;
             }
             Some(_) => (gpu.tried_at_ms, gpu.gave_way) = (now_ms, preempted),
             None => {}
         }
-        if quarantined {
+        if faulty && node.care.is_none() {
             gpu.failed(&reason, now_ms);
         }
     })
@@ -309,6 +326,10 @@ fn run_of(tests: &str) -> Option<Run> {
 /// Writes down what a report says. Returns whether it says anything: one that was seen before does not.
 fn note(book: &mut Book, id: u64, report: &Report, blocked: Option<String>, now_ms: i64) -> Result<bool, NodeError> {
     if !book.is_new(id, &report.boot, report.seq)? {
+        return Ok(false);
+    }
+    let asked_for = book.nodes().get(&id).map(|n| n.since_ms);
+    if report.checks == Checks::Gate && report.version.is_some() && report.version != asked_for {
         return Ok(false);
     }
     if report.checks == Checks::Gate {
@@ -385,17 +406,19 @@ fn diagnosed(book: &mut Book, id: u64, report: &Report, reason: &str, now_ms: i6
         Action::Quarantine => {
             fault(book, id, &cause, &format!("{cause}: {said}"), now_ms);
         }
-        Action::ResetAndRecheck => match book.nodes().get(&id).map(|n| n.state) {
-            Some(NodeState::Diagnosing) => {
-                let pending = Pending { care: Care::Reset, cause, claims_until_ms: None };
-                book.needs(id, &report.boot, Some(pending), now_ms)?;
-            }
-            // It was called back meanwhile.
-            Some(NodeState::Checking) => {
+        // Out until it has had it: what its heartbeats say does not take that back.
+        Action::ResetAndRecheck => {
+            book.diagnosed(id, &report.boot, &said, now_ms)?;
+            if book.nodes().get(&id).is_some_and(|n| n.state == NodeState::Checking) {
+                book.blame(id, &cause);
                 book.gate(id, &report.boot, &Gate::Failed { mend: Some(Care::Reset) }, &said, now_ms)?;
             }
-            _ => {}
-        },
+        }
+        // Nothing has confirmed it yet, nor taken it back: the whole gate, and the test again in the next gap.
+        Action::Repeat if report.verdict == Verdict::Fail => {
+            book.diagnosed(id, &report.boot, &said, now_ms)?;
+            book.check_whole(id, &said, now_ms);
+        }
         Action::Nothing | Action::Record | Action::TryAgain | Action::FixAndRepeat | Action::Repeat => {
             book.diagnosed(id, &report.boot, &said, now_ms)?;
         }

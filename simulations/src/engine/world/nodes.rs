@@ -30,6 +30,7 @@ impl World<'_> {
             hazard_per_h: supply.hazard_per_h(),
             min_hold_s: self.setup.min_hold_s,
             usable_share: 1.0,
+            faults_per_h: 0.0,
         }
         .with_health(self.offers[p].gpus_per_node, &self.places.health(p))
     }
