@@ -1,7 +1,7 @@
 //! From a waiting claim to a granted one, out of a diagnostic: `yield AGENT [TIMES]`, on a host with GPUs.
 //!
-//! A control plane in this process, the agent AGENT on this host, and a second host that is played. In place of `dcgmi` runs
-//! the gate's own products, which heat the GPUs; an interrupt ends them. What is measured is all but DCGM's own abort.
+//! A control plane in this process, and the agent AGENT on this host. In place of `dcgmi` run the gate's own products, which
+//! heat the GPUs; an interrupt ends them, within a second. What is measured is all but DCGM's own abort.
 #![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "it is a report, and reads the clock")]
 
 use std::error::Error;
@@ -29,14 +29,12 @@ observe_every_s = 1
 periods_s = [5, 5, 10, 20]
 prior = {{ lead_time = [[1, 0.0], [2, 1.0]], min_hold_s = 1 }}
 [diagnostics]
-every_s = 1
-again_s = 0
-rules = {{ idle_min_s = 0 }}
+enabled = false
 [[provider]]
 kind = "static"
 name = "lab"
 offers = "lab.csv"
-hosts = {{ h = ["host", "played"] }}
+hosts = {{ h = ["host"] }}
 [[class]]
 name = "chat"
 gpus = [{{ model = "H200" }}]
@@ -67,9 +65,8 @@ impl Plane {
         Ok(self.http.get(format!("{}{path}", self.server.url)).send().await?.json().await?)
     }
 
-    async fn post(&self, path: &str, secret: Option<&str>, body: &Value) -> Result<Value, Failed> {
+    async fn post(&self, path: &str, body: &Value) -> Result<Value, Failed> {
         let request = self.http.post(format!("{}{path}", self.server.url)).body(body.to_string());
-        let request = secret.iter().fold(request, |r, secret| r.bearer_auth(secret));
         Ok(request.send().await?.json().await?)
     }
 
@@ -78,33 +75,6 @@ impl Plane {
         let nodes = self.get("/v1/nodes?limit=1000").await?;
         let mine = nodes["items"].as_array().into_iter().flatten().filter(|n| n["instance"] == instance);
         Ok(mine.last().and_then(|n| n["state"].as_str()).unwrap_or("none").to_owned())
-    }
-}
-
-/// Plays a healthy host.
-async fn play(plane: std::sync::Arc<Plane>, gpus: usize) {
-    let join = host_secret(&plane.server.app.join_key, "played");
-    let mut token: Option<String> = None;
-    loop {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let Some(secret) = &token else {
-            let body = json!({ "instance": "played", "boot": "b", "gpus": gpus });
-            let told = plane.post("/v1/agents/register", Some(&join), &body).await.unwrap_or_default();
-            token = told["token"].as_str().map(str::to_owned);
-            continue;
-        };
-        let say =
-            async |body: Value| plane.post("/v1/agents/played/report", Some(secret), &body).await.unwrap_or_default();
-        let told = say(json!({ "boot": "b", "checks": "passive", "verdict": "pass" })).await;
-        match told["state"].as_str() {
-            Some("checking") => drop(say(json!({ "boot": "b", "checks": "gate", "verdict": "pass" })).await),
-            Some("diagnosing") => {
-                let diagnosis = json!({ "tests": "2", "action": "nothing" });
-                let body = json!({ "boot": "b", "checks": "diagnosis", "verdict": "pass", "diagnosis": diagnosis });
-                drop(say(body).await);
-            }
-            _ => {}
-        }
     }
 }
 
@@ -133,35 +103,27 @@ fn agent(binary: &Path, folder: &Path, plane: &Plane, gpus: usize) -> Result<End
 
 async fn once(plane: &Plane) -> Result<f64, Failed> {
     let began = Instant::now();
-    loop {
-        let (host, played) = (plane.state_of("host").await?, plane.state_of("played").await?);
-        if host == "diagnosing" && played == "idle" {
-            break;
-        }
-        if began.elapsed() > Duration::from_secs(180) {
-            return Err(format!("after three minutes the host is {host}, the played one {played}").into());
+    while plane.state_of("host").await? != "idle" {
+        if began.elapsed() > Duration::from_secs(120) {
+            return Err(format!("after two minutes the host is {}", plane.state_of("host").await?).into());
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+    let ledger = &plane.server.app.ledger;
+    let host = ledger.book().nodes_of("host").next().ok_or("no host")?.id;
+    ledger.write(move |book, now_ms| book.lend(host, "2", now_ms + 600_000, now_ms)).await??;
     // The stand-in heats the GPUs for a while.
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    tokio::time::sleep(Duration::from_secs(8)).await;
     let ask = json!({ "class": "chat", "on_empty": "queue", "wait_s": 60, "lease_s": 600 });
-    let mut claims = Vec::new();
-    for _ in 0..2 {
-        let claim = plane.post("/v1/claims", None, &ask).await?;
-        claims.push(claim["id"].as_str().ok_or("no claim")?.to_owned());
-        // The first one stays on the played host.
-        plane.post(&format!("/v1/claims/{}/heartbeat", claims[0]), None, &json!({})).await?;
-    }
-    let granted = plane.get(&format!("/v1/claims/{}?wait_s=55", claims[1])).await?;
+    let claim = plane.post("/v1/claims", &ask).await?;
+    let claim = claim["id"].as_str().ok_or("no claim")?;
+    let granted = plane.get(&format!("/v1/claims/{claim}?wait_s=55")).await?;
     let at = |name: &str| granted[name].as_i64().ok_or_else(|| format!("{granted}"));
     if granted["state"] != "granted" {
         return Err(format!("it was not granted: {granted}").into());
     }
     let seconds = (at("granted_at_ms")? - at("asked_at_ms")?) as f64 / 1000.0;
-    for claim in claims {
-        plane.post(&format!("/v1/claims/{claim}/release"), None, &json!({})).await?;
-    }
+    plane.post(&format!("/v1/claims/{claim}/release"), &json!({})).await?;
     Ok(seconds)
 }
 
@@ -183,12 +145,11 @@ async fn main() -> Result<(), Failed> {
     let (_stop, stopped) = watch::channel(false);
     let database = format!("sqlite:{}", folder.path().join("x.db").display());
     let server = start(Config::read(&folder.path().join("pilotlight.toml"))?, Some(database), false, stopped).await?;
-    let plane = std::sync::Arc::new(Plane { server, http: Client::new() });
+    let plane = Plane { server, http: Client::new() };
     let now_ms = server::clock::now_ms();
-    let forecast = json!({ "class": "chat", "from_ms": now_ms, "until_ms": now_ms + 3_600_000, "claims": 2.0 });
-    let url = format!("{}/v1/forecasts/both", plane.server.url);
+    let forecast = json!({ "class": "chat", "from_ms": now_ms, "until_ms": now_ms + 3_600_000, "claims": 1.0 });
+    let url = format!("{}/v1/forecasts/one", plane.server.url);
     plane.http.put(url).header("if-none-match", "*").body(forecast.to_string()).send().await?.error_for_status()?;
-    tokio::spawn(play(std::sync::Arc::clone(&plane), gpus));
     let _agent = agent(&binary, folder.path(), &plane, gpus)?;
     println!("a host of {gpus} GPUs in a diagnostic; a claim waits for it");
     let mut seconds = Vec::new();

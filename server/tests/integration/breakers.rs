@@ -55,10 +55,15 @@ async fn a_cause_that_many_have_in_common_holds_its_nodes_until_it_is_closed() {
     assert_eq!(of, [(&json!("driver:580.1"), &json!("open")), (&json!("xid:79"), &json!("open"))], "{open:?}");
     let ends = || {
         let book = run.server.app.ledger.book();
-        let ends = |i: &&fleet::book::Intent| matches!(i.action, fleet::book::IntentAction::Terminate { .. });
+        let ends = |i: &&fleet::book::Intent| match i.action {
+            fleet::book::IntentAction::Terminate { node } => nodes[..4].iter().any(|(id, _)| *id == node),
+            fleet::book::IntentAction::Launch { .. } => false,
+        };
         book.intents().values().filter(ends).count()
     };
     let before = ends();
+    // From here on it would end them.
+    run.post("/v1/resume", &json!({})).await;
     passive(&run, nodes[3].0, &nodes[3].1, "xid:79").await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(ends(), before, "nobody is ended while they are open");

@@ -3,10 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use fleet::book::{Book, ClaimError, ClaimRequest, ClassRule, Limits};
+use fleet::book::{Book, ClaimError, ClaimRequest, ClassRule, Held, Limits};
 use fleet::{ClaimState, Offer, OnEmpty};
 use server::config::ClassSpec;
-use server::store::{Document, EditError, Ledger, Page, Store, StoreError, WriteError, edit_document, write_document};
+use server::store::{
+    Document, EditError, EvidenceRow, Ledger, Page, Store, StoreError, WriteError, change_gpus, edit_document,
+    write_document, write_evidence,
+};
 
 use crate::databases::{self, Database};
 
@@ -106,6 +109,7 @@ conformance!(
     an_old_leader_writes_nothing,
     the_log_has_every_change_in_order,
     a_batch_that_fails_changes_nothing,
+    what_is_known_of_gpus_is_kept,
     a_newer_database_is_refused,
     a_replica_that_fell_far_behind_reads_everything,
 );
@@ -268,6 +272,44 @@ mod check {
         assert!(matches!(claim(&second, None).await, Err(ClaimError::Empty { .. })));
         assert_eq!(second.book().claims().len(), 16);
         second.book().check().expect("sound");
+    }
+
+    pub async fn what_is_known_of_gpus_is_kept(database: &Database) {
+        let (store, ledger) = opened(database).await;
+        let names: Vec<String> = ["g-1", "g-2", "g-3"].map(str::to_owned).to_vec();
+        change_gpus(&ledger, names.clone(), |gpu| gpu.seen_at_ms += 5).await.expect("made");
+        change_gpus(&ledger, names[1..2].to_vec(), |gpu| gpu.seen_at_ms += 5).await.expect("changed");
+        let all = store.gpus("", 10).await.expect("reads");
+        let seen: Vec<(&str, i64)> = all.iter().map(|g| (g.serial.as_str(), g.seen_at_ms)).collect();
+        assert_eq!(seen, [("g-1", 5), ("g-2", 10), ("g-3", 5)]);
+        assert_eq!(store.gpus("g-1", 1).await.expect("reads")[0].serial, "g-2");
+        assert_eq!(store.gpus_named(&["g-3".into(), "g-4".into()]).await.expect("reads").len(), 1);
+        let row = |node: u64| EvidenceRow {
+            id: 0,
+            at_ms: 7,
+            node,
+            checks: "gate".into(),
+            verdict: "pass".into(),
+            reason: "it's \"fine\"".into(),
+            body: serde_json::json!({ "n": 1.5 }),
+        };
+        for node in [4, 5, 4] {
+            write_evidence(&ledger, row(node)).await.expect("durable");
+        }
+        let mine = store.evidence(4, Page { after: 0, limit: 10 }).await.expect("reads");
+        assert_eq!(mine.iter().map(|e| e.id).collect::<Vec<_>>(), [1, 3]);
+        assert_eq!(mine[0], EvidenceRow { id: 1, ..row(4) });
+        // What is held back is known to every replica.
+        let (_, second) = opened(database).await;
+        let held = Held { causes: vec![("a/b/c".into(), "xid:79".into(), Some(3))] };
+        let body = serde_json::to_string(&held).expect("JSON");
+        let document = Document { kind: "breakers".into(), name: "held".into(), version: 0, body };
+        write_document(&ledger, document, None).await.expect("durable");
+        second.write(|_, _| ()).await.expect("catches up");
+        assert_eq!(*second.book().held(), held);
+        server::store::forget_old(&ledger, i64::MAX / 2, None).await.expect("durable");
+        assert!(store.gpus("", 10).await.expect("reads").is_empty(), "long ago");
+        assert!(store.evidence(4, Page { after: 0, limit: 10 }).await.expect("reads").is_empty());
     }
 
     pub async fn a_newer_database_is_refused(database: &Database) {
