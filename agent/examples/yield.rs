@@ -73,8 +73,8 @@ impl Plane {
     /// The state of a host's node.
     async fn state_of(&self, instance: &str) -> Result<String, Failed> {
         let nodes = self.get("/v1/nodes?limit=1000").await?;
-        let mine = nodes["items"].as_array().into_iter().flatten().filter(|n| n["instance"] == instance);
-        Ok(mine.last().and_then(|n| n["state"].as_str()).unwrap_or("none").to_owned())
+        let mut mine = nodes["items"].as_array().into_iter().flatten().filter(|n| n["instance"] == instance);
+        Ok(mine.next_back().and_then(|n| n["state"].as_str()).unwrap_or("none").to_owned())
     }
 }
 

@@ -150,3 +150,53 @@ exit 205"#;
     assert!(out.iter().any(|state| node["state"] == *state), "{node}");
     assert!(stands[0].root().join("state/diagnosis-1.json").exists(), "its evidence is kept on the host too");
 }
+
+/// A script whose first answers have this severity on GPU 1, and which passes after them.
+fn failing(severity: u32, times: usize) -> String {
+    format!(
+        r#"if [ $(wc -l < asked) -le {times} ]; then
+sed 's/"entity_id":1,"status":"Pass"/"entity_id":1,"status":"Fail","warnings":[{{"warning":"x","error_id":14,"error_severity":{severity}}}]/' passing.json
+exit 226
+fi
+cat passing.json"#
+    )
+}
+
+/// What diagnostics ask for is made: a reset, and the whole gate; the heartbeats between do not take it back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_that_a_test_asks_for_is_made() {
+    let (plane, stands, _agents) = two([&failing(6, 1), "cat passing.json"]).await;
+    let mended = stands[0].root().join("mended");
+    let began = Instant::now();
+    while !mended.exists() {
+        assert!(began.elapsed() < Duration::from_secs(50), "{}", said(&stands[0].root().join("said")));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    until(&plane, "healthy again", |nodes| count(nodes, "idle") == 2).await;
+    assert!(said(&mended).starts_with("reset 0000:1"), "{}", said(&mended));
+    let events = plane.get("/v1/events?limit=1000").await["items"].as_array().unwrap().clone();
+    let mine = events.iter().find(|e| e["to"] == "repairing").unwrap()["subject"].clone();
+    let life: Vec<&str> = events.iter().filter(|e| e["subject"] == mine).filter_map(|e| e["to"].as_str()).collect();
+    let part = ["diagnosing", "checking", "quarantined", "repairing", "checking", "idle"];
+    assert!(life.windows(part.len()).any(|w| w == part), "{life:?}");
+}
+
+/// A test that asks to be repeated is, once; what passes then has passed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_doubt_is_repeated_once() {
+    let (plane, stands, _agents) = two([&failing(4, 1), &failing(4, 9)]).await;
+    let began = Instant::now();
+    loop {
+        let gpus = plane.get("/v1/gpus").await["items"].as_array().unwrap().clone();
+        let of = |serial: &str| gpus.iter().find(|g| g["serial"] == serial).cloned().unwrap_or_default();
+        let faults = of("s-3")["faults"].as_array().map_or(0, Vec::len);
+        if of("s-1")["history"]["quick"] == json!(true) && faults == 1 {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(50), "{gpus:#?}\n{}", said(&stands[1].root().join("said")));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for stand in &stands {
+        assert_eq!(said(&stand.root().join("asked")), "diag -r 2 -j\ndiag -r 2 -j\n", "twice each");
+    }
+}

@@ -53,13 +53,15 @@ async fn a_cause_that_many_have_in_common_holds_its_nodes_until_it_is_closed() {
     let open = until(&run, "/v1/breakers", |b| b.iter().any(|b| b["cause"] == "xid:79")).await;
     let of: Vec<(&Value, &Value)> = open.iter().map(|b| (&b["cause"], &b["state"])).collect();
     assert_eq!(of, [(&json!("driver:580.1"), &json!("open")), (&json!("xid:79"), &json!("open"))], "{open:?}");
+    // A node that has ended is forgotten.
     let ends = || {
         let book = run.server.app.ledger.book();
-        let ends = |i: &&fleet::book::Intent| match i.action {
-            fleet::book::IntentAction::Terminate { node } => nodes[..4].iter().any(|(id, _)| *id == node),
-            fleet::book::IntentAction::Launch { .. } => false,
+        let ends = |i: &fleet::book::Intent, id: u64| i.action == fleet::book::IntentAction::Terminate { node: id };
+        let ended = |id: u64| {
+            let gone = book.nodes().get(&id).is_none_or(|n| n.state == fleet::NodeState::Terminating);
+            gone || book.intents().values().any(|i| ends(i, id))
         };
-        book.intents().values().filter(ends).count()
+        nodes[..4].iter().filter(|(id, _)| ended(*id)).count()
     };
     let before = ends();
     // From here on it would end them.
