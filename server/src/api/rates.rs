@@ -92,9 +92,6 @@ impl RatesView {
 )]
 pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Listed<RatesView>>, ApiError> {
     caller.may(Role::Viewer)?;
-    let learnt: Learnt = match app.store.document("learnt", "supply").await? {
-        Some(document) => document.record()?,
-        None => Learnt::default(),
-    };
+    let learnt = Learnt::read(&app.store).await?;
     Ok(Json(Listed { items: learnt.health.places().map(RatesView::of).collect(), next: None }))
 }

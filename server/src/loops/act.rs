@@ -170,16 +170,10 @@ async fn bind(context: &Context, term: i64, id: u64, instances: &[Instance], rea
     Ok(())
 }
 
-/// Tells the cloud why an instance is ended, where it is for a fault of its hardware and its API takes that. What becomes of
-/// it does not keep the end back.
-async fn tell_of_fault(context: &Context, cloud: &Cloud, node: u64, instance: &str) {
-    let what = {
-        let book = context.app.ledger.book();
-        let broken = |n: &&fleet::book::Node| n.state == fleet::NodeState::Quarantined;
-        book.nodes().get(&node).filter(broken).map(|n| n.reason.clone())
-    };
-    let Some(what) = what else { return };
-    match cloud.provider.report_fault(instance, &what).await {
+/// Tells the cloud what is wrong with an instance that is ended for a fault, where its API takes that. What becomes of it does
+/// not keep the end back.
+async fn tell_of_fault(cloud: &Cloud, instance: &str, what: &str) {
+    match cloud.provider.report_fault(instance, what).await {
         Ok(true) => tracing::info!(instance, what, "the cloud was told that it is broken"),
         Ok(false) => {}
         Err(error) => tracing::warn!(instance, %error, "the cloud was not told that it is broken"),
@@ -194,12 +188,14 @@ async fn terminate(
     node: u64,
 ) -> Result<Option<String>, WriteError> {
     let (id, ledger) = (intent.id, &context.app.ledger);
-    let held = {
+    // Why it is out, and the cause that is held where one is.
+    let fault = {
         let book = ledger.book();
         let out = |n: &&fleet::book::Node| n.state == fleet::NodeState::Quarantined;
-        book.nodes().get(&node).filter(out).and_then(|n| book.held_for(n).map(str::to_owned))
+        let out = book.nodes().get(&node).filter(out);
+        out.map(|n| (n.reason.clone(), book.held_for(n).map(str::to_owned)))
     };
-    if let Some(cause) = held {
+    if let Some((_, Some(cause))) = &fault {
         // A breaker has opened since it was asked for.
         return Ok(Some(format!("i-{id}: waits, since many nodes are out for {cause}")));
     }
@@ -208,8 +204,8 @@ async fn terminate(
         // Never launched, as far as is known: its launch is still being answered.
         return Ok(None);
     };
-    if intent.tries == 0 {
-        tell_of_fault(context, cloud, node, &instance).await;
+    if let (0, Some((what, _))) = (intent.tries, &fault) {
+        tell_of_fault(cloud, &instance, what).await;
     }
     ledger.write_as_leader(term, move |book, now_ms| book.intent_sent(id, now_ms)).await?.ok();
     let gone = match cloud.heard(cloud.provider.terminate(&instance).await) {

@@ -12,7 +12,7 @@ use crate::clock;
 use crate::store::{Document, EventRow, Page, Store, write_document};
 
 /// What is remembered from one run to the next.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Memory {
     /// The last event that was looked at.
@@ -117,6 +117,7 @@ impl Memory {
 pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let (app, now_ms) = (&context.app, clock::now_ms());
     let mut memory = Memory::read(&app.store).await?;
+    let before = memory.clone();
     if memory.seq == 0 {
         // What was before is over.
         memory.seq = app.store.last_seq().await?.max(1);
@@ -151,7 +152,10 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let changed = *app.ledger.book().held() != held;
     app.metrics.broken(memory.open.len());
     let (open, episodes) = (memory.open.len(), memory.episodes.len());
-    write(&context, "memory", serde_json::to_string(&memory)?, term).await?;
+    // A commit wakes all who wait for news.
+    if memory != before {
+        write(&context, "memory", serde_json::to_string(&memory)?, term).await?;
+    }
     if changed {
         write(&context, "held", serde_json::to_string(&held)?, term).await?;
         app.ledger.write_as_leader(term, move |book, _| book.set_held(held)).await?;

@@ -80,10 +80,7 @@ const HISTORY_DAYS: i64 = 8;
 /// The database cannot be used, or a quota means nothing.
 pub async fn gather(app: &App, planning: &Planning, now_ms: i64) -> Result<Inputs, LoopError> {
     let store = &app.store;
-    let learnt: Learnt = match store.document("learnt", "supply").await? {
-        Some(document) => document.record()?,
-        None => Learnt::default(),
-    };
+    let learnt = Learnt::read(store).await?;
     let budget = app.budget().await?.0;
     let forecasts = app.forecasts().await?;
     let past = store.demand(now_ms - HISTORY_DAYS * 86_400_000).await?;

@@ -13,7 +13,7 @@ use super::fared::Health;
 use super::observe::TAKEN_BACK;
 use super::{Context, LoopError};
 use crate::clock;
-use crate::store::{Document, EventRow, EvidenceRow, Page, Store};
+use crate::store::{Document, EventRow, EvidenceRow, Page, Store, StoreError};
 
 /// All that was learnt.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -85,10 +85,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
 /// Learns from the next events. Returns how many there were, and how many said something.
 async fn page(context: &Context, term: i64) -> Result<(usize, usize), LoopError> {
     let store = &context.app.store;
-    let mut learnt: Learnt = match store.document("learnt", "supply").await? {
-        Some(document) => document.record()?,
-        None => Learnt::default(),
-    };
+    let mut learnt = Learnt::read(store).await?;
     let events = store.events(Page { after: learnt.seq, limit: AT_ONCE }).await?;
     let Some(last) = events.last() else { return Ok((0, 0)) };
     let mut count = 0;
@@ -175,6 +172,17 @@ async fn fared(store: &Store, learnt: &mut Learnt, event: &EventRow) -> Result<(
 }
 
 impl Learnt {
+    /// As it was written down.
+    ///
+    /// # Errors
+    /// The database cannot be used, or what was written does not read.
+    pub async fn read(store: &Store) -> Result<Self, StoreError> {
+        match store.document("learnt", "supply").await? {
+            Some(document) => document.record(),
+            None => Ok(Self::default()),
+        }
+    }
+
     fn of(&mut self, offer: &OfferKey, at_s: f64) -> &mut Supply {
         self.supply.entry(offer.clone()).or_insert_with(|| Supply::new(Rules::default(), at_s, 0.9, 0.0))
     }
