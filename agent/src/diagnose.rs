@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use health::dcgm::{Document, Exit, Expected, Judgement, Plan, Version, judge};
+use health::dcgm::{Document, Exit, Expected, Judgement, Plan, TEST_DEADLINE_S, Version, judge, level_deadline_s};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::check::{Format, exit_code};
@@ -36,17 +36,14 @@ pub enum Tests {
 }
 
 impl Tests {
-    /// Half again as long as the level usually takes (DCGM user guide; measured by others on hosts of eight GPUs).
+    /// How long it may take at most.
     #[must_use]
     pub fn deadline(&self) -> Duration {
-        let minutes = match self {
-            Self::Level(1) => 3,
-            Self::Level(2) => 15,
-            Self::Level(3) => 40,
-            Self::Level(_) => 200,
-            Self::List(tests) => 10 * tests.len().max(1) as u64,
+        let seconds = match self {
+            Self::Level(level) => level_deadline_s(*level).into(),
+            Self::List(tests) => u64::from(TEST_DEADLINE_S) * tests.len().max(1) as u64,
         };
-        Duration::from_secs(60 * minutes)
+        Duration::from_secs(seconds)
     }
 
     /// What the control plane asks for: a level, or tests with commas between them.

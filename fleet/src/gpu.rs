@@ -1,6 +1,6 @@
 //! GPU models under one canonical name, with what a claim may ask of them.
 //!
-//! Memory and interconnect are the vendors' data-sheet figures; the aliases are the names that clouds and
+//! Memory, power and interconnect are the vendors' data-sheet figures; the aliases are the names that clouds and
 //! price feeds use.
 
 use std::fmt;
@@ -37,6 +37,7 @@ pub enum Interconnect {
 struct Spec {
     name: &'static str,
     memory_gib: u32,
+    tdp_w: u32,
     form: FormFactor,
     link: Interconnect,
     aliases: &'static [&'static str],
@@ -45,11 +46,12 @@ struct Spec {
 const fn spec(
     name: &'static str,
     memory_gib: u32,
+    tdp_w: u32,
     form: FormFactor,
     link: Interconnect,
     aliases: &'static [&'static str],
 ) -> Spec {
-    Spec { name, memory_gib, form, link, aliases }
+    Spec { name, memory_gib, tdp_w, form, link, aliases }
 }
 
 use FormFactor::{Oam, Pcie, Superchip, Sxm};
@@ -57,45 +59,52 @@ use Interconnect::{Bridge, Nvlink, Pcie as PcieLink};
 
 /// Every model that Pilotlight can plan with. Aliases are compared without case, blanks, '-', '_' and vendor.
 static SPECS: &[Spec] = &[
-    spec("GB200", 186, Superchip, Nvlink, &["GB200NVL"]),
-    spec("B300", 288, Sxm, Nvlink, &["B300SXM", "B300SXM6"]),
-    spec("B200", 180, Sxm, Nvlink, &["B200SXM", "B200SXM6", "B200180GB"]),
-    spec("GH200", 96, Superchip, Nvlink, &["GH20096GB", "GH200480GB"]),
-    spec("H200", 141, Sxm, Nvlink, &["H200SXM", "H200SXM5", "H200141GB", "H200141GBSXM5"]),
-    spec("H100-NVL", 94, Pcie, Bridge, &["H10094GB", "H100NVL94GB"]),
-    spec("H100-SXM", 80, Sxm, Nvlink, &["H100", "H100SXM5", "H10080GBSXM5", "H10080GB", "H100MEGA", "H100MEGA80GB"]),
-    spec("H100-PCIe", 80, Pcie, Bridge, &["H10080GBPCIe"]),
-    spec("A100-80GB-SXM", 80, Sxm, Nvlink, &["A10080GB", "A10080GBSXM4", "A100SXM480GB", "A100SXM80GB"]),
-    spec("A100-80GB-PCIe", 80, Pcie, Bridge, &["A100PCIe80GB"]),
-    spec("A100-40GB-SXM", 40, Sxm, Nvlink, &["A100", "A10040GB", "A10040GBSXM4", "A100SXM440GB"]),
-    spec("V100-32GB", 32, Sxm, Nvlink, &["V10032GBSXM2", "V100SXM232GB"]),
-    spec("V100-16GB", 16, Sxm, Nvlink, &["V100", "V100SXM2", "V100SXM216GB"]),
-    spec("P100", 16, Pcie, PcieLink, &["P10016GB"]),
-    spec("P40", 24, Pcie, PcieLink, &[]),
-    spec("P4", 8, Pcie, PcieLink, &[]),
-    spec("M60", 8, Pcie, PcieLink, &[]),
-    spec("K80", 12, Pcie, PcieLink, &[]),
-    spec("L40S", 48, Pcie, PcieLink, &["L40S48GB"]),
-    spec("L40", 48, Pcie, PcieLink, &[]),
-    spec("L4", 24, Pcie, PcieLink, &["L424GB"]),
-    spec("A10G", 24, Pcie, PcieLink, &[]),
-    spec("A10", 24, Pcie, PcieLink, &["A1024GB"]),
-    spec("A40", 48, Pcie, Bridge, &["A4048GB"]),
-    spec("A30", 24, Pcie, Bridge, &[]),
-    spec("T4", 16, Pcie, PcieLink, &["T416GB"]),
-    spec("T4g", 16, Pcie, PcieLink, &[]),
-    spec("RTX-PRO-6000", 96, Pcie, PcieLink, &["RTXPROServer6000", "RTXPRO6000SE", "RTXPRO6000Blackwell"]),
-    spec("RTX-PRO-4500", 32, Pcie, PcieLink, &[]),
-    spec("RTX-6000-Ada", 48, Pcie, PcieLink, &["RTX6000Ada", "6000Ada"]),
-    spec("RTX-A6000", 48, Pcie, Bridge, &["A6000"]),
-    spec("RTX-A5000", 24, Pcie, Bridge, &["A5000"]),
-    spec("RTX-A4000", 16, Pcie, PcieLink, &["A4000"]),
-    spec("RTX-5090", 32, Pcie, PcieLink, &[]),
-    spec("RTX-4090", 24, Pcie, PcieLink, &[]),
-    spec("RTX-3090", 24, Pcie, Bridge, &[]),
-    spec("MI325X", 256, Oam, Nvlink, &[]),
-    spec("MI300X", 192, Oam, Nvlink, &[]),
-    spec("MI250", 128, Oam, Nvlink, &[]),
+    spec("GB200", 186, 1200, Superchip, Nvlink, &["GB200NVL"]),
+    spec("B300", 288, 1400, Sxm, Nvlink, &["B300SXM", "B300SXM6"]),
+    spec("B200", 180, 1000, Sxm, Nvlink, &["B200SXM", "B200SXM6", "B200180GB"]),
+    spec("GH200", 96, 1000, Superchip, Nvlink, &["GH20096GB", "GH200480GB"]),
+    spec("H200", 141, 700, Sxm, Nvlink, &["H200SXM", "H200SXM5", "H200141GB", "H200141GBSXM5"]),
+    spec("H100-NVL", 94, 400, Pcie, Bridge, &["H10094GB", "H100NVL94GB"]),
+    spec(
+        "H100-SXM",
+        80,
+        700,
+        Sxm,
+        Nvlink,
+        &["H100", "H100SXM5", "H10080GBSXM5", "H10080GB", "H100MEGA", "H100MEGA80GB"],
+    ),
+    spec("H100-PCIe", 80, 350, Pcie, Bridge, &["H10080GBPCIe"]),
+    spec("A100-80GB-SXM", 80, 400, Sxm, Nvlink, &["A10080GB", "A10080GBSXM4", "A100SXM480GB", "A100SXM80GB"]),
+    spec("A100-80GB-PCIe", 80, 300, Pcie, Bridge, &["A100PCIe80GB"]),
+    spec("A100-40GB-SXM", 40, 400, Sxm, Nvlink, &["A100", "A10040GB", "A10040GBSXM4", "A100SXM440GB"]),
+    spec("V100-32GB", 32, 300, Sxm, Nvlink, &["V10032GBSXM2", "V100SXM232GB"]),
+    spec("V100-16GB", 16, 300, Sxm, Nvlink, &["V100", "V100SXM2", "V100SXM216GB"]),
+    spec("P100", 16, 250, Pcie, PcieLink, &["P10016GB"]),
+    spec("P40", 24, 250, Pcie, PcieLink, &[]),
+    spec("P4", 8, 75, Pcie, PcieLink, &[]),
+    spec("M60", 8, 150, Pcie, PcieLink, &[]),
+    spec("K80", 12, 150, Pcie, PcieLink, &[]),
+    spec("L40S", 48, 350, Pcie, PcieLink, &["L40S48GB"]),
+    spec("L40", 48, 300, Pcie, PcieLink, &[]),
+    spec("L4", 24, 72, Pcie, PcieLink, &["L424GB"]),
+    spec("A10G", 24, 300, Pcie, PcieLink, &[]),
+    spec("A10", 24, 150, Pcie, PcieLink, &["A1024GB"]),
+    spec("A40", 48, 300, Pcie, Bridge, &["A4048GB"]),
+    spec("A30", 24, 165, Pcie, Bridge, &[]),
+    spec("T4", 16, 70, Pcie, PcieLink, &["T416GB"]),
+    spec("T4g", 16, 70, Pcie, PcieLink, &[]),
+    spec("RTX-PRO-6000", 96, 600, Pcie, PcieLink, &["RTXPROServer6000", "RTXPRO6000SE", "RTXPRO6000Blackwell"]),
+    spec("RTX-PRO-4500", 32, 200, Pcie, PcieLink, &[]),
+    spec("RTX-6000-Ada", 48, 300, Pcie, PcieLink, &["RTX6000Ada", "6000Ada"]),
+    spec("RTX-A6000", 48, 300, Pcie, Bridge, &["A6000"]),
+    spec("RTX-A5000", 24, 230, Pcie, Bridge, &["A5000"]),
+    spec("RTX-A4000", 16, 140, Pcie, PcieLink, &["A4000"]),
+    spec("RTX-5090", 32, 575, Pcie, PcieLink, &[]),
+    spec("RTX-4090", 24, 450, Pcie, PcieLink, &[]),
+    spec("RTX-3090", 24, 350, Pcie, Bridge, &[]),
+    spec("MI325X", 256, 1000, Oam, Nvlink, &[]),
+    spec("MI300X", 192, 750, Oam, Nvlink, &[]),
+    spec("MI250", 128, 560, Oam, Nvlink, &[]),
 ];
 
 /// One GPU model by its canonical name. Only names in the table exist.
@@ -132,6 +141,12 @@ impl GpuModel {
     #[must_use]
     pub fn memory_gib(self) -> u32 {
         self.spec().memory_gib
+    }
+
+    /// Most power that one GPU is designed to draw, W (data sheet; of boards with two GPUs a half).
+    #[must_use]
+    pub fn tdp_w(self) -> u32 {
+        self.spec().tdp_w
     }
 
     /// How it sits in the host.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use fleet::{Class, Market, Offer, UsdMicros};
+use health::rates::Brief;
 
 use crate::base_stock;
 use crate::input::{Commitment, LeadTime, NodeGroup, OfferState, PlanInput, Policy, Quota, Scenario, starts};
@@ -19,17 +20,6 @@ pub struct ObservedNode {
     pub healthy: bool,
     /// Live claims, `(class, claims)`, by class.
     pub claims: Vec<(usize, u32)>,
-}
-
-/// What the health of an offer's nodes means for plans.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Health {
-    /// Faults of a GPU in an hour, besides what the cloud takes back.
-    pub faults_per_gpu_h: f64,
-    /// Share of boots that pass the gate.
-    pub boot_pass: f64,
-    /// Share of a node's work that is had of it.
-    pub usable_share: f64,
 }
 
 /// Estimates of one offer's supply at one moment.
@@ -54,7 +44,7 @@ pub struct Estimate {
 impl Estimate {
     /// With what the health of its nodes adds: launches that fail their gate, and nodes that are lost to faults.
     #[must_use]
-    pub fn with_health(self, gpus_per_node: u32, health: &Health) -> Self {
+    pub fn with_health(self, gpus_per_node: u32, health: &Brief) -> Self {
         let faults_per_h = f64::from(gpus_per_node) * health.faults_per_gpu_h.max(0.0);
         Self {
             fill: self.fill * health.boot_pass.clamp(0.0, 1.0),

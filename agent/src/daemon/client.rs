@@ -181,10 +181,11 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub fn report_gate(&self, token: &str, (boot, seq): (&str, u64), gate: &Unreported) -> Result<Told, ClientError> {
-        let Unreported { verdict, mend, reason, serials, driver, image, version, evidence, .. } = gate;
+        let Unreported { verdict, mend, reason, serials, driver, image, domain, version, evidence, .. } = gate;
         let body = json!({
             "boot": boot, "seq": seq, "checks": "gate", "verdict": verdict, "mend": mend, "reason": reason,
-            "serials": serials, "driver": driver, "version": version, "image": image, "evidence": evidence,
+            "serials": serials, "driver": driver, "version": version, "image": image, "domain": domain,
+            "evidence": evidence,
         });
         self.post(&format!("/v1/agents/{}/report", self.instance), token, &body)
     }

@@ -32,6 +32,9 @@ pub struct Join {
     pub driver: Option<String>,
     /// Image that the host was started from: faults that an image brings are told from faults of GPUs.
     pub image: Option<String>,
+    /// What it hangs together with others by (a rack, a placement group): hosts of one are not tested at the same time.
+    /// Without it, the NVLink domain over several hosts where the GPUs are in one.
+    pub domain: Option<String>,
     /// NVIDIA's diagnostics; `dcgmi` without it.
     pub dcgmi: Option<PathBuf>,
     /// Tests of them that this GPU model does not have.
@@ -78,7 +81,8 @@ impl Config {
         if instance.is_empty() || !instance.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
             bail!("'{instance}' is no name of an instance");
         }
-        let join = Join { image: join.image.filter(|i| !i.is_empty()), ..join };
+        let some = |text: Option<String>| text.filter(|t| !t.is_empty());
+        let join = Join { image: some(join.image), domain: some(join.domain), ..join };
         let policy = rules::policy(join.policy.as_deref())?;
         let limits = rules::limits(join.limits.as_deref())?;
         let expected = Expected { gpus: join.gpus, pci_device: join.pci_device.clone(), driver: join.driver.clone() };

@@ -413,6 +413,7 @@ impl Daemon {
             serials: gate.serials,
             driver: gate.driver,
             image: self.config.join.image.clone(),
+            domain: self.config.join.domain.clone().or(gate.nvlink_domain),
             evidence: gate.evidence,
         });
         self.keep(true);

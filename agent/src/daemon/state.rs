@@ -38,6 +38,9 @@ pub struct Unreported {
     /// Image that the host was started from.
     #[serde(default)]
     pub image: Option<String>,
+    /// What it hangs together with others by.
+    #[serde(default)]
+    pub domain: Option<String>,
     /// Every number with its limits.
     #[serde(default)]
     pub evidence: serde_json::Value,

@@ -100,6 +100,8 @@ pub struct Gated {
     pub serials: Vec<String>,
     /// Version of the driver.
     pub driver: Option<String>,
+    /// NVLink domain over several hosts.
+    pub nvlink_domain: Option<String>,
     /// Every number with its limits.
     pub evidence: serde_json::Value,
 }
@@ -171,6 +173,7 @@ fn failed(of: &GateOf, reason: &str) -> Done {
         log_next: of.log_next,
         serials: Vec::new(),
         driver: None,
+        nvlink_domain: None,
         evidence: serde_json::Value::Null,
     };
     Done { gate: Some(gate), ..Done::default() }
@@ -263,6 +266,7 @@ fn gate(of: &GateOf, scope: Scope) -> Gated {
         log_next,
         serials: evidence.serials(),
         driver: evidence.driver.as_ref().ok().map(|d| d.version.clone()),
+        nvlink_domain: evidence.nvlink_domain(),
         evidence: serde_json::to_value(&report).unwrap_or_default(),
     }
 }

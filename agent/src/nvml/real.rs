@@ -123,6 +123,8 @@ impl Nvml for Library {
             inforom: told(device.info_rom_image_version()),
             pci_device: format!("{:04x}", pci.pci_device_id >> 16),
             pci_subsystem: pci.pci_sub_system_id.map(|s| format!("{s:08x}")).unwrap_or_default(),
+            // Drivers and cards that know no fabric are in none.
+            nvlink_domain: self.fabric(&device).ok().and_then(|f| nvlink_domain(f.clusterUuid, f.cliqueId)),
         })
     }
 
@@ -233,6 +235,12 @@ impl Library {
             nvmlGpuFabricInfo_v3_t { version: version_of::<nvmlGpuFabricInfo_v2_t>(2), ..zeroed() };
         self.raw(device, call, ask)
     }
+}
+
+/// Cluster and clique; none where the cluster is all zeros: the fabric ends in the host.
+fn nvlink_domain(cluster: [u8; 16], clique: u32) -> Option<String> {
+    let hex: String = cluster.iter().map(|b| format!("{b:02x}")).collect();
+    cluster.iter().any(|b| *b != 0).then(|| format!("nvlink:{hex}/{clique}"))
 }
 
 /// The bits of a fabric's health mask in which it says that something is wrong (nvml.h, `NVML_GPU_FABRIC_HEALTH_MASK_…`):

@@ -85,6 +85,7 @@ impl Nvml for Script {
             inforom: None,
             pci_device: "2335".into(),
             pci_subsystem: "18be10de".into(),
+            nvlink_domain: None,
         })
     }
 

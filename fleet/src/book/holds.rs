@@ -25,6 +25,8 @@ pub struct Identity {
     pub driver: Option<String>,
     /// Image that it was started from.
     pub image: Option<String>,
+    /// What it hangs together with others by.
+    pub domain: Option<String>,
 }
 
 /// Share of a cell's nodes that are repaired at the same time; one at least.
@@ -55,12 +57,13 @@ impl Book {
     /// What a host says of itself.
     pub fn identify(&mut self, id: u64, identity: &Identity) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
-        let Identity { serials, driver, image } = identity.clone();
+        let Identity { serials, driver, image, domain } = identity.clone();
         // A host on which a GPU is lost does not tell who the others are: it is as it was.
         let serials = if serials.is_empty() { node.serials.clone() } else { serials };
         let (driver, image) = (driver.or_else(|| node.driver.clone()), image.or_else(|| node.image.clone()));
-        if (&serials, &driver, &image) != (&node.serials, &node.driver, &node.image) {
-            (node.serials, node.driver, node.image) = (serials, driver, image);
+        let domain = domain.or_else(|| node.domain.clone());
+        if (&serials, &driver, &image, &domain) != (&node.serials, &node.driver, &node.image, &node.domain) {
+            (node.serials, node.driver, node.image, node.domain) = (serials, driver, image, domain);
             self.changes.nodes.insert(id);
         }
     }
@@ -151,16 +154,6 @@ impl Book {
         let mut out: Vec<&Node> = self.nodes.values().filter(waits).collect();
         out.sort_by_key(|n| (n.since_ms, n.id));
         out
-    }
-
-    /// Cells and how many nodes each has.
-    #[must_use]
-    pub fn cells(&self) -> BTreeMap<String, u32> {
-        let mut cells: BTreeMap<String, u32> = BTreeMap::new();
-        for node in self.nodes.values() {
-            *cells.entry(cell_of(&node.offer)).or_default() += 1;
-        }
-        cells
     }
 
     /// Cells for which something is held: nothing of them is lent to diagnostics.

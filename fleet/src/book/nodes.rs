@@ -83,6 +83,7 @@ impl Book {
             serials: Vec::new(),
             driver: None,
             image: None,
+            domain: None,
             cause: None,
             reason: String::new(),
         };
@@ -285,8 +286,12 @@ impl Book {
                 && n.care.is_none()
                 && n.proof_at_ms.is_some_and(|at| now_ms - at > limits.proof_max_age_ms)
         };
-        let listens = |n: &Node| n.state.in_service() || matches!(n.state, NodeState::Checking | NodeState::Draining);
         let has_claims = |n: &Node| n.free.count() < n.gpus;
+        let listens = |n: &Node| match n.state {
+            // An empty one is about to end, heard or not.
+            NodeState::Draining => has_claims(n),
+            state => state.in_service() || state == NodeState::Checking,
+        };
         // It is heard, and what runs on it runs on; it takes nothing new before it has been checked.
         let aged: Vec<u64> =
             self.nodes.values().filter(|n| unproven(n) && !silent(n) && has_claims(n)).map(|n| n.id).collect();

@@ -122,6 +122,9 @@ pub struct Node {
     /// Image that it was started from.
     #[serde(default)]
     pub image: Option<String>,
+    /// What it hangs together with others by: a rack, an NVLink domain, a placement group.
+    #[serde(default)]
+    pub domain: Option<String>,
     /// Its last fault: `xid:79`, `gate:memory`, `dcgm:14`.
     #[serde(default)]
     pub cause: Option<String>,

@@ -58,6 +58,26 @@ fn a_held_cause_resets_and_ends_nothing_but_its_canary() {
     assert_eq!(book.clean_up(9, &BTreeMap::new(), 4000), 1, "closed");
 }
 
+/// A breaker holds what is automatic. A person lets a node go all the same: one that is out, and one that is silent.
+#[test]
+fn a_person_ends_what_is_held() {
+    let mut book = book();
+    let nodes = idle_nodes(&mut book, 0, 3, 0);
+    book.set_held(held(&book, "xid:119", None));
+    book.blame(nodes[0], "xid:119");
+    book.fault(nodes[0], "xid:119: x", 1000).expect("idle");
+    let silent_ms = book.limits().silent_ms;
+    book.tick_nodes(silent_ms + 2000);
+    assert_eq!(book.nodes()[&nodes[1]].state, NodeState::Lost);
+    assert_eq!(book.clean_up(9, &BTreeMap::new(), silent_ms + 3000), 0);
+    for node in [nodes[0], nodes[1]] {
+        book.drain(node, "ops: sent back", silent_ms + 3000).expect("out");
+    }
+    book.tick_nodes(silent_ms + 4000);
+    assert_eq!(in_state(&book, NodeState::Draining), 2, "silence is no news of it");
+    assert_eq!(book.clean_up(9, &BTreeMap::new(), silent_ms + 5000), 2);
+}
+
 #[test]
 fn a_driver_in_common_is_a_cause() {
     let mut book = book();
@@ -155,7 +175,8 @@ fn a_claimed_node_is_no_canary() {
 fn a_name_that_is_not_told_is_kept() {
     let mut book = book();
     let node = idle_nodes(&mut book, 0, 1, 0)[0];
-    let told = Identity { serials: vec!["a".into(), "b".into()], driver: Some("580.1".into()), image: None };
+    let told =
+        Identity { serials: vec!["a".into(), "b".into()], driver: Some("580.1".into()), image: None, domain: None };
     book.identify(node, &told);
     book.identify(node, &Identity::default());
     assert_eq!((book.nodes()[&node].serials.len(), book.nodes()[&node].driver.as_deref()), (2, Some("580.1")));

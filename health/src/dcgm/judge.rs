@@ -32,6 +32,21 @@ const ISOLATE: u8 = 205;
 /// `DCGM_ST_DIAG_ALREADY_RUNNING` (-39).
 const RUNNING: u8 = 217;
 
+/// How long one test of a list may take, seconds.
+pub const TEST_DEADLINE_S: u32 = 600;
+
+/// How long a level may take, 1 to 4, seconds: half again as long as it usually takes (DCGM user guide; measured by others on
+/// hosts of eight GPUs).
+#[must_use]
+pub fn level_deadline_s(level: u8) -> u32 {
+    60 * match level {
+        1 => 3,
+        2 => 15,
+        3 => 40,
+        _ => 200,
+    }
+}
+
 /// A GPU that was to be tested.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expected {

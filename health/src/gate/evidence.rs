@@ -96,6 +96,9 @@ pub struct Identity {
     pub pci_device: String,
     /// PCI subsystem id.
     pub pci_subsystem: String,
+    /// NVLink domain over several hosts: cluster and clique of its fabric; none where its NVLinks end in the host.
+    #[serde(default)]
+    pub nvlink_domain: Option<String>,
 }
 
 /// The driver.
@@ -284,5 +287,11 @@ impl Evidence {
         let told: Option<Vec<String>> =
             self.gpus.iter().map(|g| g.identity.as_ref().ok()?.serial.clone().filter(|s| !s.is_empty())).collect();
         told.unwrap_or_default()
+    }
+
+    /// The NVLink domain over several hosts that the GPUs are in, if they are.
+    #[must_use]
+    pub fn nvlink_domain(&self) -> Option<String> {
+        self.gpus.iter().find_map(|g| g.identity.as_ref().ok()?.nvlink_domain.clone())
     }
 }

@@ -39,6 +39,10 @@ pub struct Rules {
     pub surge_days: f64,
     /// Days since the last full pass after which a node's test is stale.
     pub stale_days: f64,
+    /// Share of a site's power that its GPUs in diagnostics may draw; one node may in any case.
+    pub power_share_max: f64,
+    /// After a driver or an image was first seen in a pool it is being rolled out for so long, seconds.
+    pub rollout_s: f64,
     /// A full diagnostic takes so long, seconds.
     pub full_s: f64,
     /// One slice takes so long at most, seconds.
@@ -56,6 +60,8 @@ impl Default for Rules {
             late_days: 8.5,
             surge_days: 10.0,
             stale_days: 14.0,
+            power_share_max: 0.02,
+            rollout_s: 1800.0,
             full_s: 1200.0,
             slice_s: 180.0,
         }
@@ -72,6 +78,28 @@ pub enum Run {
     Full,
     /// One part of level 3, of [`SLICES`].
     Slice(String),
+}
+
+impl Run {
+    /// As `dcgmi` takes it and as it is told: a level, or the name of a test.
+    #[must_use]
+    pub fn word(&self) -> &str {
+        match self {
+            Self::Quick => "2",
+            Self::Full => "3",
+            Self::Slice(name) => name,
+        }
+    }
+
+    /// What tests that have passed were; none where they are no part of the schedule.
+    #[must_use]
+    pub fn of_word(word: &str) -> Option<Self> {
+        match word {
+            "2" => Some(Self::Quick),
+            "3" | "4" => Some(Self::Full),
+            one => SLICES.contains(&one).then(|| Self::Slice(one.to_owned())),
+        }
+    }
 }
 
 /// What a node does.
@@ -175,8 +203,12 @@ pub struct Node<'a> {
     pub risk: f64,
     /// How much it would be missed: snapshots and images that are on it.
     pub warmth: f64,
-    /// Nodes that hang together (rack, NVLink domain): one of them at a time.
-    pub domain: Option<u64>,
+    /// What it hangs together with others by (rack, NVLink domain): one of them at a time.
+    pub domain: Option<&'a str>,
+    /// What its GPUs draw under load, W.
+    pub power_w: f64,
+    /// Its driver or image is the one that is being rolled out.
+    pub is_new: bool,
     /// It is to be given back: it is not tested, it goes.
     pub leaving: bool,
     /// It is not tried again before, milliseconds since 1970: it gave way, or nothing could be said.
@@ -200,8 +232,23 @@ pub struct Pool<'a> {
     pub short: bool,
     /// Demand is expected to rise by more than a fifth.
     pub rising: bool,
-    /// The breaker of a common cause is open, or an image or driver is being rolled out.
+    /// The breaker of a common cause is open.
     pub held: bool,
+    /// A driver or an image is being rolled out: one of the nodes that have it is tested at a time, and no other.
+    pub rollout: bool,
+    /// Domains of which a node is in diagnostics, of any pool.
+    pub busy_domains: BTreeSet<&'a str>,
+    /// Power of the site, where it is one's own.
+    pub site: Option<Site>,
+}
+
+/// Power of a site.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Site {
+    /// What it has, W.
+    pub power_w: f64,
+    /// Drawn by GPUs in diagnostics, of all its pools, W.
+    pub tested_w: f64,
 }
 
 /// A node that is lent.
@@ -231,6 +278,10 @@ pub enum Refusal {
     Demand,
     /// A breaker is open, or a rollout is under way.
     Held,
+    /// Another of the same rack or NVLink domain is in diagnostics.
+    Domain,
+    /// The power that diagnostics may draw at its site is drawn.
+    Power,
 }
 
 /// What is to be done in a pool.
@@ -283,8 +334,8 @@ pub fn admit(pool: &Pool<'_>, rules: &Rules, now_ms: i64) -> Advice {
     let late = pool.nodes.iter().any(|n| days_since_test(n, now_ms) > rules.late_days);
     let share = if late { rules.catch_up_share_max } else { rules.share_max };
     let cap = ((share * pool.nodes.len() as f64) as u32).max(1);
-    let mut domains: BTreeSet<u64> =
-        pool.nodes.iter().filter(|n| n.now == Now::Diagnosing).filter_map(|n| n.domain).collect();
+    let mut domains = pool.busy_domains.clone();
+    let mut tested_w = pool.site.map_or(0.0, |s| s.tested_w);
     let (mut idle, mut diagnosing) = (idle, diagnosing);
     for (node, priority) in wanted {
         let refusal = if pool.held {
@@ -302,7 +353,8 @@ pub fn admit(pool: &Pool<'_>, rules: &Rules, now_ms: i64) -> Advice {
             advice.refusal = refusal;
             break;
         }
-        if node.domain.is_some_and(|d| domains.contains(&d)) {
+        if let Some(refusal) = waits_for(pool, node, diagnosing, &domains, tested_w, rules) {
+            advice.refusal = refusal;
             continue;
         }
         let whole = if pool.yields { idle + diagnosing >= pool.buffer_nodes } else { idle > pool.buffer_nodes };
@@ -312,6 +364,7 @@ pub fn admit(pool: &Pool<'_>, rules: &Rules, now_ms: i64) -> Advice {
         };
         advice.leases.push(Lease { node: node.id, run, priority });
         domains.extend(node.domain);
+        tested_w += node.power_w;
         idle -= 1;
         diagnosing += 1;
     }
@@ -319,6 +372,28 @@ pub fn admit(pool: &Pool<'_>, rules: &Rules, now_ms: i64) -> Advice {
         && matches!(advice.refusal, Refusal::HotReserve | Refusal::Buffer)
         && pool.nodes.iter().any(|n| !n.leaving && days_since_test(n, now_ms) > rules.surge_days);
     advice
+}
+
+/// What one node waits for while others need not.
+fn waits_for(
+    pool: &Pool<'_>,
+    node: &Node<'_>,
+    diagnosing: u32,
+    domains: &BTreeSet<&str>,
+    tested_w: f64,
+    rules: &Rules,
+) -> Option<Refusal> {
+    let canary = node.is_new && diagnosing == 0;
+    let most_w = pool.site.map_or(f64::INFINITY, |s| rules.power_share_max * s.power_w);
+    if pool.rollout && !canary {
+        Some(Refusal::Held)
+    } else if node.domain.is_some_and(|d| domains.contains(d)) {
+        Some(Refusal::Domain)
+    } else if tested_w > 0.0 && tested_w + node.power_w > most_w {
+        Some(Refusal::Power)
+    } else {
+        None
+    }
 }
 
 fn count(pool: &Pool<'_>, which: impl Fn(&Node<'_>) -> bool) -> u32 {

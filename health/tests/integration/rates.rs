@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use health::rates::{Counts, Place, of, rates, tell};
+use health::rates::{Counts, Place, Places, Rates, tell};
 use proptest::prelude::*;
 
 fn place(provider: &str, region: &str, instance_type: &str) -> Place {
@@ -14,6 +14,10 @@ fn counts(gpu_days: f64, faults: f64) -> Counts {
     Counts { gpu_hours: 24.0 * gpu_days, faults, ..Counts::default() }
 }
 
+fn rates(counts: &BTreeMap<Place, Counts>) -> BTreeMap<Place, Rates> {
+    Places::of(counts).rates()
+}
+
 fn per_day(per_h: f64) -> f64 {
     24.0 * per_h
 }
@@ -22,41 +26,62 @@ fn per_day(per_h: f64) -> f64 {
 #[test]
 fn alone_it_is_the_posterior_of_gamma_and_poisson() {
     let here = place("a", "r", "h8");
+    // The Gamma posterior says 1.63e-4 and 5.71e-4; that the place may be bad moves it by little.
     for (faults, is) in [(0.0, 1.63e-4), (5.0, 5.71e-4)] {
         let all = BTreeMap::from([(here.clone(), counts(5600.0, faults))]);
         let rate = rates(&all)[&here].faults_per_gpu_h;
-        assert!((per_day(rate.mean) / is - 1.0).abs() < 0.005, "{faults} faults: {:e}", per_day(rate.mean));
+        assert!((per_day(rate.mean) / is - 1.0).abs() < 0.02, "{faults} faults: {:e}", per_day(rate.mean));
         assert!(rate.q05 < rate.q10 && rate.q10 < rate.mean && rate.mean < rate.q90 && rate.q90 < rate.q95);
     }
-    let nobody = of(&here, &Counts::default(), &BTreeMap::new());
-    assert!((per_day(nobody.faults_per_gpu_h.mean) / 3e-4 - 1.0).abs() < 1e-9, "the prior");
-    assert!((nobody.boot_pass.mean - 0.995).abs() < 1e-9);
+    let nobody = Places::of(&BTreeMap::new()).rates_at(&here);
+    let (prior, boots) = (0.98 * 3e-4 + 0.02 * 3e-3, 0.98 * 0.995 + 0.02 * 0.5);
+    assert!((per_day(nobody.faults_per_gpu_h.mean) / prior - 1.0).abs() < 1e-9, "the prior");
+    assert!((nobody.boot_pass.mean - boots).abs() < 1e-9);
     assert_eq!((nobody.speed_p50, nobody.repair_p50_s), (1.0, 600.0));
 }
 
 #[test]
 fn a_place_leans_on_its_like_the_nearer_the_more() {
-    let bad = counts(50_000.0, 500.0);
     let here = place("a", "r", "h8");
-    let seen_at = |other: Place| {
-        let all = BTreeMap::from([(other, bad.clone())]);
-        per_day(of(&here, &Counts::default(), &all).faults_per_gpu_h.mean)
+    let seen_at = |other: Place, seen: Counts| {
+        let all = BTreeMap::from([(other, seen)]);
+        per_day(Places::of(&all).rates_at(&here).faults_per_gpu_h.mean)
     };
-    let same_type = seen_at(place("a", "elsewhere", "h8"));
-    let same_gpu = seen_at(place("b", "r", "h4"));
-    let other = seen_at(place("b", "r", "a8"));
-    assert!(same_type > 8e-3, "thirty times the prior: {same_type}");
+    // Three times as many as published: so are its like.
+    let worse = || counts(50_000.0, 45.0);
+    let same_type = seen_at(place("a", "elsewhere", "h8"), worse());
+    let same_gpu = seen_at(place("b", "r", "h4"), worse());
+    let other = seen_at(place("b", "r", "a8"), worse());
+    assert!(same_type > 8e-4, "{same_type}");
     assert!(
-        (same_gpu - same_type).abs() < 1e-9 && (other - same_type).abs() < 1e-9,
-        "with nothing in between it is all there is"
+        (same_gpu / same_type - 1.0).abs() < 0.03 && (other / same_gpu - 1.0).abs() < 1e-9,
+        "with nothing in between it is all there is: {same_type} {same_gpu} {other}"
     );
     let mut all =
-        BTreeMap::from([(place("b", "r", "a8"), bad.clone()), (place("a", "elsewhere", "h8"), counts(50_000.0, 5.0))]);
-    let near = per_day(of(&here, &Counts::default(), &all).faults_per_gpu_h.mean);
+        BTreeMap::from([(place("b", "r", "a8"), worse()), (place("a", "elsewhere", "h8"), counts(50_000.0, 5.0))]);
+    let near = per_day(Places::of(&all).rates_at(&here).faults_per_gpu_h.mean);
     assert!(near < 2e-4, "its own type in another region says more than another cloud's GPUs: {near}");
     all.insert(here.clone(), counts(20_000.0, 200.0));
     let own = per_day(rates(&all)[&here].faults_per_gpu_h.mean);
     assert!(own > 5e-3, "what it has seen itself says most: {own}");
+}
+
+#[test]
+fn a_bad_place_is_known_within_hours_and_does_not_spoil_its_like() {
+    let (bad, good) = (place("a", "bad", "h8"), place("a", "good", "h8"));
+    // Ten nodes of eight GPUs for four hours; a node breaks each ten hours.
+    let all = BTreeMap::from([(bad.clone(), counts(320.0 / 24.0, 4.0)), (good.clone(), counts(320.0 / 24.0, 0.0))]);
+    let told = rates(&all);
+    let (there, here) = (told[&bad].faults_per_gpu_h, told[&good].faults_per_gpu_h);
+    assert!(there.mean > 100.0 * 3e-4 / 24.0, "a hundred times what is published: {there:?}");
+    assert!(here.mean < 4.0 * 3e-4 / 24.0 && here.q90 < 1e-3 / 24.0 * 4.0, "{here:?}");
+    // Where all are bad, a new one is suspected.
+    let new = place("a", "new", "h8");
+    let before = Places::of(&all).rates_at(&new).faults_per_gpu_h.mean;
+    let mut all = all;
+    all.insert(good, counts(320.0 / 24.0, 4.0));
+    let after = Places::of(&all).rates_at(&new).faults_per_gpu_h.mean;
+    assert!(after > 1.5 * before, "{before:e} {after:e}");
 }
 
 #[test]
@@ -66,7 +91,8 @@ fn boots_that_fail_count_more_at_home() {
     let fine = Counts { boots: 500.0, passed: 499.0, ..Counts::default() };
     let all = BTreeMap::from([(here.clone(), failing), (place("a", "s", "h8"), fine)]);
     let told = rates(&all);
-    assert!((0.7..0.8).contains(&told[&here].boot_pass.mean), "{:?}", told[&here].boot_pass);
+    let own = told[&here].boot_pass;
+    assert!((0.45..0.55).contains(&own.mean) && own.q95 < 0.7, "half of its boots fail: {own:?}");
     assert!(told[&place("a", "s", "h8")].boot_pass.mean > 0.98, "one bad region does not spoil the others");
 }
 
@@ -102,15 +128,18 @@ proptest! {
             gpu_hours, faults, boots, passed: boots * share, node_hours: gpu_hours / 8.0,
             out_node_hours: gpu_hours / 8.0 * out, ..Counts::default()
         };
-        let all = BTreeMap::from([(place("a", "s", "h8"), own.clone())]);
-        let rate = of(&here, &own, &all);
+        let with = |mine: Counts| {
+            let all = BTreeMap::from([(here.clone(), mine), (place("a", "s", "h8"), own.clone())]);
+            Places::of(&all).rates_at(&here)
+        };
+        let rate = with(own.clone());
         for (interval, most) in [(rate.faults_per_gpu_h, f64::MAX), (rate.boot_pass, 1.0), (rate.in_service, 1.0)] {
             prop_assert!(interval.mean.is_finite() && interval.mean > 0.0 && interval.mean <= most, "{interval:?}");
             prop_assert!(interval.q05 <= interval.q10 && interval.q10 <= interval.q90 && interval.q90 <= interval.q95, "{interval:?}");
         }
-        let more = of(&here, &Counts { faults: faults + 1.0, ..own.clone() }, &all);
+        let more = with(Counts { faults: faults + 1.0, ..own.clone() });
         prop_assert!(more.faults_per_gpu_h.mean > rate.faults_per_gpu_h.mean);
-        let longer = of(&here, &Counts { gpu_hours: gpu_hours + 1e5, ..own }, &all);
+        let longer = with(Counts { gpu_hours: gpu_hours + 1e5, ..own.clone() });
         prop_assert!(longer.faults_per_gpu_h.mean < rate.faults_per_gpu_h.mean);
     }
 }

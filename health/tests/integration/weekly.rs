@@ -1,6 +1,6 @@
 //! The weekly schedule: what it may never do, and what it must in the end.
 
-use health::weekly::{self, History, Now, Pool, Refusal, Rules, Run, SLICES, admit, due_ms};
+use health::weekly::{self, History, Now, Pool, Refusal, Rules, Run, SLICES, Site, admit, due_ms};
 use proptest::prelude::*;
 
 const DAY_MS: i64 = 86_400_000;
@@ -14,7 +14,9 @@ struct Node {
     history: History,
     risk: f64,
     warmth: f64,
-    domain: Option<u64>,
+    domain: Option<String>,
+    power_w: f64,
+    is_new: bool,
     leaving: bool,
 }
 
@@ -27,7 +29,9 @@ impl Node {
             history: &self.history,
             risk: self.risk,
             warmth: self.warmth,
-            domain: self.domain,
+            domain: self.domain.as_deref(),
+            power_w: self.power_w,
+            is_new: self.is_new,
             leaving: self.leaving,
             not_before_ms: 0,
             life_left_s: None,
@@ -45,10 +49,13 @@ struct Owned {
     short: bool,
     rising: bool,
     held: bool,
+    rollout: bool,
+    site_w: Option<f64>,
 }
 
 impl Owned {
     fn admit(&self) -> weekly::Advice {
+        let busy = || self.nodes.iter().filter(|n| n.now == Now::Diagnosing);
         let pool = Pool {
             nodes: self.nodes.iter().map(Node::view).collect(),
             buffer_nodes: self.buffer_nodes,
@@ -57,6 +64,9 @@ impl Owned {
             short: self.short,
             rising: self.rising,
             held: self.held,
+            rollout: self.rollout,
+            busy_domains: busy().filter_map(|n| n.domain.as_deref()).collect(),
+            site: self.site_w.map(|power_w| Site { power_w, tested_w: busy().map(|n| n.power_w).sum() }),
         };
         admit(&pool, &Rules::default(), NOW_MS)
     }
@@ -72,6 +82,8 @@ fn node(id: u64, now: Now, full_days_ago: f64) -> Node {
         risk: 0.0,
         warmth: 0.0,
         domain: None,
+        power_w: 5600.0,
+        is_new: false,
         leaving: false,
     }
 }
@@ -81,7 +93,17 @@ const IDLE: Now = Now::Idle { since_ms: NOW_MS - 3_600_000, released: false };
 
 fn pool(idle: u64, hot_nodes: u32, buffer_nodes: u32) -> Owned {
     let nodes = (0..idle).map(|i| node(i, IDLE, 9.0)).collect();
-    Owned { nodes, buffer_nodes, hot_nodes, yields: true, short: false, rising: false, held: false }
+    Owned {
+        nodes,
+        buffer_nodes,
+        hot_nodes,
+        yields: true,
+        short: false,
+        rising: false,
+        held: false,
+        rollout: false,
+        site_w: None,
+    }
 }
 
 #[test]
@@ -107,6 +129,7 @@ fn each_condition_holds_it_back() {
         let advice = p.admit();
         assert_eq!((advice.leases.len(), advice.refusal), (0, why));
     };
+    refused(|p| p.rollout = true, Refusal::Held);
     refused(|p| p.hot_nodes = 10, Refusal::HotReserve);
     refused(|p| p.short = true, Refusal::Demand);
     refused(|p| p.rising = true, Refusal::Demand);
@@ -178,9 +201,33 @@ fn a_burst_of_claims_calls_diagnostics_back() {
     assert_eq!(p.admit().yields, 1, "one is idle, three may be wanted, one can come back");
 }
 
+#[test]
+fn racks_power_and_rollouts_let_one_through() {
+    // 400 nodes may have four in diagnostics.
+    let lent = |change: fn(&mut Owned)| {
+        let mut p = pool(400, 2, 5);
+        change(&mut p);
+        let advice = p.admit();
+        (advice.leases.len(), advice.refusal)
+    };
+    assert_eq!(lent(|_| ()), (12, Refusal::Cap), "some are late: three of a hundred");
+    assert_eq!(lent(|p| p.nodes.iter_mut().for_each(|n| n.domain = Some("rack-1".into()))), (1, Refusal::Domain));
+    assert_eq!(lent(|p| p.site_w = Some(1_000_000.0)), (3, Refusal::Power), "20 kW, and 5.6 for each");
+    assert_eq!(lent(|p| p.site_w = Some(1000.0)), (1, Refusal::Power), "one in any case");
+    let one_is_new = |p: &mut Owned| {
+        p.rollout = true;
+        p.nodes[17].is_new = true;
+        p.nodes[18].is_new = true;
+    };
+    assert_eq!(lent(one_is_new), (1, Refusal::Held));
+    let mut p = pool(400, 2, 5);
+    one_is_new(&mut p);
+    assert!([17, 18].contains(&p.admit().leases[0].node), "what was rolled out is tested");
+}
+
 fn any_node() -> impl Strategy<Value = Node> {
-    (0_u8..200, 0_i64..20, any::<bool>(), 0_u64..40, any::<bool>(), 0_i64..600).prop_map(
-        |(now, days, quick, domain, leaving, idle_s)| {
+    (0_u8..200, 0_i64..20, any::<bool>(), 0_u64..40, any::<bool>(), 0_i64..600, any::<bool>()).prop_map(
+        |(now, days, quick, domain, leaving, idle_s, is_new)| {
             let since_ms = NOW_MS - idle_s * 1000;
             // Few are in diagnostics, or the cap would hold back all others.
             let now = match now {
@@ -190,7 +237,8 @@ fn any_node() -> impl Strategy<Value = Node> {
             };
             let mut made = node(0, now, days as f64);
             made.history.quick = quick;
-            made.domain = (domain > 0).then_some(domain);
+            made.domain = (domain > 0).then(|| format!("rack-{domain}"));
+            made.is_new = is_new;
             made.leaving = leaving;
             made
         },
@@ -204,10 +252,11 @@ proptest! {
     #[test]
     fn nothing_is_lent_that_is_needed(
         nodes in proptest::collection::vec(any_node(), 0..400), hot in 0_u32..200, buffer in 0_u32..200,
-        yields in any::<bool>(), short in any::<bool>(), held in any::<bool>(),
+        yields in any::<bool>(), short in any::<bool>(), held in any::<bool>(), rollout in proptest::bool::weighted(0.2),
+        site_w in proptest::option::of(0.0..2e6_f64),
     ) {
         let nodes: Vec<Node> = (0..).zip(nodes).map(|(id, n)| Node { id, gpus: format!("g{id}"), ..n }).collect();
-        let pool = Owned { nodes, buffer_nodes: buffer, hot_nodes: hot, yields, short, rising: false, held };
+        let pool = Owned { nodes, buffer_nodes: buffer, hot_nodes: hot, yields, short, rising: false, held, rollout, site_w };
         let rules = Rules::default();
         let advice = pool.admit();
         let idle = pool.nodes.iter().filter(|n| matches!(n.now, Now::Idle { .. })).count();
@@ -217,6 +266,11 @@ proptest! {
         prop_assert!(lent.is_empty() || !(short || held));
         let cap = ((rules.catch_up_share_max * pool.nodes.len() as f64) as usize).max(1);
         prop_assert!(lent.is_empty() || busy.len() + lent.len() <= cap, "the cap");
+        let canary = busy.is_empty() && lent.len() <= 1 && lent.iter().all(|n| n.is_new);
+        prop_assert!(!rollout || lent.is_empty() || canary, "a rollout tests its canary alone");
+        let all_w = 5600.0 * (busy.len() + lent.len()) as f64;
+        let alone = busy.is_empty() && lent.len() <= 1;
+        prop_assert!(lent.is_empty() || alone || site_w.is_none_or(|w| all_w <= 0.02 * w), "the site's power");
         for lease in &lent {
             let is_idle = matches!(lease.now, Now::Idle { .. });
             prop_assert!(is_idle && !lease.leaving);

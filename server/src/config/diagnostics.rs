@@ -1,5 +1,7 @@
 //! `[diagnostics]`: weekly diagnostics of idle nodes.
 
+use std::collections::BTreeMap;
+
 use anyhow::bail;
 use health::weekly::Rules;
 use serde::Deserialize;
@@ -18,6 +20,8 @@ pub struct Diagnostics {
     pub again_s: f64,
     /// Diagnostics that could say nothing (a host without dcgmi, say) are tried again after this time, seconds.
     pub unmeasured_s: f64,
+    /// Power of sites of one's own, by the name of the cloud, W.
+    pub site_power_w: BTreeMap<String, f64>,
     /// When, which and how many.
     pub rules: Rules,
 }
@@ -30,6 +34,7 @@ impl Default for Diagnostics {
             yield_max_s: 45.0,
             again_s: 600.0,
             unmeasured_s: 6.0 * 3600.0,
+            site_power_w: BTreeMap::new(),
             rules: Rules::default(),
         }
     }
@@ -55,6 +60,8 @@ impl Diagnostics {
             ("rules.late_days", r.late_days, r.every_days, 3650.0),
             ("rules.surge_days", r.surge_days, r.every_days, 3650.0),
             ("rules.stale_days", r.stale_days, r.every_days, 3650.0),
+            ("rules.power_share_max", r.power_share_max, 0.0, 1.0),
+            ("rules.rollout_s", r.rollout_s, 0.0, 7.0 * 86_400.0),
             ("rules.full_s", r.full_s, 1.0, 6.0 * 3600.0),
             ("rules.slice_s", r.slice_s, 1.0, 3600.0),
         ];
@@ -62,6 +69,9 @@ impl Diagnostics {
             numbers.into_iter().find(|(_, v, least, most)| !(v >= least && v <= most))
         {
             bail!("diagnostics.{key}: {value} is not in {least}..={most}");
+        }
+        if let Some((site, power_w)) = self.site_power_w.iter().find(|(_, w)| !(w.is_finite() && **w > 0.0)) {
+            bail!("diagnostics.site_power_w.{site}: {power_w} W is no power of a site");
         }
         Ok(())
     }

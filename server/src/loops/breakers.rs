@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use fleet::NodeState;
 use fleet::book::{Book, Held, cell_of};
 use health::breaker::{Breakers, Canary, Cell, Episode, Rules, Seen, State, step};
+use health::rates::FAULTS_PER_GPU_H;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, LoopError};
+use super::{Context, Learnt, LoopError};
 use crate::clock;
 use crate::store::{Document, EventRow, Page, Store, write_document};
 
@@ -53,8 +54,6 @@ const HOUR_MS: i64 = 3_600_000;
 /// Events that are read at once, and pages of one run.
 const AT_ONCE: i64 = 2_000;
 const PAGES: usize = 100;
-/// Faults of a GPU-hour that are expected (3e-4 a day, as published for large fleets), until a cell's own are known.
-const GPU_FAULTS_PER_H: f64 = 3e-4 / 24.0;
 
 impl Memory {
     /// As it was written down.
@@ -138,7 +137,8 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         memory.close(&document.record::<Vec<Closed>>()?);
         write(&context, "closed", "[]".into(), term).await?;
     }
-    let open = looked_at(&memory, &app.ledger.book(), now_ms);
+    let learnt = Learnt::read(&app.store).await?;
+    let open = looked_at(&memory, &app.ledger.book(), &learnt.health.faults_per_gpu_h(), now_ms);
     for (cell, cause) in open.keys().filter(|k| !memory.open.iter().any(|b| (&b.cell, &b.cause) == (&k.0, &k.1))) {
         tracing::error!(cell, cause, "many nodes fail for one cause: nothing is reset or ended for it; look at it");
     }
@@ -168,14 +168,19 @@ async fn write(context: &Context, name: &str, body: String, term: i64) -> Result
     Ok(write_document(&context.app.ledger, document, Some(term)).await?)
 }
 
-fn looked_at(memory: &Memory, book: &Book, now_ms: i64) -> Breakers {
+fn looked_at(memory: &Memory, book: &Book, faults_per_gpu_h: &BTreeMap<String, f64>, now_ms: i64) -> Breakers {
     let before: Breakers = memory.open.iter().map(|b| ((b.cell.clone(), b.cause.clone()), b.state)).collect();
-    let gpus = |cell: &str| book.nodes().values().find(|n| cell_of(&n.offer) == cell).map_or(8, |n| n.gpus);
-    let cell = |(name, nodes): (String, u32)| {
-        let faults_per_node_h = f64::from(gpus(&name)) * GPU_FAULTS_PER_H;
-        (name, Cell { nodes, faults_per_node_h })
+    // Nodes and GPUs of each.
+    let mut sizes: BTreeMap<String, (u32, u32)> = BTreeMap::new();
+    for node in book.nodes().values() {
+        let (nodes, gpus) = sizes.entry(cell_of(&node.offer)).or_default();
+        (*nodes, *gpus) = (*nodes + 1, *gpus + node.gpus);
+    }
+    let cell = |(name, (nodes, gpus)): (String, (u32, u32))| {
+        let expected = faults_per_gpu_h.get(&name).copied().unwrap_or(FAULTS_PER_GPU_H);
+        (name, Cell { nodes, faults_per_node_h: expected * f64::from(gpus) / f64::from(nodes) })
     };
-    let cells = book.cells().into_iter().map(cell).collect();
+    let cells = sizes.into_iter().map(cell).collect();
     let out: Vec<_> = book.out_for_faults().into_iter().map(|n| (n.id, cell_of(&n.offer), n.causes())).collect();
     let stands = |state: &State| {
         let State::HalfOpen { canary, .. } = state else { return None };

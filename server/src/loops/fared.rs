@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use fleet::OfferKey;
 use fleet::book::{Book, Held, Node, cell_of};
 use health::gate::{HOSTS_MIN as LIMITS_HOSTS_MIN, Learned, medians};
-use health::rates::{self, Brief, Counts, Place, Rates, Told};
+use health::rates::{self, Brief, Counts, Place, Places, Rates, Told};
 use serde::{Deserialize, Serialize};
 
 use super::learn::as_list;
@@ -192,19 +192,28 @@ impl Health {
         for node in self.serving.keys().copied().collect::<Vec<_>>() {
             self.count_hours(node, now_s);
         }
-        for (place, rates) in rates::rates(&self.counts) {
+        for (place, rates) in Places::of(&self.counts).rates() {
             let told = rates::tell(self.told.get(&place), &rates, now_s);
             self.told.insert(place, told);
         }
     }
 
-    /// What plans go by at a place; as its like where nobody has seen it.
+    /// What plans go by at each of these places; where nobody has been, as at its like.
     #[must_use]
-    pub fn brief(&self, place: &Place) -> Brief {
-        match self.told.get(place) {
-            Some(told) => told.rates.brief(),
-            None => rates::brief(place, &Counts::default(), &self.counts),
-        }
+    pub fn briefs(&self, places: impl IntoIterator<Item = Place>) -> BTreeMap<Place, Brief> {
+        let seen = Places::of(&self.counts);
+        let brief = |place: Place| {
+            let brief = self.told.get(&place).map_or_else(|| seen.brief_at(&place), |told| told.rates.brief());
+            (place, brief)
+        };
+        places.into_iter().collect::<BTreeSet<_>>().into_iter().map(brief).collect()
+    }
+
+    /// Faults of a GPU in an hour that are expected, by cell, where somebody has been.
+    #[must_use]
+    pub fn faults_per_gpu_h(&self) -> BTreeMap<String, f64> {
+        let cell = |p: &Place| format!("{}/{}/{}", p.provider, p.region, p.instance_type);
+        self.told.iter().map(|(place, told)| (cell(place), told.rates.faults_per_gpu_h.mean)).collect()
     }
 
     /// What plans were told of each place, and what was counted there.
@@ -291,7 +300,8 @@ mod tests {
         assert_eq!((counted.boots.round(), counted.passed.round(), counted.faults), (3.0, 1.0, 0.0));
         assert!(counted.gpu_hours < 8.1, "not while it was silent: {counted:?}");
         let place = place_of(&node(1).offer, "");
-        assert!(health.brief(&place).boot_pass < 0.98, "{:?}", health.brief(&place));
+        let brief = health.briefs([place.clone()])[&place];
+        assert!(brief.boot_pass < 0.98, "{brief:?}");
     }
 
     #[test]

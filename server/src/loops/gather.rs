@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use fleet::book::{Book, Tally};
 use fleet::{Class, OfferKey};
-use health::rates::Brief;
-use planner::gather::{Estimate, Health, ObservedNode};
+use planner::gather::{Estimate, ObservedNode};
 use planner::input::{Commitment, LeadTime, Quota};
 use planner::rolling::Moment;
 use planner::scenarios::{Declared, History};
@@ -148,11 +147,8 @@ fn of_book(
         });
     }
     let lead = LeadTime { cdf: prior.lead_time.clone() };
-    let health = |offer: &fleet::Offer| {
-        let Brief { faults_per_gpu_h, boot_pass, usable_share } =
-            fared.brief(&place_of(&offer.key, &offer.gpu.to_string()));
-        Health { faults_per_gpu_h, boot_pass, usable_share }
-    };
+    let place = |offer: &fleet::Offer| place_of(&offer.key, &offer.gpu.to_string());
+    let health = fared.briefs(book.offers().iter().map(place));
     let estimate = |offer: &fleet::Offer| {
         let fresh = || Supply::new(Rules::default(), now_s, 0.9, offer.interruption_per_h);
         let mut supply = learnt.get(&offer.key).cloned().unwrap_or_else(fresh);
@@ -169,7 +165,7 @@ fn of_book(
             usable_share: 1.0,
             faults_per_h: 0.0,
         }
-        .with_health(offer.gpus_per_node, &health(offer))
+        .with_health(offer.gpus_per_node, &health[&place(offer)])
     };
     let judged = |name: &String| book.tallies().get(name).copied().unwrap_or_default();
     Inputs {

@@ -421,6 +421,9 @@ impl<'a> PoolRun<'a> {
             short: !self.waiting.is_empty(),
             rising: false,
             held: false,
+            rollout: false,
+            busy_domains: BTreeSet::new(),
+            site: None,
         }
     }
 
@@ -457,6 +460,8 @@ fn seen((id, host): (usize, &Host)) -> Node<'_> {
         risk: 0.0,
         warmth: 0.0,
         domain: None,
+        power_w: 0.0,
+        is_new: false,
         leaving: false,
         not_before_ms: 0,
         life_left_s: None,

@@ -100,6 +100,10 @@ pub struct Report {
     /// Of the gate: image that the host was started from.
     #[serde(default)]
     pub image: Option<String>,
+    /// Of the gate: what the host hangs together with others by: a rack, an NVLink domain over several hosts, a placement
+    /// group. Hosts of one are not tested at the same time.
+    #[serde(default)]
+    pub domain: Option<String>,
     /// Of the gate and of diagnostics: every number with its limits, kept as it is.
     #[serde(default)]
     #[schema(value_type = Object)]
@@ -275,7 +279,7 @@ async fn remember(app: &App, report: &Report, of_gpus: bool, (before, after): (&
     if report.checks == Checks::Passive && !quarantined {
         return Ok(());
     }
-    let run = report.diagnosis.as_ref().map(|d| (run_of(&d.tests), d.action));
+    let run = report.diagnosis.as_ref().map(|d| (Run::of_word(&d.tests), d.action));
     let (verdict, node, reason) = (report.verdict, after.clone(), after.reason.clone());
     let preempted = report.diagnosis.as_ref().is_some_and(|d| d.yield_s.is_some());
     change_gpus(&app.ledger, gpu_names(after), move |gpu| {
@@ -313,16 +317,6 @@ async fn remember(app: &App, report: &Report, of_gpus: bool, (before, after): (&
     Ok(write_evidence(&app.ledger, evidence).await?)
 }
 
-/// What a list of tests is to the schedule; none where it is no part of it.
-fn run_of(tests: &str) -> Option<Run> {
-    match tests {
-        "2" => Some(Run::Quick),
-        "3" | "4" => Some(Run::Full),
-        one if health::weekly::SLICES.contains(&one) => Some(Run::Slice(one.to_owned())),
-        _ => None,
-    }
-}
-
 /// Writes down what a report says. Returns whether it says anything: one that was seen before does not.
 fn note(book: &mut Book, id: u64, report: &Report, blocked: Option<String>, now_ms: i64) -> Result<bool, NodeError> {
     if !book.is_new(id, &report.boot, report.seq)? {
@@ -334,8 +328,8 @@ fn note(book: &mut Book, id: u64, report: &Report, blocked: Option<String>, now_
     }
     if report.checks == Checks::Gate {
         let text = |t: &Option<String>| t.as_ref().map(|t| t.chars().take(NAME_MAX).collect());
-        let (driver, image) = (text(&report.driver), text(&report.image));
-        book.identify(id, &Identity { serials: report.serials.clone(), driver, image });
+        let (driver, image, domain) = (text(&report.driver), text(&report.image), text(&report.domain));
+        book.identify(id, &Identity { serials: report.serials.clone(), driver, image, domain });
     }
     let reason: String = report.reason.chars().take(200).collect();
     match (report.checks, report.verdict) {
@@ -432,8 +426,8 @@ mod tests {
 
     #[test]
     fn tests_are_parts_of_the_schedule() {
-        assert_eq!(run_of("2"), Some(Run::Quick));
-        assert_eq!(run_of("memory_bandwidth"), Some(Run::Slice("memory_bandwidth".into())));
-        assert_eq!(run_of("memory,pcie"), None);
+        assert_eq!(Run::of_word("2"), Some(Run::Quick));
+        assert_eq!(Run::of_word("memory_bandwidth"), Some(Run::Slice("memory_bandwidth".into())));
+        assert_eq!(Run::of_word("memory,pcie"), None);
     }
 }

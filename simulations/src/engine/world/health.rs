@@ -4,8 +4,7 @@
 use std::collections::BTreeMap;
 
 use fleet::Offer;
-use health::rates::{Brief, Counts, Place, brief};
-use planner::gather::Health;
+use health::rates::{self, Brief, Counts, Place};
 
 /// Plans hear of changes this often, seconds.
 const TOLD_EVERY_S: f64 = 900.0;
@@ -34,8 +33,8 @@ impl Places {
             gpu: o.gpu.to_string(),
         };
         let places: Vec<Place> = offers.iter().map(place).collect();
-        let none = BTreeMap::new();
-        let told = places.iter().map(|p| brief(p, &Counts::default(), &none)).collect();
+        let nothing = BTreeMap::new();
+        let told = places.iter().map(|p| rates::Places::of(&nothing).brief_at(p)).collect();
         Self { places, counts: BTreeMap::new(), told, told_at_s: 0.0, changed: false, learns }
     }
 
@@ -67,15 +66,13 @@ impl Places {
             return false;
         }
         (self.changed, self.told_at_s) = (false, now_s);
-        let none = Counts::default();
-        let one = |place: &Place| brief(place, self.counts.get(place).unwrap_or(&none), &self.counts);
-        self.told = self.places.iter().map(one).collect();
+        let seen = rates::Places::of(&self.counts);
+        self.told = self.places.iter().map(|place| seen.brief_at(place)).collect();
         true
     }
 
     /// What plans know of an offer.
-    pub fn health(&self, p: usize) -> Health {
-        let Brief { faults_per_gpu_h, boot_pass, usable_share } = self.told[p];
-        Health { faults_per_gpu_h, boot_pass, usable_share }
+    pub fn health(&self, p: usize) -> &Brief {
+        &self.told[p]
     }
 }

@@ -32,7 +32,7 @@ impl World<'_> {
             usable_share: 1.0,
             faults_per_h: 0.0,
         }
-        .with_health(self.offers[p].gpus_per_node, &self.places.health(p))
+        .with_health(self.offers[p].gpus_per_node, self.places.health(p))
     }
 
     fn learn(&mut self, p: usize, asked: u32, outcomes: &[Learnt]) {

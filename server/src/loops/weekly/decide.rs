@@ -1,157 +1,39 @@
-//! Weekly diagnostics: lends idle nodes to them, calls them back when idle ones become few, and says which nodes claims take
-//! last. What is lent is decided by [`health::weekly`]; here it gets to know the fleet.
+//! What is to be done in each pool: who is lent, who is called back, for whose test the planner is asked for another.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use fleet::NodeState;
 use fleet::book::{Book, IntentAction, Node, cell_of};
-use health::weekly::{self, Arrivals, History, Now, Pool, Run, admit, due_ms};
-use serde::{Deserialize, Serialize};
+use health::weekly::{self, Advice, History, Now, Pool, Refusal, Run, Site, admit, due_ms};
 
-use super::plan::PlanRecord;
-use super::{Context, LoopError};
-use crate::clock;
+use super::Memory;
+use super::need::Need;
 use crate::config::Diagnostics;
-use crate::store::{Document, GpuRecord, gpu_names, write_document};
+use crate::loops::plan::PlanRecord;
+use crate::store::{GpuRecord, gpu_names};
 
-/// What is remembered from one run to the next.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-struct Memory {
-    /// What came of each class within the time to yield.
-    arrivals: BTreeMap<String, Arrivals>,
-    /// When the present window began, milliseconds since 1970, and the claims of each class until then.
-    window: (i64, BTreeMap<String, u64>),
-    /// Nodes for whose test the planner was asked for another, and since when, milliseconds since 1970.
-    surge: BTreeMap<u64, i64>,
-}
-
-/// Windows that were missed are not counted: nobody looked.
-const MISSED_WINDOWS: i64 = 3;
 /// A diagnostic that has run for so long is called back where nobody knows yet whether it comes, milliseconds.
 const DRILL_AFTER_MS: i64 = 20_000;
 /// The planner holds one node more for a test so long at most, milliseconds.
 const SURGE_MS: i64 = 6 * 3_600_000;
-/// Margin over the agent's own deadlines, milliseconds.
-const MARGIN_MS: i64 = 120_000;
-
-pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
-    let rules = &*context.diagnostics;
-    if !rules.enabled {
-        return Ok("off".into());
-    }
-    if context.planning.dry_run || context.paused().await? {
-        return Ok("paused".into());
-    }
-    let app = &context.app;
-    let now_ms = clock::now_ms();
-    let mut memory: Memory = match app.store.document("learnt", "weekly").await? {
-        Some(document) => document.record().unwrap_or_default(),
-        None => Memory::default(),
-    };
-    let window_over = memory.look(&app.ledger.book(), rules.yield_max_s, now_ms);
-    let gpus: BTreeMap<String, GpuRecord> =
-        app.store.gpus("", i64::MAX).await?.into_iter().map(|g| (g.serial.clone(), g)).collect();
-    let plan: Option<PlanRecord> =
-        app.store.plans(i64::MAX, 1).await?.first().and_then(|p| serde_json::from_str(&p.body).ok());
-    let orders = decide(&app.ledger.book(), &gpus, &memory, plan.as_ref(), rules, now_ms);
-    if window_over || memory.surge != orders.surge {
-        memory.surge.clone_from(&orders.surge);
-        let body = serde_json::to_string(&memory)?;
-        let document = Document { kind: "learnt".into(), name: "weekly".into(), version: 0, body };
-        write_document(&app.ledger, document, Some(term)).await?;
-    }
-    app.metrics.tested(orders.due, orders.stale);
-    app.loops.set_uncounted(orders.uncounted);
-    let text = format!(
-        "{} due, {} stale, {} diagnosing, {} lent, {} called back{}",
-        orders.due,
-        orders.stale,
-        orders.diagnosing,
-        orders.lend.len(),
-        orders.call_back.len(),
-        orders.why
-    );
-    let changed = {
-        let book = app.ledger.book();
-        book.nodes().values().any(|n| n.claimed_last != orders.last.contains(&n.id))
-    };
-    if changed || !orders.lend.is_empty() || !orders.call_back.is_empty() {
-        let (lend, call_back, last) = (orders.lend, orders.call_back, orders.last);
-        let write = move |book: &mut Book, now_ms: i64| {
-            // What was claimed or has ended meanwhile stays as it is.
-            for (node, reason) in call_back {
-                book.call_back(node, &reason, now_ms).ok();
-            }
-            for (node, run) in lend {
-                book.lend(node, tests_of(&run), now_ms + longest_ms(&run), now_ms).ok();
-            }
-            book.take_last(&last);
-        };
-        app.ledger.write_as_leader(term, write).await?;
-    }
-    Ok(text)
-}
-
-impl Memory {
-    /// Notes what came in the window that is over. Returns whether one is.
-    fn look(&mut self, book: &Book, window_s: f64, now_ms: i64) -> bool {
-        let window_ms = (window_s * 1000.0) as i64;
-        let passed_ms = now_ms - self.window.0;
-        if (0..window_ms).contains(&passed_ms) {
-            return false;
-        }
-        let now: BTreeMap<String, u64> = book.tallies().iter().map(|(k, t)| (k.clone(), t.hits + t.misses)).collect();
-        if (0..MISSED_WINDOWS * window_ms).contains(&passed_ms) {
-            let windows = u32::try_from(passed_ms / window_ms).unwrap_or(1).max(1);
-            for (class, claims) in &now {
-                let came = claims.saturating_sub(self.window.1.get(class).copied().unwrap_or(0));
-                let each = u32::try_from(came).unwrap_or(u32::MAX).div_ceil(windows);
-                self.arrivals.entry(class.clone()).or_default().saw(now_ms, each);
-            }
-        }
-        self.arrivals.retain(|class, _| book.classes().contains_key(class));
-        self.window = (now_ms, now);
-        true
-    }
-}
-
-/// As the agent takes it.
-fn tests_of(run: &Run) -> &str {
-    match run {
-        Run::Quick => "2",
-        Run::Full => "3",
-        Run::Slice(name) => name,
-    }
-}
-
-/// When it is over in any case: the agent's deadlines, and some time to start.
-fn longest_ms(run: &Run) -> i64 {
-    let minutes = match run {
-        Run::Quick => 15,
-        Run::Full => 40,
-        Run::Slice(_) => 10,
-    };
-    // What asks for it is repeated.
-    2 * minutes * 60_000 + MARGIN_MS
-}
 
 /// What is to be done.
 #[derive(Debug, Default, PartialEq)]
-struct Orders {
-    lend: Vec<(u64, Run)>,
-    call_back: Vec<(u64, String)>,
+pub(super) struct Orders {
+    pub lend: Vec<(u64, Run)>,
+    pub call_back: Vec<(u64, String)>,
     /// Nodes that claims take last.
-    last: BTreeSet<u64>,
+    pub last: BTreeSet<u64>,
     /// Nodes that the planner is not to count: those of which nobody knows whether they come back in time, and those for
     /// whose test it is asked for another.
-    uncounted: BTreeSet<u64>,
+    pub uncounted: BTreeSet<u64>,
     /// Those for whose test it is asked for another, and since when, milliseconds since 1970.
-    surge: BTreeMap<u64, i64>,
-    due: usize,
-    stale: usize,
-    diagnosing: usize,
-    why: String,
+    pub surge: BTreeMap<u64, i64>,
+    pub due: usize,
+    pub stale: usize,
+    pub diagnosing: usize,
+    pub why: String,
 }
 
 /// Cloud, region, zone, instance type.
@@ -162,8 +44,26 @@ fn place(node: &Node) -> Place<'_> {
     (&o.provider, &o.region, &o.zone, &o.instance_type)
 }
 
+/// All that pools are looked at with.
+struct Look<'a> {
+    book: &'a Book,
+    gpus: &'a BTreeMap<String, GpuRecord>,
+    memory: &'a Memory,
+    plan: Option<&'a PlanRecord>,
+    rules: &'a Diagnostics,
+    now_ms: i64,
+    /// Nodes that are to end.
+    leaving: BTreeSet<u64>,
+    /// Cells in which a breaker is open.
+    held: BTreeSet<&'a str>,
+    /// Domains of which a node is in diagnostics.
+    busy_domains: BTreeSet<&'a str>,
+    /// Drawn by GPUs in diagnostics, by cloud, W.
+    tested_w: BTreeMap<&'a str, f64>,
+}
+
 /// Looks at each pool.
-fn decide(
+pub(super) fn decide(
     book: &Book,
     gpus: &BTreeMap<String, GpuRecord>,
     memory: &Memory,
@@ -175,45 +75,111 @@ fn decide(
     for node in book.nodes().values() {
         pools.entry(place(node)).or_default().push(node);
     }
-    let leaving: BTreeSet<u64> = book
-        .intents()
-        .values()
-        .filter_map(|i| match i.action {
-            IntentAction::Terminate { node } => Some(node),
-            IntentAction::Launch { .. } => None,
-        })
-        .collect();
+    let ends = book.intents().values().filter_map(|i| match i.action {
+        IntentAction::Terminate { node } => Some(node),
+        IntentAction::Launch { .. } => None,
+    });
+    let mut look = Look {
+        book,
+        gpus,
+        memory,
+        plan,
+        rules,
+        now_ms,
+        leaving: ends.collect(),
+        held: book.held_cells(),
+        busy_domains: BTreeSet::new(),
+        tested_w: BTreeMap::new(),
+    };
+    book.nodes().values().filter(|n| n.state == NodeState::Diagnosing).for_each(|n| look.tested(n));
     let mut orders = Orders::default();
-    let held = book.held_cells();
     let mut refusals: BTreeMap<String, usize> = BTreeMap::new();
     for nodes in pools.values() {
-        let serving: Vec<&Node> = nodes.iter().copied().filter(|n| n.state.in_service() || n.gate_is_short()).collect();
-        if serving.is_empty() {
-            continue;
+        if let Some(refusal) = look.at(nodes, &mut orders) {
+            *refusals.entry(format!("{refusal:?}")).or_default() += 1;
         }
-        let known: Vec<Known<'_>> = serving.iter().map(|n| Known::of(n, gpus, rules, now_ms)).collect();
-        let need = Need::of(book, nodes, &memory.arrivals, plan, now_ms);
-        let limit_ms = rules.yield_max_s * 1000.0;
+    }
+    let told: Vec<String> = refusals.into_iter().map(|(why, pools)| format!("{why} {pools}")).collect();
+    orders.why = if told.is_empty() { String::new() } else { format!("; pools: {}", told.join(", ")) };
+    orders
+}
+
+impl<'a> Look<'a> {
+    /// A node is in diagnostics.
+    fn tested(&mut self, node: &'a Node) {
+        self.busy_domains.extend(node.domain.as_deref());
+        *self.tested_w.entry(&node.offer.provider).or_default() += power_w(self.book, node);
+    }
+
+    /// Looks at one pool. Returns why no more of it is lent; nothing where nobody serves.
+    fn at(&mut self, nodes: &[&'a Node], orders: &mut Orders) -> Option<Refusal> {
+        let serving: Vec<&Node> = nodes.iter().copied().filter(|n| n.state.in_service() || n.gate_is_short()).collect();
+        let known: Vec<Known<'_>> = serving.iter().map(|n| Known::of(n, self.gpus, self.rules, self.now_ms)).collect();
+        let proven = self.is_proven(&serving);
+        let pool = self.pool(nodes, *serving.first()?, &known, proven);
+        let advice = admit(&pool, &self.rules.rules, self.now_ms);
+        let refusal = advice.refusal;
+        self.ask_for_surge(&known, &advice, orders);
+        orders.stale += advice.stale.len();
+        // The newest first: they lose the least.
+        let mut back: Vec<&Node> = serving.iter().copied().filter(|n| n.state == NodeState::Diagnosing).collect();
+        back.sort_by_key(|n| Reverse(n.since_ms));
+        orders.diagnosing += back.len();
+        let few = |n: &&Node| (n.id, "idle nodes have become few".to_owned());
+        orders.call_back.extend(back.iter().take(advice.yields as usize).map(few));
+        if !proven {
+            orders.uncounted.extend(back.iter().map(|n| n.id));
+            // Each node once: where all are slow, tests still come to their end.
+            let due = |n: &&&Node| n.yield_ms.is_none() && self.now_ms - n.since_ms >= DRILL_AFTER_MS;
+            let drilled = back.iter().skip(advice.yields as usize).find(due);
+            let reason = "a drill: how soon it is back is not known here yet";
+            orders.call_back.extend(drilled.map(|n| (n.id, reason.to_owned())));
+        }
+        // One at a time until it is known to come back.
+        let room = if proven { usize::MAX } else { 1_usize.saturating_sub(back.len()) };
+        for lease in advice.leases.into_iter().take(room) {
+            if let Some(node) = self.book.nodes().get(&lease.node) {
+                self.tested(node);
+            }
+            orders.lend.push((lease.node, lease.run));
+        }
+        Some(refusal)
+    }
+
+    /// Whether its nodes have been seen to come back in time.
+    fn is_proven(&self, serving: &[&Node]) -> bool {
+        let limit_ms = self.rules.yield_max_s * 1000.0;
         let yields: Vec<f64> = serving.iter().filter_map(|n| n.yield_ms).map(|ms| ms as f64).collect();
         // One slow host does not speak for its pool, but half of them do.
         let in_time = yields.iter().filter(|ms| **ms <= limit_ms).count();
-        let proven = in_time > 0 && 2 * in_time >= yields.len();
-        let pool = Pool {
-            nodes: known.iter().map(|k| k.seen(&leaving)).collect(),
+        in_time > 0 && 2 * in_time >= yields.len()
+    }
+
+    fn pool<'b>(&'b self, nodes: &[&Node], one: &Node, known: &'b [Known<'_>], proven: bool) -> Pool<'b> {
+        let need = Need::of(self.book, nodes, &self.memory.arrivals, self.plan, self.now_ms);
+        let (cell, provider) = (cell_of(&one.offer), one.offer.provider.as_str());
+        let tested_w = self.tested_w.get(provider).copied().unwrap_or(0.0);
+        let site = self.rules.site_power_w.get(provider).map(|power_w| Site { power_w: *power_w, tested_w });
+        Pool {
+            nodes: known.iter().map(|k| k.seen(self)).collect(),
             buffer_nodes: need.buffer_nodes,
             hot_nodes: need.hot_nodes,
             yields: proven,
             short: need.short,
             rising: need.rising,
-            held: held.contains(cell_of(&serving[0].offer).as_str()),
-        };
-        let diagnosing: Vec<&Node> = serving.iter().copied().filter(|n| n.state == NodeState::Diagnosing).collect();
-        let advice = admit(&pool, &rules.rules, now_ms);
-        let due = |k: &&Known<'_>| !k.history.quick || due_ms(&k.names[0], &k.history, &rules.rules) <= now_ms;
+            held: self.held.contains(cell.as_str()),
+            rollout: self.memory.rollouts.runs(&cell, self.rules.rules.rollout_s, self.now_ms),
+            busy_domains: self.busy_domains.clone(),
+            site,
+        }
+    }
+
+    /// Which nodes are due, and for whose test the planner is asked for another.
+    fn ask_for_surge(&self, known: &[Known<'_>], advice: &Advice, orders: &mut Orders) {
+        let now_ms = self.now_ms;
+        let due = |k: &&Known<'_>| !k.history.quick || due_ms(&k.names[0], &k.history, &self.rules.rules) <= now_ms;
         let late: Vec<u64> = known.iter().filter(due).map(|k| k.node.id).collect();
         orders.due += late.len();
-        orders.stale += advice.stale.len();
-        orders.diagnosing += diagnosing.len();
         orders.last.extend(&late);
         if advice.surge {
             let longest =
@@ -221,31 +187,16 @@ fn decide(
             orders.surge.extend(longest.map(|k| (k.node.id, now_ms)));
         }
         // Once asked for, it stays until the test has been: the node that comes for it is not to go before.
-        let asked = late.iter().filter_map(|id| Some((*id, *memory.surge.get(id)?)));
+        let asked = late.iter().filter_map(|id| Some((*id, *self.memory.surge.get(id)?)));
         orders.surge.extend(asked.filter(|(_, since_ms)| now_ms - since_ms < SURGE_MS));
         orders.uncounted.extend(late.iter().filter(|id| orders.surge.contains_key(id)));
-        // The newest first: they lose the least.
-        let mut back: Vec<&Node> = diagnosing.clone();
-        back.sort_by_key(|n| std::cmp::Reverse(n.since_ms));
-        let yielding =
-            back.iter().take(advice.yields as usize).map(|n| (n.id, "idle nodes have become few".to_owned()));
-        orders.call_back.extend(yielding);
-        if !proven {
-            orders.uncounted.extend(diagnosing.iter().map(|n| n.id));
-            // Each node once: where all are slow, tests still come to their end.
-            let due = |n: &&&Node| n.yield_ms.is_none() && now_ms - n.since_ms >= DRILL_AFTER_MS;
-            let drilled = back.iter().skip(advice.yields as usize).find(due);
-            let reason = "a drill: how soon it is back is not known here yet";
-            orders.call_back.extend(drilled.map(|n| (n.id, reason.to_owned())));
-        }
-        // One at a time until it is known to come back.
-        let room = if proven { usize::MAX } else { 1_usize.saturating_sub(diagnosing.len()) };
-        orders.lend.extend(advice.leases.into_iter().take(room).map(|l| (l.node, l.run)));
-        *refusals.entry(format!("{:?}", advice.refusal)).or_default() += 1;
     }
-    let told: Vec<String> = refusals.into_iter().map(|(why, pools)| format!("{why} {pools}")).collect();
-    orders.why = if told.is_empty() { String::new() } else { format!("; pools: {}", told.join(", ")) };
-    orders
+}
+
+/// What its GPUs draw under load, W; of a type that is sold no more nothing is known.
+fn power_w(book: &Book, node: &Node) -> f64 {
+    let tdp_w = book.offer(&node.offer).and_then(|p| book.offers().get(p)).map_or(0, |o| o.gpu.tdp_w());
+    f64::from(tdp_w * node.gpus)
 }
 
 /// A node with what is known of its GPUs.
@@ -276,7 +227,7 @@ impl<'a> Known<'a> {
         Self { node, names, history, not_before_ms, risk }
     }
 
-    fn seen(&self, leaving: &BTreeSet<u64>) -> weekly::Node<'_> {
+    fn seen(&self, look: &Look<'_>) -> weekly::Node<'_> {
         let node = self.node;
         let released = node.released_at_ms == Some(node.since_ms);
         weekly::Node {
@@ -290,77 +241,19 @@ impl<'a> Known<'a> {
             history: &self.history,
             risk: self.risk,
             warmth: 0.0,
-            domain: None,
-            leaving: node.out || leaving.contains(&node.id),
+            domain: node.domain.as_deref(),
+            power_w: power_w(look.book, node),
+            is_new: look.memory.rollouts.has(node, look.rules.rules.rollout_s, look.now_ms),
+            leaving: node.out || look.leaving.contains(&node.id),
             not_before_ms: self.not_before_ms,
             life_left_s: None,
         }
     }
 }
 
-/// What claims and the plan want of a pool.
-#[derive(Debug, PartialEq)]
-struct Need {
-    buffer_nodes: u32,
-    hot_nodes: u32,
-    short: bool,
-    rising: bool,
-}
-
-impl Need {
-    fn of(
-        book: &Book,
-        nodes: &[&Node],
-        arrivals: &BTreeMap<String, Arrivals>,
-        plan: Option<&PlanRecord>,
-        now_ms: i64,
-    ) -> Self {
-        let offers: BTreeSet<usize> = nodes.iter().filter_map(|n| book.offer(&n.offer)).collect();
-        let served = |class: &str| book.offers_of(class).iter().any(|p| offers.contains(p));
-        let classes: Vec<&str> = book.classes().keys().map(String::as_str).filter(|k| served(k)).collect();
-        let gpus = nodes.iter().map(|n| n.gpus).max().unwrap_or(1).max(1);
-        let in_nodes = |class: &str, claims: u32| {
-            let each = book.classes().get(class).map_or(1, |r| r.class.gpus_per_claim);
-            claims.saturating_mul(each).div_ceil(gpus)
-        };
-        let reserve = |class: &&str| arrivals.get(*class).map_or(1, |a| a.hot_reserve(now_ms));
-        let hot_nodes = classes.iter().map(|k| in_nodes(k, reserve(k))).sum::<u32>().max(1);
-        let waits = classes.iter().any(|k| book.queue(k) > 0);
-        let arrives = nodes.iter().any(|n| n.state.is_arriving() && !n.gate_is_short());
-        let claimed = nodes.iter().filter(|n| n.state == NodeState::Claimed).count() as f64;
-        let meant: f64 = plan
-            .iter()
-            .flat_map(|p| &p.plan.targets)
-            .filter(|t| book.offer(&t.offer).is_some_and(|p| offers.contains(&p)))
-            .filter_map(|t| t.nodes.get(1).or(t.nodes.first()))
-            .sum();
-        Self {
-            buffer_nodes: (meant - claimed).round().max(0.0) as u32,
-            hot_nodes,
-            short: waits || arrives,
-            rising: plan.is_some_and(|p| rises(p, &classes)),
-        }
-    }
-}
-
-/// Whether the plan expects a fifth more claims of these classes in its second period than in its first.
-fn rises(plan: &PlanRecord, classes: &[&str]) -> bool {
-    let input = &plan.input;
-    let of = |t: usize| -> f64 {
-        let path = |s: &planner::input::Scenario| {
-            let row = s.claims.get(t);
-            let mine = input.classes.iter().enumerate().filter(|(_, c)| classes.contains(&c.name.as_str()));
-            s.weight * mine.filter_map(|(k, _)| row?.get(k)).sum::<f64>()
-        };
-        input.scenarios.iter().map(path).sum()
-    };
-    let (now, next) = (of(0), of(1));
-    next > 1.2 * now && next > now + 1.0
-}
-
 #[cfg(test)]
 mod tests {
-    use fleet::book::{ClassRule, Gate, Limits};
+    use fleet::book::{ClassRule, Gate, Identity, Limits};
     use fleet::{AcceptedGpu, Class, GpuModel, Interconnect, Market, NodeState, Offer, OfferKey, OnEmpty, UsdMicros};
 
     use super::*;
@@ -507,5 +400,56 @@ mod tests {
         assert_eq!(memory.arrivals["chat"].hot_reserve(HOUR_MS), 7);
         memory.look(&busy, 45.0, 3 * HOUR_MS);
         assert_eq!(memory.arrivals["chat"].hot_reserve(3 * HOUR_MS), 1, "nobody looked for hours: nothing is counted");
+    }
+
+    #[test]
+    fn what_is_rolled_out_is_tested_first_on_one_node() {
+        let (mut book, minute_ms) = (fleet_of(4), 60_000);
+        let nodes: Vec<u64> = book.nodes().keys().copied().collect();
+        let driver = |version: &str| Identity { driver: Some(version.into()), ..Identity::default() };
+        nodes.iter().for_each(|id| book.identify(*id, &driver("580.1")));
+        let mut memory = Memory::default();
+        memory.rollouts.look(&book, HOUR_MS);
+        let gpus = tested(&book, 0);
+        let at = |book: &Book, memory: &Memory, now_ms| {
+            decide(book, &gpus, memory, None, &Diagnostics::default(), now_ms).lend.into_iter().map(|l| l.0).collect()
+        };
+        let late_ms = 9 * 24 * HOUR_MS;
+        let lent: Vec<u64> = at(&book, &memory, late_ms);
+        assert_eq!(lent.len(), 1, "the first driver of a cell is no rollout");
+        book.identify(nodes[2], &driver("590.1"));
+        memory.rollouts.look(&book, late_ms);
+        let lent: Vec<u64> = at(&book, &memory, late_ms + 29 * minute_ms);
+        assert_eq!(lent, [nodes[2]], "its canary");
+        let text = serde_json::to_string(&memory).expect("JSON");
+        let again: Memory = serde_json::from_str(&text).expect("reads");
+        assert_eq!(again.rollouts, memory.rollouts, "it outlives a restart");
+        book.identify(nodes[2], &driver("580.1"));
+        assert!(Vec::<u64>::is_empty(&at(&book, &memory, late_ms + 29 * minute_ms)), "nobody has it any more");
+        assert_eq!(Vec::<u64>::len(&at(&book, &memory, late_ms + 31 * minute_ms)), 1, "it is over");
+    }
+
+    #[test]
+    fn one_of_a_rack_and_what_a_site_has_power_for() {
+        let mut book = fleet_of(400);
+        let nodes: Vec<u64> = book.nodes().keys().copied().collect();
+        // Proven to come back, so that more than one may be lent.
+        book.lend(nodes[0], "2", 2 * HOUR_MS, HOUR_MS).expect("idle");
+        book.call_back(nodes[0], "a drill", HOUR_MS).expect("lent");
+        book.gate(nodes[0], "b", &Gate::Passed, "passed", HOUR_MS + 9000).expect("checking");
+        let gpus = tested(&book, 0);
+        let lent = |book: &Book, rules: &Diagnostics| {
+            decide(book, &gpus, &Memory::default(), None, rules, 9 * 24 * HOUR_MS).lend.len()
+        };
+        let rules = Diagnostics::default();
+        assert_eq!(lent(&book, &rules), 12);
+        // Eight H100 are 5.6 kW.
+        let site = |kw: f64| Diagnostics { site_power_w: [("lab".to_owned(), kw * 1e3)].into(), ..rules.clone() };
+        assert_eq!(lent(&book, &site(600.0)), 2);
+        assert_eq!(lent(&book, &site(10.0)), 1, "one in any case");
+        for id in &nodes {
+            book.identify(*id, &Identity { domain: Some(format!("rack-{}", id % 3)), ..Identity::default() });
+        }
+        assert_eq!(lent(&book, &rules), 3);
     }
 }

@@ -2,13 +2,17 @@
 //!
 //! A place of its own has seen little, so what its like have seen counts too: rates are shrunk along instance type within a
 //! cloud and region, the type in the cloud, the GPU model, and everything. At each step the parent knows what the others have
-//! seen, and is worth a few events of the child's own. All faults are episodes, counted once for a host; those of a common cause
-//! ([`breaker`](crate::breaker)) are not a place's.
+//! seen, and is worth a few events of the child's own. Few places are bad, and those are very bad ([`belief`]): such a one says
+//! little about its like, and they say little about it. All faults are episodes, counted once for a host; those of a common
+//! cause ([`breaker`](crate::breaker)) are not a place's.
+
+mod belief;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use statrs::distribution::{Beta, ContinuousCDF, Gamma};
+
+use belief::{Belief, PerHour, Seen, Share};
 
 /// Where: what is shrunk along, the widest last.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -52,12 +56,20 @@ const HALF_LIFE_S: f64 = 14.0 * 86_400.0;
 /// Samples that are kept.
 const SAMPLES_MAX: usize = 200;
 /// Faults of a GPU-hour before anything is seen: 3e-4 a day, as published for large fleets, worth two events.
-const FAULTS_PER_GPU_H: f64 = 3e-4 / 24.0;
+pub const FAULTS_PER_GPU_H: f64 = 3e-4 / 24.0;
 const FAULTS_WORTH: f64 = 2.0;
+/// Faults in a bad place: ten times as many (eight times between clouds were published), and wide enough for a thousand.
+const BAD_FAULTS: f64 = 10.0;
+const BAD_FAULTS_WORTH: f64 = 0.25;
 /// Boots that pass, before anything is seen: 199 of 200 (Modal: 99.6 %).
-const BOOTS: (f64, f64) = (199.0, 1.0);
+const BOOTS: Share = Share { a: 199.0, b: 1.0 };
 /// Boots that a parent is worth.
 const BOOTS_WORTH: f64 = 20.0;
+/// Boots that pass in a bad place: any share of them.
+const BAD_BOOTS: Share = Share { a: 1.0, b: 1.0 };
+/// Share of places that are bad before anything is seen, and the places that this is worth.
+const BAD_SHARE: f64 = 0.02;
+const BAD_SHARE_WORTH: f64 = 4.0;
 /// Share of node-hours out of service before anything is seen, and the node-hours that it is worth.
 const OUT_SHARE: f64 = 0.005;
 const OUT_WORTH_H: f64 = 200.0;
@@ -95,13 +107,12 @@ impl Counts {
         push(&mut self.speeds, speed.clamp(0.05, 1.5));
     }
 
-    fn add(&mut self, other: &Self) {
-        self.gpu_hours += other.gpu_hours;
-        self.faults += other.faults;
-        self.boots += other.boots;
-        self.passed += other.passed;
-        self.node_hours += other.node_hours;
-        self.out_node_hours += other.out_node_hours;
+    fn of_faults(&self) -> Seen {
+        Seen { events: self.faults, others: self.gpu_hours }
+    }
+
+    fn of_boots(&self) -> Seen {
+        Seen { events: self.passed, others: (self.boots - self.passed).max(0.0) }
     }
 }
 
@@ -147,70 +158,154 @@ pub struct Rates {
     pub speed_p50: f64,
 }
 
-/// Rates of all places, each with what its like have seen.
-#[must_use]
-pub fn rates(counts: &BTreeMap<Place, Counts>) -> BTreeMap<Place, Rates> {
-    counts.iter().map(|(place, own)| (place.clone(), of(place, own, counts))).collect()
+/// All places, and what is believed of each by itself.
+#[derive(Debug, Clone)]
+pub struct Places<'a> {
+    places: Vec<Known<'a>>,
 }
 
-/// Parameters of what may be true of a place: shape and rate of faults per GPU-hour, `a` and `b` of boots that pass, and of
-/// hours in service.
+#[derive(Debug, Clone, Copy)]
+struct Known<'a> {
+    place: &'a Place,
+    counts: &'a Counts,
+    /// Probability that it is a bad place, by its faults and by its boots.
+    bad: [f64; 2],
+}
+
+/// What others have seen at one step, without those within the next: each by the probability that it is as its like.
+#[derive(Debug, Clone, Copy, Default)]
+struct Level {
+    gpu_hours: f64,
+    faults: f64,
+    passed: f64,
+    failed: f64,
+    node_hours: f64,
+    out_node_hours: f64,
+}
+
+impl Level {
+    fn add(&mut self, other: &Known<'_>) {
+        let (like, counts) = (other.bad.map(|bad| 1.0 - bad), other.counts);
+        self.gpu_hours += like[0] * counts.gpu_hours;
+        self.faults += like[0] * counts.faults;
+        self.passed += like[1] * counts.of_boots().events;
+        self.failed += like[1] * counts.of_boots().others;
+        self.node_hours += like[0] * like[1] * counts.node_hours;
+        self.out_node_hours += like[0] * like[1] * counts.out_node_hours;
+    }
+}
+
+/// What may be true of a place.
 struct Posterior {
-    faults: (f64, f64),
-    boots: (f64, f64),
-    service: (f64, f64),
+    faults: Belief<PerHour>,
+    boots: Belief<Share>,
+    service: Share,
 }
 
-impl Posterior {
-    fn of(place: &Place, own: &Counts, counts: &BTreeMap<Place, Counts>) -> Self {
-        // From the widest to the narrowest: what others have seen there, without those within the next.
-        let mut seen = [Counts::default(), Counts::default(), Counts::default()];
-        for (other, counted) in counts.iter().filter(|(other, _)| *other != place) {
-            let same_type = (&other.provider, &other.instance_type) == (&place.provider, &place.instance_type);
-            let level = if same_type { 2 } else { usize::from(other.gpu == place.gpu) };
-            seen[level].add(counted);
+fn faults_of(like: PerHour, bad_share: f64) -> Belief<PerHour> {
+    Belief { like, bad: PerHour::of(BAD_FAULTS * FAULTS_PER_GPU_H, BAD_FAULTS_WORTH), bad_share }
+}
+
+fn boots_of(like: Share, bad_share: f64) -> Belief<Share> {
+    Belief { like, bad: BAD_BOOTS, bad_share }
+}
+
+impl<'a> Places<'a> {
+    /// With what was counted at each.
+    #[must_use]
+    pub fn of(counts: &'a BTreeMap<Place, Counts>) -> Self {
+        let as_published =
+            (faults_of(PerHour::of(FAULTS_PER_GPU_H, FAULTS_WORTH), BAD_SHARE), boots_of(BOOTS, BAD_SHARE));
+        let known = |(place, counts): (&'a Place, &'a Counts)| {
+            let faults = as_published.0.after(counts.of_faults()).bad_share;
+            let boots = as_published.1.after(counts.of_boots()).bad_share;
+            Known { place, counts, bad: [faults, boots] }
+        };
+        Self { places: counts.iter().map(known).collect() }
+    }
+
+    /// Rates of all places, each with what its like have seen.
+    #[must_use]
+    pub fn rates(&self) -> BTreeMap<Place, Rates> {
+        self.places.iter().map(|k| (k.place.clone(), self.rates_at(k.place))).collect()
+    }
+
+    fn posterior(&self, place: &Place, own: &Counts) -> Posterior {
+        // From the widest to the narrowest.
+        let mut seen = [Level::default(); 3];
+        let (mut bad, mut like) = ([0.0; 2], 0.0);
+        for other in self.places.iter().filter(|k| k.place != place) {
+            let same_type =
+                (&other.place.provider, &other.place.instance_type) == (&place.provider, &place.instance_type);
+            let level = if same_type { 2 } else { usize::from(other.place.gpu == place.gpu) };
+            seen[level].add(other);
+            if same_type {
+                bad = [bad[0] + other.bad[0], bad[1] + other.bad[1]];
+                like += 1.0;
+            }
         }
+        // Where most of its like are bad, so is this one before it is seen.
+        let bad_share = bad.map(|bad| (BAD_SHARE_WORTH * BAD_SHARE + bad) / (BAD_SHARE_WORTH + like));
         let mut fault = FAULTS_PER_GPU_H;
-        let mut boot = (BOOTS.0, BOOTS.1);
+        let mut boot = BOOTS;
         let mut out = OUT_SHARE;
         for level in &seen {
             fault = (FAULTS_WORTH + level.faults) / (FAULTS_WORTH / fault + level.gpu_hours);
-            let (passed, failed) = (boot.0 + level.passed, boot.1 + (level.boots - level.passed).max(0.0));
-            let mean = passed / (passed + failed);
-            boot = (BOOTS_WORTH * mean, BOOTS_WORTH * (1.0 - mean));
+            if level.passed + level.failed > 0.0 {
+                let (passed, failed) = (boot.a + level.passed, boot.b + level.failed);
+                let mean = passed / (passed + failed);
+                boot = Share { a: BOOTS_WORTH * mean, b: BOOTS_WORTH * (1.0 - mean) };
+            }
             out = (OUT_WORTH_H * out + level.out_node_hours) / (OUT_WORTH_H + level.node_hours);
         }
-        if seen.iter().all(|level| level.boots == 0.0) {
-            boot = BOOTS;
-        }
         let in_service_h = (own.node_hours - own.out_node_hours).max(0.0);
-        Self {
-            faults: (FAULTS_WORTH + own.faults, FAULTS_WORTH / fault + own.gpu_hours),
-            boots: (boot.0 + own.passed, boot.1 + (own.boots - own.passed).max(0.0)),
-            service: (
-                OUT_WORTH_H * (1.0 - out) + in_service_h,
-                OUT_WORTH_H * out + own.out_node_hours.min(own.node_hours),
-            ),
+        let out_h = own.out_node_hours.min(own.node_hours);
+        Posterior {
+            faults: faults_of(PerHour::of(fault, FAULTS_WORTH), bad_share[0]).after(own.of_faults()),
+            boots: boots_of(boot, bad_share[1]).after(own.of_boots()),
+            service: Share { a: OUT_WORTH_H * (1.0 - out) + in_service_h, b: OUT_WORTH_H * out + out_h },
+        }
+    }
+
+    fn counts_at(&self, place: &Place) -> Option<&'a Counts> {
+        let at = self.places.binary_search_by(|k| k.place.cmp(place)).ok()?;
+        self.places.get(at).map(|k| k.counts)
+    }
+
+    /// Of one place; one that nobody has seen is as its like.
+    #[must_use]
+    pub fn rates_at(&self, place: &Place) -> Rates {
+        let nothing = Counts::default();
+        let own = self.counts_at(place).unwrap_or(&nothing);
+        let posterior = self.posterior(place, own);
+        let service = Belief { like: posterior.service, bad: posterior.service, bad_share: 0.0 };
+        Rates {
+            faults_per_gpu_h: posterior.faults.interval(),
+            boot_pass: posterior.boots.interval(),
+            in_service: service.interval(),
+            repair_p50_s: quantile(&own.repairs_s, 0.5).unwrap_or(REPAIR_S.0),
+            repair_p95_s: quantile(&own.repairs_s, 0.95).unwrap_or(REPAIR_S.1),
+            speed_p10: quantile(&own.speeds, 0.1).unwrap_or(1.0),
+            speed_p50: quantile(&own.speeds, 0.5).unwrap_or(1.0),
+        }
+    }
+
+    /// What a plan needs of [`rates_at`](Self::rates_at), at a tenth of the price.
+    #[must_use]
+    pub fn brief_at(&self, place: &Place) -> Brief {
+        let nothing = Counts::default();
+        let own = self.counts_at(place).unwrap_or(&nothing);
+        let Posterior { faults, boots, service } = self.posterior(place, own);
+        let speed = quantile(&own.speeds, 0.5).unwrap_or(1.0);
+        Brief {
+            faults_per_gpu_h: faults.mean(),
+            boot_pass: boots.quantile(0.05),
+            usable_share: usable(service.a / (service.a + service.b), speed),
         }
     }
 }
 
-/// Of one place; one that nobody has seen is as its like.
-#[must_use]
-pub fn of(place: &Place, own: &Counts, counts: &BTreeMap<Place, Counts>) -> Rates {
-    let posterior = Posterior::of(place, own, counts);
-    Rates {
-        faults_per_gpu_h: gamma(posterior.faults.0, posterior.faults.1),
-        boot_pass: beta(posterior.boots.0, posterior.boots.1),
-        in_service: beta(posterior.service.0, posterior.service.1),
-        repair_p50_s: quantile(&own.repairs_s, 0.5).unwrap_or(REPAIR_S.0),
-        repair_p95_s: quantile(&own.repairs_s, 0.95).unwrap_or(REPAIR_S.1),
-        speed_p10: quantile(&own.speeds, 0.1).unwrap_or(1.0),
-        speed_p50: quantile(&own.speeds, 0.5).unwrap_or(1.0),
-    }
-}
-
-/// What a plan needs of them, at a tenth of the price.
+/// What a plan needs to know of a place.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Brief {
     /// Faults of a GPU in an hour, expected.
@@ -219,19 +314,6 @@ pub struct Brief {
     pub boot_pass: f64,
     /// Share of a node's work that is had of it: hours in service, and speed where it is less than its like's.
     pub usable_share: f64,
-}
-
-/// The brief of [`of`].
-#[must_use]
-pub fn brief(place: &Place, own: &Counts, counts: &BTreeMap<Place, Counts>) -> Brief {
-    let Posterior { faults, boots, service } = Posterior::of(place, own, counts);
-    let mean = boots.0 / (boots.0 + boots.1);
-    let speed = quantile(&own.speeds, 0.5).unwrap_or(1.0);
-    Brief {
-        faults_per_gpu_h: faults.0 / faults.1,
-        boot_pass: Beta::new(boots.0, boots.1).map_or(mean, |d| d.inverse_cdf(0.05)),
-        usable_share: usable(service.0 / (service.0 + service.1), speed),
-    }
 }
 
 fn usable(in_service: f64, speed: f64) -> f64 {
@@ -248,18 +330,6 @@ impl Rates {
             usable_share: usable(self.in_service.mean, self.speed_p50),
         }
     }
-}
-
-fn gamma(shape: f64, rate: f64) -> Interval {
-    let mean = shape / rate;
-    let at = |p: f64| Gamma::new(shape, rate).map_or(mean, |d| d.inverse_cdf(p));
-    Interval { mean, q05: at(0.05), q95: at(0.95), q10: at(0.1), q90: at(0.9) }
-}
-
-fn beta(a: f64, b: f64) -> Interval {
-    let mean = a / (a + b);
-    let at = |p: f64| Beta::new(a, b).map_or(mean, |d| d.inverse_cdf(p));
-    Interval { mean, q05: at(0.05), q95: at(0.95), q10: at(0.1), q90: at(0.9) }
 }
 
 /// Nearest rank; none of too few.
@@ -289,7 +359,8 @@ const TOLD_EVERY_S: f64 = 900.0;
 #[must_use]
 pub fn tell(before: Option<&Told>, now: &Rates, now_s: f64) -> Told {
     let Some(told) = before else { return Told { rates: now.clone(), at_s: now_s } };
-    let left = |was: &Interval, is: &Interval| !(was.q10..=was.q90).contains(&is.mean);
+    // Where a few places are very bad, what is expected can lie outside of the interval itself.
+    let left = |was: &Interval, is: &Interval| !(was.q10.min(was.mean)..=was.q90.max(was.mean)).contains(&is.mean);
     let was = &told.rates;
     let moved = left(&was.faults_per_gpu_h, &now.faults_per_gpu_h)
         || left(&was.boot_pass, &now.boot_pass)
