@@ -60,7 +60,7 @@ use Interconnect::{Bridge, Nvlink, Pcie as PcieLink};
 /// Every model that Pilotlight can plan with. Aliases are compared without case, blanks, '-', '_' and vendor.
 static SPECS: &[Spec] = &[
     spec("GB200", 186, 1200, Superchip, Nvlink, &["GB200NVL"]),
-    spec("B300", 288, 1400, Sxm, Nvlink, &["B300SXM", "B300SXM6"]),
+    spec("B300", 288, 1100, Sxm, Nvlink, &["B300SXM", "B300SXM6"]),
     spec("B200", 180, 1000, Sxm, Nvlink, &["B200SXM", "B200SXM6", "B200180GB"]),
     spec("GH200", 96, 1000, Superchip, Nvlink, &["GH20096GB", "GH200480GB"]),
     spec("H200", 141, 700, Sxm, Nvlink, &["H200SXM", "H200SXM5", "H200141GB", "H200141GBSXM5"]),

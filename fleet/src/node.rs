@@ -147,11 +147,7 @@ impl NodeState {
             (Self::Diagnosing, E::DiagnosisEnded) | (Self::Idle | Self::Diagnosing, E::RecheckStarted) => {
                 Self::Checking
             }
-            // One that is out or silent too: a person lets it go, whatever holds it.
-            (
-                Self::Idle | Self::Claimed | Self::Diagnosing | Self::Draining | Self::Quarantined | Self::Lost,
-                E::DrainStarted,
-            )
+            (Self::Idle | Self::Claimed | Self::Diagnosing | Self::Draining, E::DrainStarted)
             | (Self::Draining, E::LastClaimEnded) => Self::Draining,
             (
                 Self::Checking

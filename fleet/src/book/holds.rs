@@ -90,8 +90,8 @@ impl Book {
     /// The cause for which nothing is done to a node; none where it may be.
     #[must_use]
     pub fn held_for(&self, node: &Node) -> Option<&str> {
-        // What is well has nothing to be held for, whatever it had before.
-        if self.held.causes.is_empty() || node.takes_claims() {
+        // What is well has nothing to be held for, whatever it had before; a person's word is above it.
+        if self.held.causes.is_empty() || node.takes_claims() || node.sent_back {
             return None;
         }
         let (cell, causes) = (cell_of(&node.offer), node.causes());

@@ -84,6 +84,7 @@ impl Book {
             driver: None,
             image: None,
             domain: None,
+            sent_back: false,
             cause: None,
             reason: String::new(),
         };
@@ -242,6 +243,22 @@ impl Book {
         self.node_event(id, NodeEvent::DrainStarted, reason, now_ms)
     }
 
+    /// A person lets a node go: one in service is drained, one that is out or silent is ended, whatever holds it, once it has
+    /// no claims.
+    ///
+    /// # Errors
+    /// Its state does not allow it.
+    pub fn send_back(&mut self, id: u64, reason: &str, now_ms: i64) -> Result<(), NodeError> {
+        if !matches!(self.node(id)?.state, NodeState::Quarantined | NodeState::Lost) {
+            return self.drain(id, reason, now_ms);
+        }
+        if let Some(node) = self.nodes.get_mut(&id) {
+            (node.sent_back, node.out) = (true, true);
+            self.changes.nodes.insert(id);
+        }
+        Ok(())
+    }
+
     /// Drains a node that takes claims. Returns whether that changed anything: a notice that comes twice does not.
     pub fn drain_once(&mut self, id: u64, reason: &str, now_ms: i64) -> bool {
         let able = self.nodes.get(&id).is_some_and(|n| n.state.in_service());
@@ -286,12 +303,8 @@ impl Book {
                 && n.care.is_none()
                 && n.proof_at_ms.is_some_and(|at| now_ms - at > limits.proof_max_age_ms)
         };
+        let listens = |n: &Node| n.state.in_service() || matches!(n.state, NodeState::Checking | NodeState::Draining);
         let has_claims = |n: &Node| n.free.count() < n.gpus;
-        let listens = |n: &Node| match n.state {
-            // An empty one is about to end, heard or not.
-            NodeState::Draining => has_claims(n),
-            state => state.in_service() || state == NodeState::Checking,
-        };
         // It is heard, and what runs on it runs on; it takes nothing new before it has been checked.
         let aged: Vec<u64> =
             self.nodes.values().filter(|n| unproven(n) && !silent(n) && has_claims(n)).map(|n| n.id).collect();
@@ -338,13 +351,14 @@ impl Book {
             .collect();
         let why = |n: &Node| {
             let waited_ms = now_ms - n.since_ms;
+            let is_empty = n.free.count() == n.gpus;
             match n.state {
-                NodeState::Draining if n.free.count() == n.gpus => Some("its last claim has ended"),
-                NodeState::Quarantined => Some("it failed a check"),
                 NodeState::Terminating if waited_ms > ENDED_WITHIN_MS => Some("the provider still runs it"),
-                NodeState::Lost if n.free.count() == n.gpus && waited_ms > limits.boot_max_ms => {
-                    Some("its agent stays silent")
-                }
+                NodeState::Terminating => None,
+                _ if n.sent_back && is_empty => Some("a person sends it back"),
+                NodeState::Draining if is_empty => Some("its last claim has ended"),
+                NodeState::Quarantined => Some("it failed a check"),
+                NodeState::Lost if is_empty && waited_ms > limits.boot_max_ms => Some("its agent stays silent"),
                 NodeState::Booting | NodeState::Checking | NodeState::Repairing if waited_ms > limits.boot_max_ms => {
                     Some("it did not become healthy in time")
                 }
@@ -355,7 +369,8 @@ impl Book {
         let mut left = self.ends_left(ended);
         // What is asked to end already was counted when it was asked; what is to leave anyway is no fault.
         let mut may_end = |n: &Node| {
-            let planned = matches!(n.state, NodeState::Draining | NodeState::Terminating | NodeState::Booting);
+            let ends = matches!(n.state, NodeState::Draining | NodeState::Terminating | NodeState::Booting);
+            let planned = n.sent_back || ends;
             let waits_for_care = n.state == NodeState::Quarantined && n.care.is_some();
             if planned {
                 return true;

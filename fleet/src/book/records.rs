@@ -95,6 +95,9 @@ pub struct Node {
     /// Number of the last report of its boot.
     #[serde(default)]
     pub report_seq: Option<u64>,
+    /// A person sends it back: it is ended once it has no claims, whatever holds its cause.
+    #[serde(default)]
+    pub sent_back: bool,
     /// What its health asks for. It takes no claims until then.
     #[serde(default)]
     pub care: Option<Pending>,

@@ -156,12 +156,9 @@ fn time_in_which_nobody_could_be_heard_does_not_count() {
 fn a_node_that_was_taken_out_does_not_come_back() {
     let mut book = book();
     let node = idle_nodes(&mut book, 0, 1, 0)[0];
-    let (claim, _) = book.claim(ask("small", OnEmpty::Fail), 0).expect("free");
-    book.heartbeat(claim, Some(3_600_000), 0).expect("open");
-    book.drain(node, "an operator says so", 0).expect("claimed");
+    book.drain(node, "an operator says so", 0).expect("idle");
     book.tick_nodes(61_000);
     assert_eq!(book.nodes()[&node].state, NodeState::Lost);
-    book.release(claim, "done", 61_000).expect("open");
     book.heard(node, "boot-1", Some(true), 62_000).expect("same boot");
     book.gate(node, "boot-1", &fleet::book::Gate::Passed, "passed", 63_000).expect("checking");
     assert_eq!(book.nodes()[&node].state, NodeState::Draining);

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use fleet::NodeState;
 use fleet::book::{Book, Care, Gate, Held, Identity, Pending, cell_of};
+use fleet::{NodeState, OnEmpty};
 
-use crate::fleets::{book, idle_nodes};
+use crate::fleets::{ask, book, idle_nodes};
 
 fn reset(book: &mut Book, node: u64, now_ms: i64) {
     let need = Pending { care: Care::Reset, cause: "xid:119".into(), claims_until_ms: None };
@@ -62,20 +62,27 @@ fn a_held_cause_resets_and_ends_nothing_but_its_canary() {
 #[test]
 fn a_person_ends_what_is_held() {
     let mut book = book();
-    let nodes = idle_nodes(&mut book, 0, 3, 0);
+    let nodes = idle_nodes(&mut book, 0, 4, 0);
     book.set_held(held(&book, "xid:119", None));
     book.blame(nodes[0], "xid:119");
     book.fault(nodes[0], "xid:119: x", 1000).expect("idle");
+    let (claim, _) = book.claim(ask("small", OnEmpty::Fail), 1000).expect("free");
+    book.heartbeat(claim, Some(3_600_000), 1000).expect("open");
+    let claimed = book.claims()[&claim].parts[0].node;
     let silent_ms = book.limits().silent_ms;
     book.tick_nodes(silent_ms + 2000);
-    assert_eq!(book.nodes()[&nodes[1]].state, NodeState::Lost);
+    assert_eq!(book.nodes()[&claimed].state, NodeState::Lost);
     assert_eq!(book.clean_up(9, &BTreeMap::new(), silent_ms + 3000), 0);
-    for node in [nodes[0], nodes[1]] {
-        book.drain(node, "ops: sent back", silent_ms + 3000).expect("out");
+    for node in [nodes[0], claimed] {
+        book.send_back(node, "ops: sent back", silent_ms + 3000).expect("out");
     }
+    // The host goes on saying what is wrong with it.
+    book.fault(nodes[0], "xid:119: x", silent_ms + 4000).expect("out");
     book.tick_nodes(silent_ms + 4000);
-    assert_eq!(in_state(&book, NodeState::Draining), 2, "silence is no news of it");
-    assert_eq!(book.clean_up(9, &BTreeMap::new(), silent_ms + 5000), 2);
+    assert_eq!(book.clean_up(9, &BTreeMap::new(), silent_ms + 5000), 1, "the other has a claim");
+    assert_eq!(book.nodes()[&nodes[0]].reason, "xid:119: x", "what the cloud is told");
+    book.release(claim, "done", silent_ms + 6000).expect("open");
+    assert_eq!(book.clean_up(9, &BTreeMap::new(), silent_ms + 7000), 1);
 }
 
 #[test]

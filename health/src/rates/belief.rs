@@ -130,6 +130,11 @@ impl<D: Conjugate> Belief<D> {
         0.5 * (low + high)
     }
 
+    /// The 5 % quantiles of the two, each by its probability: it moves with the probability, and does not jump.
+    pub(super) fn careful(self) -> f64 {
+        (1.0 - self.bad_share) * self.like.quantile(0.05) + self.bad_share * self.bad.quantile(0.05)
+    }
+
     pub(super) fn interval(self) -> Interval {
         let at = |p| self.quantile(p);
         Interval { mean: self.mean(), q05: at(0.05), q95: at(0.95), q10: at(0.1), q90: at(0.9) }

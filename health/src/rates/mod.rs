@@ -69,7 +69,7 @@ const BOOTS_WORTH: f64 = 20.0;
 const BAD_BOOTS: Share = Share { a: 1.0, b: 1.0 };
 /// Share of places that are bad before anything is seen, and the places that this is worth.
 const BAD_SHARE: f64 = 0.02;
-const BAD_SHARE_WORTH: f64 = 4.0;
+const BAD_SHARE_WORTH: f64 = 10.0;
 /// Share of node-hours out of service before anything is seen, and the node-hours that it is worth.
 const OUT_SHARE: f64 = 0.005;
 const OUT_WORTH_H: f64 = 200.0;
@@ -146,6 +146,9 @@ pub struct Rates {
     pub faults_per_gpu_h: Interval,
     /// Share of boots that pass the gate.
     pub boot_pass: Interval,
+    /// The same as plans count with it: the 5 % quantiles of a place like others and of a bad one, each by its probability.
+    /// That of both together jumps to the bad one's where a place is bad with 5 %.
+    pub boot_pass_planned: f64,
     /// Share of node-hours in service.
     pub in_service: Interval,
     /// Time out of service, seconds: median.
@@ -282,6 +285,7 @@ impl<'a> Places<'a> {
         Rates {
             faults_per_gpu_h: posterior.faults.interval(),
             boot_pass: posterior.boots.interval(),
+            boot_pass_planned: posterior.boots.careful(),
             in_service: service.interval(),
             repair_p50_s: quantile(&own.repairs_s, 0.5).unwrap_or(REPAIR_S.0),
             repair_p95_s: quantile(&own.repairs_s, 0.95).unwrap_or(REPAIR_S.1),
@@ -299,7 +303,7 @@ impl<'a> Places<'a> {
         let speed = quantile(&own.speeds, 0.5).unwrap_or(1.0);
         Brief {
             faults_per_gpu_h: faults.mean(),
-            boot_pass: boots.quantile(0.05),
+            boot_pass: boots.careful(),
             usable_share: usable(service.a / (service.a + service.b), speed),
         }
     }
@@ -310,7 +314,7 @@ impl<'a> Places<'a> {
 pub struct Brief {
     /// Faults of a GPU in an hour, expected.
     pub faults_per_gpu_h: f64,
-    /// Share of boots that pass the gate; it is less with a probability of 5 %.
+    /// Share of boots that pass the gate, carefully: [`Rates::boot_pass_planned`].
     pub boot_pass: f64,
     /// Share of a node's work that is had of it: hours in service, and speed where it is less than its like's.
     pub usable_share: f64,
@@ -326,7 +330,7 @@ impl Rates {
     pub fn brief(&self) -> Brief {
         Brief {
             faults_per_gpu_h: self.faults_per_gpu_h.mean,
-            boot_pass: self.boot_pass.q05,
+            boot_pass: self.boot_pass_planned,
             usable_share: usable(self.in_service.mean, self.speed_p50),
         }
     }
@@ -355,16 +359,25 @@ pub struct Told {
 /// The planner is told of a place this often at most, seconds.
 const TOLD_EVERY_S: f64 = 900.0;
 
-/// What the planner is told now: as before, unless a rate has left the 80 % interval that was told.
+/// A rate of faults that has changed by this factor is told, and a share that has changed by so much.
+const FAULTS_FACTOR: f64 = 1.5;
+const SHARE_STEP: f64 = 0.02;
+
+/// What the planner is told now: as before, unless a rate has left the 80 % interval that was told, or what plans use of it has
+/// changed by much. (Where a place may be bad its interval is so wide that nothing leaves it.)
 #[must_use]
 pub fn tell(before: Option<&Told>, now: &Rates, now_s: f64) -> Told {
     let Some(told) = before else { return Told { rates: now.clone(), at_s: now_s } };
-    // Where a few places are very bad, what is expected can lie outside of the interval itself.
+    // What is expected of a mixture can lie outside of its interval.
     let left = |was: &Interval, is: &Interval| !(was.q10.min(was.mean)..=was.q90.max(was.mean)).contains(&is.mean);
     let was = &told.rates;
+    let (before, after) = (was.brief(), now.brief());
+    let faults = after.faults_per_gpu_h / before.faults_per_gpu_h;
     let moved = left(&was.faults_per_gpu_h, &now.faults_per_gpu_h)
         || left(&was.boot_pass, &now.boot_pass)
         || left(&was.in_service, &now.in_service)
-        || (was.speed_p50 - now.speed_p50).abs() > 0.02;
+        || !(1.0 / FAULTS_FACTOR..=FAULTS_FACTOR).contains(&faults)
+        || (after.boot_pass - before.boot_pass).abs() > SHARE_STEP
+        || (after.usable_share - before.usable_share).abs() > SHARE_STEP;
     if moved && now_s - told.at_s >= TOLD_EVERY_S { Told { rates: now.clone(), at_s: now_s } } else { told.clone() }
 }

@@ -236,6 +236,8 @@ pub struct Pool<'a> {
     pub held: bool,
     /// A driver or an image is being rolled out: one of the nodes that have it is tested at a time, and no other.
     pub rollout: bool,
+    /// One of those is in diagnostics, of this pool or another of its cell.
+    pub canary: bool,
     /// Domains of which a node is in diagnostics, of any pool.
     pub busy_domains: BTreeSet<&'a str>,
     /// Power of the site, where it is one's own.
@@ -334,7 +336,9 @@ pub fn admit(pool: &Pool<'_>, rules: &Rules, now_ms: i64) -> Advice {
     let late = pool.nodes.iter().any(|n| days_since_test(n, now_ms) > rules.late_days);
     let share = if late { rules.catch_up_share_max } else { rules.share_max };
     let cap = ((share * pool.nodes.len() as f64) as u32).max(1);
-    let mut domains = pool.busy_domains.clone();
+    let (mut domains, mut canary) = (pool.busy_domains.clone(), pool.canary);
+    // What the most urgent waits for, where others need not.
+    let mut waits = None;
     let mut tested_w = pool.site.map_or(0.0, |s| s.tested_w);
     let (mut idle, mut diagnosing) = (idle, diagnosing);
     for (node, priority) in wanted {
@@ -350,24 +354,26 @@ pub fn admit(pool: &Pool<'_>, rules: &Rules, now_ms: i64) -> Advice {
             None
         };
         if let Some(refusal) = refusal {
-            advice.refusal = refusal;
+            waits.get_or_insert(refusal);
             break;
         }
-        if let Some(refusal) = waits_for(pool, node, diagnosing, &domains, tested_w, rules) {
-            advice.refusal = refusal;
+        if let Some(refusal) = waits_for(pool, node, canary, &domains, tested_w, rules) {
+            waits.get_or_insert(refusal);
             continue;
         }
         let whole = if pool.yields { idle + diagnosing >= pool.buffer_nodes } else { idle > pool.buffer_nodes };
         let Some(run) = run_of(node, whole, pool.yields, rules, now_ms) else {
-            advice.refusal = Refusal::Buffer;
+            waits.get_or_insert(Refusal::Buffer);
             continue;
         };
         advice.leases.push(Lease { node: node.id, run, priority });
         domains.extend(node.domain);
         tested_w += node.power_w;
+        canary |= node.is_new;
         idle -= 1;
         diagnosing += 1;
     }
+    advice.refusal = waits.unwrap_or(Refusal::NothingDue);
     advice.surge = advice.leases.is_empty()
         && matches!(advice.refusal, Refusal::HotReserve | Refusal::Buffer)
         && pool.nodes.iter().any(|n| !n.leaving && days_since_test(n, now_ms) > rules.surge_days);
@@ -378,14 +384,13 @@ pub fn admit(pool: &Pool<'_>, rules: &Rules, now_ms: i64) -> Advice {
 fn waits_for(
     pool: &Pool<'_>,
     node: &Node<'_>,
-    diagnosing: u32,
+    canary: bool,
     domains: &BTreeSet<&str>,
     tested_w: f64,
     rules: &Rules,
 ) -> Option<Refusal> {
-    let canary = node.is_new && diagnosing == 0;
     let most_w = pool.site.map_or(f64::INFINITY, |s| rules.power_share_max * s.power_w);
-    if pool.rollout && !canary {
+    if pool.rollout && (canary || !node.is_new) {
         Some(Refusal::Held)
     } else if node.domain.is_some_and(|d| domains.contains(d)) {
         Some(Refusal::Domain)

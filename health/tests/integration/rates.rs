@@ -79,7 +79,9 @@ fn a_bad_place_is_known_within_hours_and_does_not_spoil_its_like() {
     let new = place("a", "new", "h8");
     let before = Places::of(&all).rates_at(&new).faults_per_gpu_h.mean;
     let mut all = all;
-    all.insert(good, counts(320.0 / 24.0, 4.0));
+    for region in ["good", "third", "fourth", "fifth"] {
+        all.insert(place("a", region, "h8"), counts(320.0 / 24.0, 4.0));
+    }
     let after = Places::of(&all).rates_at(&new).faults_per_gpu_h.mean;
     assert!(after > 1.5 * before, "{before:e} {after:e}");
 }
@@ -115,6 +117,23 @@ fn the_planner_hears_of_what_has_changed_and_not_of_noise() {
     assert_eq!(tell(Some(&first), &now(3.0), 1e6), first, "one fault more is within what was told");
     assert_eq!(tell(Some(&first), &now(20.0), 60.0), first, "not more often than each quarter of an hour");
     assert_eq!(tell(Some(&first), &now(20.0), 901.0).rates, now(20.0));
+}
+
+#[test]
+fn a_bad_beginning_is_forgotten_and_one_bad_like_does_not_spoil_the_others() {
+    let here = place("a", "r", "h8");
+    let boots = |passed: f64, failed: f64| Counts { boots: passed + failed, passed, ..Counts::default() };
+    let now = |seen: Counts| rates(&BTreeMap::from([(here.clone(), seen)]))[&here].clone();
+    let first = tell(None, &now(boots(0.0, 1.0)), 0.0);
+    assert!(first.rates.brief().boot_pass < 0.5, "its first boot failed: {:?}", first.rates.brief());
+    let later = tell(Some(&first), &now(boots(20.0, 1.0)), 901.0);
+    assert!(later.rates.brief().boot_pass > 0.9, "twenty passed: {:?}", later.rates.brief());
+    let fault = tell(None, &now(counts(100.0 / 24.0, 1.0)), 0.0);
+    let quiet = tell(Some(&fault), &now(counts(4000.0, 1.0)), 901.0);
+    assert!(quiet.rates.faults_per_gpu_h.mean < 0.5 * fault.rates.faults_per_gpu_h.mean);
+    let bad = BTreeMap::from([(place("a", "bad", "h8"), boots(70.0, 30.0))]);
+    let new = Places::of(&bad).brief_at(&here);
+    assert!((0.85..0.95).contains(&new.boot_pass), "{new:?}");
 }
 
 proptest! {

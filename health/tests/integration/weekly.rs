@@ -65,6 +65,7 @@ impl Owned {
             rising: self.rising,
             held: self.held,
             rollout: self.rollout,
+            canary: busy().any(|n| n.is_new),
             busy_domains: busy().filter_map(|n| n.domain.as_deref()).collect(),
             site: self.site_w.map(|power_w| Site { power_w, tested_w: busy().map(|n| n.power_w).sum() }),
         };
@@ -266,7 +267,8 @@ proptest! {
         prop_assert!(lent.is_empty() || !(short || held));
         let cap = ((rules.catch_up_share_max * pool.nodes.len() as f64) as usize).max(1);
         prop_assert!(lent.is_empty() || busy.len() + lent.len() <= cap, "the cap");
-        let canary = busy.is_empty() && lent.len() <= 1 && lent.iter().all(|n| n.is_new);
+        let is_new = |all: &[&Node]| all.iter().filter(|n| n.is_new).count();
+        let canary = lent.len() <= 1 && is_new(&lent) == lent.len() && is_new(&busy) == 0;
         prop_assert!(!rollout || lent.is_empty() || canary, "a rollout tests its canary alone");
         let all_w = 5600.0 * (busy.len() + lent.len()) as f64;
         let alone = busy.is_empty() && lent.len() <= 1;

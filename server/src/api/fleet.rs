@@ -131,7 +131,7 @@ pub struct Drain {
     pub reason: String,
 }
 
-/// Takes a node out: no new claims; it is ended when its last claim has.
+/// Takes a node out: no new claims; it is ended when its last claim has. One that is quarantined or lost too, whatever holds it.
 #[utoipa::path(
     post, path = "/v1/nodes/{id}/drain", tag = "fleet", request_body = Drain,
     params(("id" = String, Path, description = "`n-17`")),
@@ -146,7 +146,7 @@ pub async fn drain(
     caller.may(Role::Operator)?;
     let id = number(&id, 'n')?;
     let reason: String = format!("{}: {}", caller.name, why.reason).chars().take(200).collect();
-    app.ledger.write(move |book, now_ms| book.drain(id, &reason, now_ms)).await??;
+    app.ledger.write(move |book, now_ms| book.send_back(id, &reason, now_ms)).await??;
     app.audit(&caller, "drain node", &format!("n-{id}")).await?;
     app.wake_planner();
     read(&app, id).await.map(Json)

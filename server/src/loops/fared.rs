@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use fleet::OfferKey;
 use fleet::book::{Book, Held, Node, cell_of};
 use health::gate::{HOSTS_MIN as LIMITS_HOSTS_MIN, Learned, medians};
-use health::rates::{self, Brief, Counts, Place, Places, Rates, Told};
+use health::rates::{self, Brief, Counts, FAULTS_PER_GPU_H, Place, Places, Rates, Told};
 use serde::{Deserialize, Serialize};
 
 use super::learn::as_list;
@@ -29,6 +29,8 @@ pub struct Health {
     serving: BTreeMap<u64, Serving>,
     /// Nodes that are out: since when, seconds since 1970.
     out: BTreeMap<u64, f64>,
+    /// When what is told was last looked at, seconds since 1970.
+    told_at_s: f64,
     /// Common causes that are held: what fails for them is not a place's.
     #[serde(skip)]
     held: Held,
@@ -49,6 +51,8 @@ struct Serving {
     since_s: f64,
 }
 
+/// Where nothing happens rates are looked at this often, seconds.
+const FADES_S: f64 = 3600.0;
 /// Hosts of a kind whose numbers are kept.
 const HOSTS_MAX: usize = 200;
 /// Hosts of a kind from which it is said how fast one is.
@@ -108,6 +112,10 @@ impl Health {
                     self.at(node, at_s).boots += 1.0;
                 }
             }
+            // It is out already: what was found then was counted then.
+            "repairing" if from == "quarantined" => {
+                self.out.entry(node.id).or_insert(at_s);
+            }
             "quarantined" | "repairing" => self.broke(node, at_s),
             _ => {}
         }
@@ -140,7 +148,9 @@ impl Health {
 
     /// A fault took it out of service.
     fn broke(&mut self, node: &Node, at_s: f64) {
-        if self.out.insert(node.id, at_s).is_none() && !self.is_excused(node) {
+        let known = self.out.contains_key(&node.id);
+        self.out.entry(node.id).or_insert(at_s);
+        if !known && !self.is_excused(node) {
             self.at(node, at_s).faults += 1.0;
         }
     }
@@ -192,10 +202,19 @@ impl Health {
         for node in self.serving.keys().copied().collect::<Vec<_>>() {
             self.count_hours(node, now_s);
         }
+        // Where nobody is any more, what was seen fades too.
+        self.counts.values_mut().for_each(|c| c.age(now_s));
         for (place, rates) in Places::of(&self.counts).rates() {
             let told = rates::tell(self.told.get(&place), &rates, now_s);
             self.told.insert(place, told);
         }
+        self.told_at_s = now_s;
+    }
+
+    /// Whether nobody has looked at what is told for so long that it may have faded.
+    #[must_use]
+    pub fn is_due(&self, now_s: f64) -> bool {
+        now_s - self.told_at_s >= FADES_S
     }
 
     /// What plans go by at each of these places; where nobody has been, as at its like.
@@ -209,11 +228,15 @@ impl Health {
         places.into_iter().collect::<BTreeSet<_>>().into_iter().map(brief).collect()
     }
 
-    /// Faults of a GPU in an hour that are expected, by cell, where somebody has been.
+    /// Faults of a GPU in an hour that are certain (with 90 %), by cell, where somebody has been: a few that have just come do
+    /// not make more of them look usual.
     #[must_use]
     pub fn faults_per_gpu_h(&self) -> BTreeMap<String, f64> {
         let cell = |p: &Place| format!("{}/{}/{}", p.provider, p.region, p.instance_type);
-        self.told.iter().map(|(place, told)| (cell(place), told.rates.faults_per_gpu_h.mean)).collect()
+        self.told
+            .iter()
+            .map(|(place, told)| (cell(place), told.rates.faults_per_gpu_h.q10.max(FAULTS_PER_GPU_H)))
+            .collect()
     }
 
     /// What plans were told of each place, and what was counted there.
@@ -295,7 +318,7 @@ mod tests {
         health.hear(&node(2), "booting", "terminated", hour_s);
         health.hear(&node(3), "checking", "idle", hour_s);
         health.hear(&node(3), "claimed", "lost", 2.0 * hour_s);
-        health.tell(100.0 * hour_s);
+        health.tell(10.0 * hour_s);
         let counted = counts(&health);
         assert_eq!((counted.boots.round(), counted.passed.round(), counted.faults), (3.0, 1.0, 0.0));
         assert!(counted.gpu_hours < 8.1, "not while it was silent: {counted:?}");

@@ -13,7 +13,7 @@ use super::fared::Health;
 use super::observe::TAKEN_BACK;
 use super::{Context, LoopError};
 use crate::clock;
-use crate::store::{Document, EventRow, EvidenceRow, Page, Store, StoreError};
+use crate::store::{Document, EventRow, EvidenceRow, Page, Store, StoreError, write_document};
 
 /// All that was learnt.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -87,7 +87,15 @@ async fn page(context: &Context, term: i64) -> Result<(usize, usize), LoopError>
     let store = &context.app.store;
     let mut learnt = Learnt::read(store).await?;
     let events = store.events(Page { after: learnt.seq, limit: AT_ONCE }).await?;
-    let Some(last) = events.last() else { return Ok((0, 0)) };
+    let now_s = clock::now_ms() as f64 / 1000.0;
+    let Some(last) = events.last() else {
+        // Where nothing happens, what was seen fades all the same.
+        if learnt.health.is_due(now_s) {
+            learnt.health.tell(now_s);
+            write(context, &learnt, term).await?;
+        }
+        return Ok((0, 0));
+    };
     let mut count = 0;
     learnt.seq = last.seq;
     learnt.health.know(&context.app.ledger.book());
@@ -141,18 +149,23 @@ async fn page(context: &Context, term: i64) -> Result<(usize, usize), LoopError>
             _ => {}
         }
     }
-    learnt.health.tell(clock::now_ms() as f64 / 1000.0);
-    let read = events.len();
+    learnt.health.tell(now_s);
+    write(context, &learnt, term).await?;
+    Ok((events.len(), count))
+}
+
+async fn write(context: &Context, learnt: &Learnt, term: i64) -> Result<(), LoopError> {
+    let (store, ledger) = (&context.app.store, &context.app.ledger);
     let document =
-        Document { kind: "learnt".into(), name: "supply".into(), version: 0, body: serde_json::to_string(&learnt)? };
-    crate::store::write_document(&context.app.ledger, document, Some(term)).await?;
+        Document { kind: "learnt".into(), name: "supply".into(), version: 0, body: serde_json::to_string(learnt)? };
+    write_document(ledger, document, Some(term)).await?;
     let body = serde_json::to_string(&learnt.health.limits())?;
     let written = store.document("learnt", LIMITS).await?.is_some_and(|d| d.body == body);
     if !written {
         let limits = Document { kind: "learnt".into(), name: LIMITS.into(), version: 0, body };
-        crate::store::write_document(&context.app.ledger, limits, Some(term)).await?;
+        write_document(ledger, limits, Some(term)).await?;
     }
-    Ok((read, count))
+    Ok(())
 }
 
 /// What a change of a node's state says of its place; and what its last whole gate measured.

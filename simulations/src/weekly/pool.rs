@@ -422,6 +422,7 @@ impl<'a> PoolRun<'a> {
             rising: false,
             held: false,
             rollout: false,
+            canary: false,
             busy_domains: BTreeSet::new(),
             site: None,
         }

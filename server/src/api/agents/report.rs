@@ -327,7 +327,8 @@ fn note(book: &mut Book, id: u64, report: &Report, blocked: Option<String>, now_
         return Ok(false);
     }
     if report.checks == Checks::Gate {
-        let text = |t: &Option<String>| t.as_ref().map(|t| t.chars().take(NAME_MAX).collect());
+        let text =
+            |t: &Option<String>| Some(t.as_ref()?.chars().take(NAME_MAX).collect()).filter(|t: &String| !t.is_empty());
         let (driver, image, domain) = (text(&report.driver), text(&report.image), text(&report.domain));
         book.identify(id, &Identity { serials: report.serials.clone(), driver, image, domain });
     }

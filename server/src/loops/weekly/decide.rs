@@ -57,7 +57,9 @@ struct Look<'a> {
     /// Cells in which a breaker is open.
     held: BTreeSet<&'a str>,
     /// Domains of which a node is in diagnostics.
-    busy_domains: BTreeSet<&'a str>,
+    busy_domains: BTreeSet<String>,
+    /// Cells of which a node with what is being rolled out is in diagnostics.
+    canaries: BTreeSet<String>,
     /// Drawn by GPUs in diagnostics, by cloud, W.
     tested_w: BTreeMap<&'a str, f64>,
 }
@@ -89,6 +91,7 @@ pub(super) fn decide(
         leaving: ends.collect(),
         held: book.held_cells(),
         busy_domains: BTreeSet::new(),
+        canaries: BTreeSet::new(),
         tested_w: BTreeMap::new(),
     };
     book.nodes().values().filter(|n| n.state == NodeState::Diagnosing).for_each(|n| look.tested(n));
@@ -107,8 +110,16 @@ pub(super) fn decide(
 impl<'a> Look<'a> {
     /// A node is in diagnostics.
     fn tested(&mut self, node: &'a Node) {
-        self.busy_domains.extend(node.domain.as_deref());
+        self.busy_domains.extend(domain_of(node));
+        if self.is_new(node) {
+            self.canaries.insert(cell_of(&node.offer));
+        }
         *self.tested_w.entry(&node.offer.provider).or_default() += power_w(self.book, node);
+    }
+
+    /// Whether it has what is being rolled out.
+    fn is_new(&self, node: &Node) -> bool {
+        self.memory.rollouts.has(node, self.rules.rules.rollout_s, self.now_ms)
     }
 
     /// Looks at one pool. Returns why no more of it is lent; nothing where nobody serves.
@@ -169,7 +180,8 @@ impl<'a> Look<'a> {
             rising: need.rising,
             held: self.held.contains(cell.as_str()),
             rollout: self.memory.rollouts.runs(&cell, self.rules.rules.rollout_s, self.now_ms),
-            busy_domains: self.busy_domains.clone(),
+            canary: self.canaries.contains(&cell),
+            busy_domains: self.busy_domains.iter().map(String::as_str).collect(),
             site,
         }
     }
@@ -193,6 +205,12 @@ impl<'a> Look<'a> {
     }
 }
 
+/// What it hangs together with others by: racks are named within a region, NVLink domains everywhere.
+fn domain_of(node: &Node) -> Option<String> {
+    let (domain, o) = (node.domain.as_ref()?, &node.offer);
+    Some(if domain.starts_with("nvlink:") { domain.clone() } else { format!("{}/{}/{domain}", o.provider, o.region) })
+}
+
 /// What its GPUs draw under load, W; of a type that is sold no more nothing is known.
 fn power_w(book: &Book, node: &Node) -> f64 {
     let tdp_w = book.offer(&node.offer).and_then(|p| book.offers().get(p)).map_or(0, |o| o.gpu.tdp_w());
@@ -206,6 +224,7 @@ struct Known<'a> {
     history: History,
     not_before_ms: i64,
     risk: f64,
+    domain: Option<String>,
 }
 
 impl<'a> Known<'a> {
@@ -224,7 +243,7 @@ impl<'a> Known<'a> {
             if g.tried_at_ms == 0 { 0 } else { g.tried_at_ms + (wait_s * 1000.0) as i64 }
         };
         let not_before_ms = records.iter().map(again).max().unwrap_or(0);
-        Self { node, names, history, not_before_ms, risk }
+        Self { node, names, history, not_before_ms, risk, domain: domain_of(node) }
     }
 
     fn seen(&self, look: &Look<'_>) -> weekly::Node<'_> {
@@ -241,9 +260,9 @@ impl<'a> Known<'a> {
             history: &self.history,
             risk: self.risk,
             warmth: 0.0,
-            domain: node.domain.as_deref(),
+            domain: self.domain.as_deref(),
             power_w: power_w(look.book, node),
-            is_new: look.memory.rollouts.has(node, look.rules.rules.rollout_s, look.now_ms),
+            is_new: look.is_new(node),
             leaving: node.out || look.leaving.contains(&node.id),
             not_before_ms: self.not_before_ms,
             life_left_s: None,

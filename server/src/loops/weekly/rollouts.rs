@@ -22,6 +22,10 @@ struct Version {
 /// What no node has had for so long is forgotten, milliseconds.
 const KEPT_MS: i64 = 30 * 86_400_000;
 const HOUR_MS: i64 = 3_600_000;
+/// Versions that are kept of a cell: those that were seen last.
+const VERSIONS_MAX: usize = 64;
+/// A cell in which more than this became new within a day names them by host or by build: that is no rollout.
+const NEW_A_DAY_MAX: usize = 6;
 
 fn versions(node: &Node) -> impl Iterator<Item = String> {
     let driver = node.driver.as_ref().map(|d| format!("driver:{d}"));
@@ -52,22 +56,31 @@ impl Rollouts {
         }
         for known in self.0.values_mut() {
             known.retain(|_, v| now_ms - v.last_ms < KEPT_MS);
+            while known.len() > VERSIONS_MAX {
+                let oldest = known.iter().min_by_key(|(_, v)| v.last_ms).map(|(name, _)| name.clone());
+                oldest.and_then(|name| known.remove(&name));
+            }
         }
         self.0.retain(|_, known| !known.is_empty());
     }
 
-    fn is_new(version: &Version, rollout_s: f64, now_ms: i64) -> bool {
-        ((now_ms - version.first_ms) as f64) < rollout_s * 1e3
+    /// What is being rolled out in a cell.
+    fn new_in(&self, cell: &str, rollout_s: f64, now_ms: i64) -> impl Iterator<Item = &str> {
+        let within = move |v: &Version, s: f64| ((now_ms - v.first_ms) as f64) < s * 1e3;
+        let known = self.0.get(cell);
+        let a_day = known.map_or(0, |k| k.values().filter(|v| within(v, 86_400.0)).count());
+        let new = known.into_iter().flatten().filter(move |(_, v)| a_day <= NEW_A_DAY_MAX && within(v, rollout_s));
+        new.map(|(name, _)| name.as_str())
     }
 
     /// Whether something is being rolled out in a cell.
     pub(super) fn runs(&self, cell: &str, rollout_s: f64, now_ms: i64) -> bool {
-        self.0.get(cell).is_some_and(|known| known.values().any(|v| Self::is_new(v, rollout_s, now_ms)))
+        self.new_in(cell, rollout_s, now_ms).next().is_some()
     }
 
     /// Whether a node has what is being rolled out.
     pub(super) fn has(&self, node: &Node, rollout_s: f64, now_ms: i64) -> bool {
-        let Some(known) = self.0.get(&cell_of(&node.offer)) else { return false };
-        versions(node).filter_map(|v| known.get(&v)).any(|v| Self::is_new(v, rollout_s, now_ms))
+        let cell = cell_of(&node.offer);
+        self.new_in(&cell, rollout_s, now_ms).any(|new| versions(node).any(|v| v == new))
     }
 }

@@ -1,10 +1,10 @@
 //! What boots and losses say about the places of the offers: the rates that the control plane tells its planner, from the
 //! same code.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fleet::Offer;
-use health::rates::{self, Brief, Counts, Place};
+use health::rates::{self, Brief, Counts, Place, Told};
 
 /// Plans hear of changes this often, seconds.
 const TOLD_EVERY_S: f64 = 900.0;
@@ -15,6 +15,10 @@ pub struct Places {
     /// Of each offer, `[P]`.
     places: Vec<Place>,
     counts: BTreeMap<Place, Counts>,
+    /// The same, each once.
+    seen: BTreeSet<Place>,
+    /// What plans were told of each.
+    rates: BTreeMap<Place, Told>,
     /// What plans were told, `[P]`.
     told: Vec<Brief>,
     told_at_s: f64,
@@ -35,7 +39,17 @@ impl Places {
         let places: Vec<Place> = offers.iter().map(place).collect();
         let nothing = BTreeMap::new();
         let told = places.iter().map(|p| rates::Places::of(&nothing).brief_at(p)).collect();
-        Self { places, counts: BTreeMap::new(), told, told_at_s: 0.0, changed: false, learns }
+        let seen = places.iter().cloned().collect();
+        Self {
+            places,
+            seen,
+            rates: BTreeMap::new(),
+            counts: BTreeMap::new(),
+            told,
+            told_at_s: 0.0,
+            changed: false,
+            learns,
+        }
     }
 
     fn at(&mut self, p: usize, now_s: f64) -> &mut Counts {
@@ -66,8 +80,13 @@ impl Places {
             return false;
         }
         (self.changed, self.told_at_s) = (false, now_s);
+        self.counts.values_mut().for_each(|c| c.age(now_s));
         let seen = rates::Places::of(&self.counts);
-        self.told = self.places.iter().map(|place| seen.brief_at(place)).collect();
+        for place in &self.seen {
+            let told = rates::tell(self.rates.get(place), &seen.rates_at(place), now_s);
+            self.rates.insert(place.clone(), told);
+        }
+        self.told = self.places.iter().map(|place| self.rates[place].rates.brief()).collect();
         true
     }
 
