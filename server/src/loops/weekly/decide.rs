@@ -449,6 +449,23 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_changes_with_each_host_is_no_rollout() {
+        let book = &mut fleet_of(12);
+        let nodes: Vec<u64> = book.nodes().keys().copied().collect();
+        let image = |name: String| Identity { image: Some(name), ..Identity::default() };
+        book.identify(nodes[0], &image("build-0".into()));
+        let mut memory = Memory::default();
+        memory.rollouts.look(book, HOUR_MS);
+        let late_ms = 9 * 24 * HOUR_MS;
+        let cell = cell_of(&book.nodes()[&nodes[0]].offer);
+        for (id, rollout) in nodes.iter().skip(1).zip(1..) {
+            book.identify(*id, &image(format!("build-{id}")));
+            memory.rollouts.look(book, late_ms);
+            assert_eq!(memory.rollouts.runs(&cell, 1800.0, late_ms), rollout <= 6, "{rollout} new ones in a day");
+        }
+    }
+
+    #[test]
     fn one_of_a_rack_and_what_a_site_has_power_for() {
         let mut book = fleet_of(400);
         let nodes: Vec<u64> = book.nodes().keys().copied().collect();
