@@ -54,8 +54,10 @@ pub enum NodeEvent {
     DiagnosisStarted,
     /// Diagnostics ended, or gave way to a claim; a short gate follows.
     DiagnosisEnded,
-    /// It is to take no more claims: reclaim notice, repair due, operator.
+    /// It is to take no more claims: a plan gives it back, a client complains, an operator says so.
     DrainStarted,
+    /// The cloud says that it will take it back.
+    ReclaimNoticed,
     /// A fault was found.
     FaultFound,
     /// The gate is to run again.
@@ -147,7 +149,7 @@ impl NodeState {
             (Self::Diagnosing, E::DiagnosisEnded) | (Self::Idle | Self::Diagnosing, E::RecheckStarted) => {
                 Self::Checking
             }
-            (Self::Idle | Self::Claimed | Self::Diagnosing | Self::Draining, E::DrainStarted)
+            (Self::Idle | Self::Claimed | Self::Diagnosing | Self::Draining, E::DrainStarted | E::ReclaimNoticed)
             | (Self::Draining, E::LastClaimEnded) => Self::Draining,
             (
                 Self::Checking

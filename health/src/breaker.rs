@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use fleet::{Cause, Cell};
 use serde::{Deserialize, Serialize};
 
 /// A fault that takes a node out of service, or resets it.
@@ -16,17 +17,17 @@ pub struct Episode {
     /// The node.
     pub node: u64,
     /// Cloud, region and instance type.
-    pub cell: String,
-    /// What it has in common with others: `xid:79`, `driver:580.82.09`.
-    pub causes: Vec<String>,
+    pub cell: Cell,
+    /// What it has in common with others.
+    pub causes: Vec<Cause>,
     /// It is a repair that began, in place of a fault that takes it out.
     #[serde(default)]
     pub repair: bool,
 }
 
-/// A cell.
+/// How large a cell is, and what is usual there.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Cell {
+pub struct Size {
     /// Nodes in it.
     pub nodes: u32,
     /// Faults of a node that are expected, per hour.
@@ -91,7 +92,7 @@ pub enum Canary {
 }
 
 /// Open breakers: by cell and cause.
-pub type Breakers = BTreeMap<(String, String), State>;
+pub type Breakers = BTreeMap<(Cell, Cause), State>;
 
 /// All that a step looks at.
 #[derive(Debug, Clone)]
@@ -99,9 +100,9 @@ pub struct Seen<'a> {
     /// Faults of the last hour at least.
     pub episodes: &'a [Episode],
     /// The cells.
-    pub cells: &'a BTreeMap<String, Cell>,
+    pub cells: &'a BTreeMap<Cell, Size>,
     /// Nodes that are out, the longest first: `(node, cell, causes)`.
-    pub out: &'a [(u64, String, Vec<String>)],
+    pub out: &'a [(u64, Cell, Vec<Cause>)],
     /// Canaries by their node; one that is not here has ended.
     pub canaries: &'a BTreeMap<u64, Canary>,
 }
@@ -116,7 +117,7 @@ pub fn step(before: &Breakers, seen: &Seen<'_>, rules: &Rules, now_ms: i64) -> B
         }
     }
     for (cell, of_cell) in seen.cells {
-        let mut nodes: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
+        let mut nodes: BTreeMap<&Cause, BTreeSet<u64>> = BTreeMap::new();
         for episode in seen.episodes.iter().filter(|e| e.cell == *cell && within(e, rules.window_s, now_ms)) {
             for cause in &episode.causes {
                 nodes.entry(cause).or_default().insert(episode.node);
@@ -140,7 +141,7 @@ fn within(episode: &Episode, window_s: f64, now_ms: i64) -> bool {
 }
 
 /// Whether so many nodes at the same time are a common cause's.
-fn is_common(nodes: u32, cell: &Cell, rules: &Rules) -> bool {
+fn is_common(nodes: u32, cell: &Size, rules: &Rules) -> bool {
     let many = nodes >= rules.nodes_min && f64::from(nodes) > rules.share * f64::from(cell.nodes);
     let expected = cell.faults_per_node_h * f64::from(cell.nodes) * rules.window_s / 3600.0;
     many || (nodes >= 2 && chance_of(nodes, expected) < rules.chance)
@@ -164,13 +165,13 @@ pub fn chance_of(count: u32, mean: f64) -> f64 {
 }
 
 /// The state of an open breaker after a look; none where it closes.
-fn next(state: State, cell: &str, cause: &str, seen: &Seen<'_>, rules: &Rules, now_ms: i64) -> Option<State> {
-    let mine = |e: &&Episode| e.cell == cell && e.causes.iter().any(|c| c == cause);
+fn next(state: State, cell: &Cell, cause: &Cause, seen: &Seen<'_>, rules: &Rules, now_ms: i64) -> Option<State> {
+    let mine = |e: &&Episode| e.cell == *cell && e.causes.contains(cause);
     let wait_ms = (rules.half_open_s * 1e3) as i64;
     match state {
         State::Open { since_ms, .. } if now_ms - since_ms < wait_ms => Some(state),
         State::Open { tried, .. } => {
-            let waits = |(_, c, causes): &&(u64, String, Vec<String>)| c == cell && causes.iter().any(|c| c == cause);
+            let waits = |(_, c, causes): &&(u64, Cell, Vec<Cause>)| c == cell && causes.contains(cause);
             let another = seen.out.iter().filter(waits).find(|(node, _, _)| Some(*node) != tried);
             // Nobody is out for it any more: there is nothing to hold back.
             let next = another.or_else(|| seen.out.iter().find(waits));

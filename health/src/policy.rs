@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use fleet::Remedy;
 use serde::{Deserialize, Serialize};
 
 /// What is wrong, whichever GPU it is. Written `xid:63`, `driver:2`, `remap-pending`.
@@ -117,6 +118,24 @@ pub enum Effect {
 }
 
 impl Effect {
+    /// What is done about it.
+    #[must_use]
+    pub fn remedy(self) -> Remedy {
+        match self {
+            Self::Record => Remedy::Record,
+            Self::Recheck => Remedy::Recheck,
+            Self::ResetAtIdle | Self::DrainReset => Remedy::Reset,
+            Self::DrainReboot => Remedy::Reboot,
+            Self::Quarantine => Remedy::Replace,
+        }
+    }
+
+    /// Whether claims that are there have to go, within a time of grace.
+    #[must_use]
+    pub fn drains(self) -> bool {
+        matches!(self, Self::DrainReset | Self::DrainReboot)
+    }
+
     /// Whether a node with it may be claimed.
     #[must_use]
     pub fn is_claimable(self) -> bool {

@@ -8,6 +8,7 @@ use health::rates::Brief;
 use crate::base_stock;
 use crate::input::{Commitment, LeadTime, NodeGroup, OfferState, PlanInput, Policy, Quota, Scenario, starts};
 use crate::plan::Plan;
+use crate::supply::{self, Supply};
 
 /// A node as the planner sees it.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,7 +42,50 @@ pub struct Estimate {
     pub faults_per_h: f64,
 }
 
+/// What is assumed of an offer until launches tell more.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prior {
+    /// Launch to healthy.
+    pub lead_time: LeadTime,
+    /// Shortest time that is billed, seconds.
+    pub min_hold_s: u32,
+}
+
+/// Share of launches that is expected to become healthy where nothing is known.
+const PRIOR_FILL: f64 = 0.9;
+
 impl Estimate {
+    /// The one way from what is known of an offer to its estimate: what was learnt of its supply (nothing, where nobody
+    /// launched there), the fill that its provider hints at, how nodes at its place fare, and what is assumed until then.
+    #[must_use]
+    pub fn of(
+        offer: &Offer,
+        learnt: Option<&Supply>,
+        hinted_fill: Option<f64>,
+        health: &Brief,
+        prior: &Prior,
+        now_s: f64,
+    ) -> Self {
+        let mut supply = match learnt {
+            Some(supply) => supply.clone(),
+            None => Supply::new(supply::Rules::default(), now_s, PRIOR_FILL, offer.interruption_per_h),
+        };
+        supply.published_hazard(offer.interruption_per_h);
+        if let Some(fill) = hinted_fill {
+            supply.hint(fill);
+        }
+        Self {
+            launch_limit_nodes: supply.launch_limit_nodes(now_s),
+            fill: supply.fill(),
+            lead_time: supply.lead_time(&prior.lead_time),
+            hazard_per_h: supply.hazard_per_h(),
+            min_hold_s: prior.min_hold_s,
+            usable_share: 1.0,
+            faults_per_h: 0.0,
+        }
+        .with_health(offer.gpus_per_node, health)
+    }
+
     /// With what the health of its nodes adds: launches that fail their gate, and nodes that are lost to faults.
     #[must_use]
     pub fn with_health(self, gpus_per_node: u32, health: &Brief) -> Self {

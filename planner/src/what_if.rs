@@ -1,5 +1,7 @@
 //! Questions of the form "what if": the same input with one change, planned again, side by side.
 
+use std::str::FromStr;
+
 use fleet::UsdMicros;
 use serde::{Deserialize, Serialize};
 
@@ -143,4 +145,50 @@ pub fn ask(input: &PlanInput, before: &Plan, what_if: &WhatIf, options: Options)
         launches: (count(before), count(&after)),
         plan: after,
     })
+}
+
+/// A question that does not read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("what-if '{text}': expected {form}")]
+pub struct UnknownQuestion {
+    /// What was asked.
+    pub text: String,
+    /// Of which form questions are.
+    pub form: &'static str,
+}
+
+impl FromStr for WhatIf {
+    type Err = UnknownQuestion;
+
+    /// `quota:NAME=+8`, `price:TEXT*1.2`, `lift-regions:CLASS`, `hit-rate:CLASS=0.999`, `budget:200`, `budget:none`.
+    fn from_str(text: &str) -> Result<Self, UnknownQuestion> {
+        let bad = |form: &'static str| UnknownQuestion { text: text.to_owned(), form };
+        let number = |t: &str| t.parse::<f64>().ok().filter(|v| v.is_finite());
+        let kinds = "quota:, price:, lift-regions:, hit-rate: or budget:";
+        let (kind, rest) = text.split_once(':').ok_or_else(|| bad(kinds))?;
+        let (quota, price, hit_rate) = ("quota:NAME=+8", "price:TEXT*1.2", "hit-rate:CLASS=0.999");
+        let budget = "budget:200 (dollars an hour) or budget:none";
+        Ok(match kind {
+            "quota" => {
+                let (name, by) = rest.rsplit_once('=').ok_or_else(|| bad(quota))?;
+                Self::Quota { name: name.into(), by: number(by).ok_or_else(|| bad(quota))? }
+            }
+            "price" => {
+                let (matching, factor) = rest.rsplit_once('*').ok_or_else(|| bad(price))?;
+                let factor = number(factor).filter(|f| *f > 0.0).ok_or_else(|| bad(price))?;
+                Self::Price { matching: matching.into(), factor }
+            }
+            "lift-regions" => Self::LiftRegions { class: rest.into() },
+            "hit-rate" => {
+                let (class, target) = rest.rsplit_once('=').ok_or_else(|| bad(hit_rate))?;
+                Self::HitRate { class: class.into(), target: number(target).ok_or_else(|| bad(hit_rate))? }
+            }
+            "budget" if rest == "none" => Self::Budget { usd_micros_per_h: None },
+            "budget" => {
+                let usd = number(rest).and_then(|v| UsdMicros::from_usd(v).ok()).ok_or_else(|| bad(budget))?;
+                Self::Budget { usd_micros_per_h: Some(usd) }
+            }
+            _ => return Err(bad(kinds)),
+        })
+    }
 }

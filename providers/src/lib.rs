@@ -3,6 +3,7 @@
 
 pub mod aws;
 pub mod catalogue;
+pub mod clock;
 pub mod pace;
 pub mod provider;
 pub mod sim;
@@ -11,8 +12,10 @@ pub mod static_provider;
 pub mod table;
 
 pub use catalogue::{Catalogue, GateRules, RawOffer, SetAside, gate};
+pub use clock::Clock;
+pub use fleet::cloud::{ErrorKind, Hint, Instance, InstanceState, Notice};
 pub use pace::{CallRate, Pace};
-pub use provider::{ErrorKind, Hint, Instance, InstanceState, LaunchRequest, Notice, Provider, ProviderError};
+pub use provider::{LaunchRequest, Provider, ProviderError};
 pub use sim_provider::SimProvider;
 pub use static_provider::StaticProvider;
 pub use table::{DataError, Table};

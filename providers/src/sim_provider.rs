@@ -8,16 +8,15 @@ use fleet::rng::Rng;
 use fleet::{Market, Offer, OfferKey};
 
 use crate::catalogue::RawOffer;
-use crate::provider::{ErrorKind, Instance, InstanceState, LaunchRequest, Notice, Provider, ProviderError};
+use crate::clock::Clock;
+use crate::provider::{LaunchRequest, Provider, ProviderError};
 use crate::sim::{Refusal, SimCloud, SimOffer};
+use fleet::cloud::{ErrorKind, Instance, InstanceState, Notice};
 
 /// Seconds of warning before a spot instance is taken back.
 const NOTICE_S: f64 = 120.0;
 /// Instances that ended are listed for so long, seconds.
 const ENDED_SHOWN_S: f64 = 600.0;
-
-/// Milliseconds since 1970.
-pub type Clock = fn() -> i64;
 
 /// A simulated cloud that runs by the clock.
 #[derive(Debug)]
@@ -72,7 +71,8 @@ impl SimProvider {
         assert_eq!(offers.len(), supply.len(), "one supply for each offer");
         let cloud = SimCloud::new(supply, Vec::new(), f64::INFINITY);
         let state = State { cloud, rng: Rng::new(seed), next: 1, instances: BTreeMap::new(), errors: Vec::new() };
-        Self { name: name.into(), offers, clock, speed: speed.max(1e-3), start_ms: clock(), state: Mutex::new(state) }
+        let start_ms = clock.now_ms();
+        Self { name: name.into(), offers, clock, speed: speed.max(1e-3), start_ms, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -87,7 +87,7 @@ impl SimProvider {
     /// Hosts that are there now, for whoever plays their agents.
     #[must_use]
     pub fn hosts(&self) -> Vec<Host> {
-        let now_ms = (self.clock)();
+        let now_ms = self.clock.now_ms();
         let mut state = self.lock();
         self.let_time_pass(&mut state, now_ms);
         state.instances.values().filter(|h| h.instance.state == InstanceState::Running).cloned().collect()
@@ -134,7 +134,7 @@ impl Provider for SimProvider {
     }
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<Instance>, ProviderError> {
-        let now_ms = (self.clock)();
+        let now_ms = self.clock.now_ms();
         let mut guard = self.lock();
         let state = &mut *guard;
         Self::injected(state, false)?;
@@ -193,7 +193,7 @@ impl Provider for SimProvider {
     }
 
     async fn terminate(&self, instance: &str) -> Result<(), ProviderError> {
-        let now_ms = (self.clock)();
+        let now_ms = self.clock.now_ms();
         let mut guard = self.lock();
         let state = &mut *guard;
         Self::injected(state, false)?;
@@ -211,7 +211,7 @@ impl Provider for SimProvider {
     }
 
     async fn list(&self) -> Result<Vec<Instance>, ProviderError> {
-        let now_ms = (self.clock)();
+        let now_ms = self.clock.now_ms();
         let mut state = self.lock();
         Self::injected(&mut state, false)?;
         self.let_time_pass(&mut state, now_ms);
@@ -219,7 +219,7 @@ impl Provider for SimProvider {
     }
 
     async fn notices(&self) -> Result<Vec<Notice>, ProviderError> {
-        let now_ms = (self.clock)();
+        let now_ms = self.clock.now_ms();
         let state = self.lock();
         let ahead_ms = (NOTICE_S * 1000.0 / self.speed) as i64;
         let due = |h: &&Host| {
@@ -244,7 +244,7 @@ impl Provider for SimProvider {
     }
 
     async fn start(&self, instance: &str) -> Result<(), ProviderError> {
-        let now_s = self.simulated_s((self.clock)());
+        let now_s = self.simulated_s(self.clock.now_ms());
         let mut state = self.lock();
         Self::injected(&mut state, false)?;
         let State { cloud, rng, instances, .. } = &mut *state;

@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use fleet::Offer;
 
 use crate::catalogue::RawOffer;
-use crate::provider::{ErrorKind, Instance, InstanceState, LaunchRequest, Notice, Provider, ProviderError};
-use crate::sim_provider::Clock;
+use crate::clock::Clock;
+use crate::provider::{LaunchRequest, Provider, ProviderError};
+use fleet::cloud::{ErrorKind, Instance, InstanceState, Notice};
 
 /// One kind of machine that you own.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,7 +86,7 @@ impl Provider for StaticProvider {
             return Err(ProviderError::new(ErrorKind::Capacity, what));
         }
         for host in free {
-            in_use.insert(host.clone(), (request.token.clone(), (self.clock)()));
+            in_use.insert(host.clone(), (request.token.clone(), self.clock.now_ms()));
         }
         Ok(self.instances(&in_use).into_iter().filter(|i| i.token == request.token).collect())
     }

@@ -10,9 +10,8 @@ use planner::instance::{self, Size};
 #[cfg(feature = "aws")]
 use providers::aws::{Account, AwsProvider, Region, ec2::Template, sdk::SdkEc2};
 use providers::sim::Dist;
-use providers::{GateRules, Provider, SimProvider, StaticProvider, catalogue};
+use providers::{Clock, GateRules, Provider, SimProvider, StaticProvider, catalogue};
 
-use crate::clock;
 #[cfg(feature = "aws")]
 use crate::config::AwsPart;
 use crate::config::{Config, ProviderPart, sim_offer};
@@ -24,11 +23,11 @@ pub type Clouds = (Vec<Arc<dyn Provider>>, Vec<Arc<SimProvider>>);
 ///
 /// # Errors
 /// A table of offers does not read, or has nothing that can be sold.
-pub async fn open(config: &Config) -> anyhow::Result<Clouds> {
+pub async fn open(config: &Config, clock: &Clock) -> anyhow::Result<Clouds> {
     let (mut clouds, mut sims): Clouds = (Vec::new(), Vec::new());
     if config.provider.is_empty() && config.demo.is_some() {
         for (name, offers) in by_provider(demo_offers()) {
-            sims.push(simulated(&name, offers, 20.0, 8.0, &demo_lead(), 0.05, 1));
+            sims.push(simulated(&name, offers, 20.0, 8.0, &demo_lead(), 0.05, 1, clock));
         }
     }
     for part in &config.provider {
@@ -36,7 +35,7 @@ pub async fn open(config: &Config) -> anyhow::Result<Clouds> {
             ProviderPart::Sim { offers, speed, capacity, lead, boot_failure, seed } => {
                 lead.check().map_err(|what| anyhow::anyhow!("provider.lead: {what}"))?;
                 for (name, offers) in by_provider(table(&config.folder.join(offers))?) {
-                    sims.push(simulated(&name, offers, *speed, *capacity, lead, *boot_failure, *seed));
+                    sims.push(simulated(&name, offers, *speed, *capacity, lead, *boot_failure, *seed, clock));
                 }
             }
             ProviderPart::Static { name, offers, hosts } => {
@@ -46,10 +45,10 @@ pub async fn open(config: &Config) -> anyhow::Result<Clouds> {
                 };
                 let owned =
                     table(&config.folder.join(offers))?.into_iter().filter(|o| o.key.provider == *name).map(kind);
-                clouds.push(Arc::new(StaticProvider::new(name, owned.collect(), clock::now_ms)));
+                clouds.push(Arc::new(StaticProvider::new(name, owned.collect(), clock.clone())));
             }
             #[cfg(feature = "aws")]
-            ProviderPart::Aws(part) => clouds.push(Arc::new(aws(config, part).await?)),
+            ProviderPart::Aws(part) => clouds.push(Arc::new(aws(config, part, clock).await?)),
             #[cfg(not(feature = "aws"))]
             ProviderPart::Aws(_) => part.check(config)?,
         }
@@ -64,7 +63,7 @@ pub async fn open(config: &Config) -> anyhow::Result<Clouds> {
 }
 
 #[cfg(feature = "aws")]
-async fn aws(config: &Config, part: &AwsPart) -> anyhow::Result<AwsProvider> {
+async fn aws(config: &Config, part: &AwsPart, clock: &Clock) -> anyhow::Result<AwsProvider> {
     let mut regions = Vec::new();
     for region in &part.region {
         let ec2 = SdkEc2::connect(&region.name, region.endpoint_url.as_deref(), None).await;
@@ -90,7 +89,7 @@ async fn aws(config: &Config, part: &AwsPart) -> anyhow::Result<AwsProvider> {
         user_data: part.user_data.replace("{url}", config.advertise_url.as_deref().unwrap_or_default()),
         list_prices,
     };
-    Ok(AwsProvider::new(account, regions, clock::now_ms))
+    Ok(AwsProvider::new(account, regions, clock.clone()))
 }
 
 fn table(path: &Path) -> anyhow::Result<Vec<Offer>> {
@@ -118,9 +117,10 @@ fn simulated(
     lead: &Dist,
     boot_failure: f64,
     seed: u64,
+    clock: &Clock,
 ) -> Arc<SimProvider> {
     let supply = offers.iter().map(|o| sim_offer(o, capacity, lead, boot_failure)).collect();
-    Arc::new(SimProvider::new(name, offers, supply, speed, seed, clock::now_ms))
+    Arc::new(SimProvider::new(name, offers, supply, speed, seed, clock.clone()))
 }
 
 fn demo_lead() -> Dist {

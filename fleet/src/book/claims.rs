@@ -3,7 +3,7 @@
 use crate::claim::{ClaimEvent, ClaimState, IllegalClaimEvent, OnEmpty};
 use crate::node::NodeEvent;
 
-use super::{Book, Change, Claim, Part, Subject};
+use super::{Book, Change, Claim, ClaimChange, Part, What};
 
 /// What a scheduler asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,7 +139,7 @@ impl Book {
                 let claim = &self.claims[&id];
                 self.due.insert((claim.due_at_ms(), id));
                 let (class, reason) = (claim.class.clone(), claim.reason.clone());
-                self.note(id, String::new(), "queued", reason, now_ms);
+                self.note(id, None, reason, now_ms);
                 self.waiting.entry(class.clone()).or_default().push_back(id);
                 self.call_back_for(&class, now_ms);
                 Ok((id, Taken::Queued))
@@ -188,13 +188,13 @@ impl Book {
         let id = self.new_id();
         claim.id = id;
         claim.key = None;
-        claim.state = ClaimState::Failed;
-        claim.ended_at_ms = Some(now_ms);
+        let reason = claim.reason.clone();
         claim.hit = Some(false);
         self.count(&claim.class, false);
-        let reason = claim.reason.clone();
         self.claims.insert(id, claim);
-        self.note(id, String::new(), "failed", reason, now_ms);
+        let failed = self.claim_event(id, ClaimEvent::NodeLost, &reason, now_ms);
+        debug_assert!(failed.is_ok(), "{failed:?}");
+        self.note(id, None, reason, now_ms);
         error
     }
 
@@ -221,9 +221,11 @@ impl Book {
         let substituted = !first_model(self, claim).unwrap_or(true);
         let rule_wait_ms = self.classes.get(&claim.class).map_or(i64::MAX, |r| r.wait_ms);
         let confirm_ms = self.limits.confirm_ms;
+        let from = (!fresh).then_some(claim.state);
+        let reason = if substituted { "GPUs of another model were free" } else { "GPUs were free" };
+        let placed = self.claim_event(id, ClaimEvent::Placed, reason, now_ms);
+        debug_assert!(placed.is_ok(), "{placed:?}");
         let Some(claim) = self.claims.get_mut(&id) else { return };
-        let from = if fresh { "" } else { claim.state.name() };
-        claim.state = ClaimState::Granted;
         claim.substituted = substituted;
         claim.granted_at_ms = Some(now_ms);
         let judged = claim.hit.is_none().then_some(now_ms - claim.asked_at_ms <= rule_wait_ms);
@@ -231,26 +233,37 @@ impl Book {
         self.due.remove(&(claim.deadline_at_ms, id));
         claim.lease_until_ms = now_ms + claim.lease_ms.min(confirm_ms);
         self.due.insert((claim.lease_until_ms, id));
-        claim.reason = if substituted { "GPUs of another model were free".into() } else { "GPUs were free".into() };
         claim.parts = parts;
-        let (from, reason, class) = (from.to_owned(), claim.reason.clone(), claim.class.clone());
+        let class = claim.class.clone();
         if let Some(hit) = judged {
             self.count(&class, hit);
         }
-        self.note(id, from, "granted", reason, now_ms);
+        self.note(id, from, reason.into(), now_ms);
+    }
+
+    /// The one way from one state of a claim to another. Who calls it writes the event.
+    fn claim_event(&mut self, id: u64, event: ClaimEvent, reason: &str, now_ms: i64) -> Result<ClaimState, ClaimError> {
+        let claim = self.claims.get_mut(&id).ok_or(ClaimError::UnknownClaim(id))?;
+        let before = claim.state;
+        claim.state = before.after(event)?;
+        reason.clone_into(&mut claim.reason);
+        if !claim.is_open() {
+            claim.ended_at_ms = Some(now_ms);
+        }
+        self.changes.claims.insert(id);
+        Ok(before)
     }
 
     /// Takes GPUs of a node that was found a moment ago.
     fn take_gpus(&mut self, part: Part, claim: u64, now_ms: i64) {
-        self.off_shelf(part.node);
-        let Some(node) = self.nodes.get_mut(&part.node) else { return };
-        node.free = node.free.without(part.gpus);
-        self.changes.nodes.insert(part.node);
-        if node.state == crate::NodeState::Claimed {
-            self.on_shelf(part.node);
-        } else {
+        let taken = self.edit_node(part.node, |node| {
+            node.free = node.free.without(part.gpus);
+            node.state
+        });
+        if taken.is_ok_and(|state| state != crate::NodeState::Claimed) {
             // Only nodes whose state allows it are on a shelf.
-            let _ = self.node_event(part.node, NodeEvent::ClaimPlaced, &format!("claim c-{claim}"), now_ms);
+            let placed = self.node_event(part.node, NodeEvent::ClaimPlaced, &format!("claim c-{claim}"), now_ms);
+            debug_assert!(placed.is_ok(), "{placed:?}");
         }
     }
 
@@ -260,21 +273,20 @@ impl Book {
     /// [`ClaimError`].
     pub fn heartbeat(&mut self, id: u64, lease_ms: Option<i64>, now_ms: i64) -> Result<(), ClaimError> {
         let claim = self.open(id)?;
+        // Before anything changes.
         let next = claim.state.after(ClaimEvent::Confirmed)?;
         let lease_ms = in_range("lease_ms", lease_ms.unwrap_or(claim.lease_ms), 1000, self.limits.lease_max_ms)?;
         let (before, first) = (claim.due_at_ms(), claim.state != next);
+        let reason = if first { "confirmed by its client".to_owned() } else { claim.reason.clone() };
+        let from = self.claim_event(id, ClaimEvent::Confirmed, &reason, now_ms)?;
         let Some(claim) = self.claims.get_mut(&id) else { return Err(ClaimError::UnknownClaim(id)) };
-        let from = claim.state.name().to_owned();
-        claim.state = next;
         claim.lease_ms = lease_ms;
         claim.lease_until_ms = now_ms + lease_ms;
         let due = claim.lease_until_ms;
         self.due.remove(&(before, id));
         self.due.insert((due, id));
-        self.changes.claims.insert(id);
         if first {
-            self.set_reason(id, "confirmed by its client");
-            self.note(id, from, "active", "confirmed by its client".into(), now_ms);
+            self.note(id, Some(from), reason, now_ms);
         }
         Ok(())
     }
@@ -316,14 +328,11 @@ impl Book {
         now_ms: i64,
     ) -> Result<(), ClaimError> {
         let claim = self.open(id)?;
-        let (before, due, class) = (claim.state, claim.due_at_ms(), claim.class.clone());
-        let next = before.after(event)?;
+        let (due, class) = (claim.due_at_ms(), claim.class.clone());
+        let before = self.claim_event(id, event, reason, now_ms)?;
         let wait_ms = self.classes.get(&class).map_or(i64::MAX, |r| r.wait_ms);
         self.due.remove(&(due, id));
         let Some(claim) = self.claims.get_mut(&id) else { return Err(ClaimError::UnknownClaim(id)) };
-        claim.state = next;
-        claim.ended_at_ms = Some(now_ms);
-        claim.reason = reason.to_owned();
         // A client that gives up before the wait is over has not been missed.
         let missed = before == ClaimState::Queued && claim.hit.is_none() && now_ms - claim.asked_at_ms >= wait_ms;
         claim.hit = if missed { Some(false) } else { claim.hit };
@@ -331,7 +340,7 @@ impl Book {
         if missed {
             self.count(&class, false);
         }
-        self.note(id, before.name().to_owned(), next.name(), reason.to_owned(), now_ms);
+        self.note(id, Some(before), reason.to_owned(), now_ms);
         if before == ClaimState::Queued {
             if let Some(line) = self.waiting.get_mut(&class) {
                 line.retain(|c| *c != id);
@@ -346,17 +355,16 @@ impl Book {
     }
 
     fn return_gpus(&mut self, part: Part, claim: u64, now_ms: i64) {
-        self.off_shelf(part.node);
-        let Some(node) = self.nodes.get_mut(&part.node) else { return };
-        node.free = node.free.with(part.gpus);
-        let empty = node.free.count() == node.gpus;
-        let state = node.state;
-        self.changes.nodes.insert(part.node);
-        if empty && matches!(state, crate::NodeState::Claimed) {
+        let given = self.edit_node(part.node, |node| {
+            node.free = node.free.with(part.gpus);
+            (!node.has_claims(), node.state)
+        });
+        let Ok((empty, state)) = given else { return };
+        if empty && state == crate::NodeState::Claimed {
             let reason = format!("claim c-{claim} ended");
-            let _ = self.node_event(part.node, NodeEvent::LastClaimEnded, &reason, now_ms);
+            let ended = self.node_event(part.node, NodeEvent::LastClaimEnded, &reason, now_ms);
+            debug_assert!(ended.is_ok(), "{ended:?}");
         }
-        self.on_shelf(part.node);
         if empty {
             let _ = self.start_care(part.node, now_ms);
         }
@@ -440,16 +448,12 @@ impl Book {
         }
     }
 
-    fn set_reason(&mut self, id: u64, reason: &str) {
-        if let Some(claim) = self.claims.get_mut(&id) {
-            claim.reason = reason.to_owned();
-        }
-    }
-
-    fn note(&mut self, id: u64, from: String, to: &str, reason: String, at_ms: i64) {
+    /// The event of a claim that is in a new state.
+    fn note(&mut self, id: u64, from: Option<ClaimState>, reason: String, at_ms: i64) {
+        let Some(claim) = self.claims.get(&id) else { return };
+        let what = What::Claim(ClaimChange { id, from, to: claim.state, class: claim.class.clone() });
         self.changes.claims.insert(id);
-        let to = to.to_owned();
-        self.changes.events.push(Change { subject: Subject::Claim, id, from, to, reason, at_ms });
+        self.changes.events.push(Change { at_ms, what, reason });
     }
 
     /// Puts a stored claim back, as it was.

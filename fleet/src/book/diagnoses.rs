@@ -32,12 +32,9 @@ impl Book {
             return Err(NodeError::NotIdle { node: id, state: node.state.name() });
         }
         self.node_event(id, NodeEvent::DiagnosisStarted, &format!("diagnostics: {tests}"), now_ms)?;
-        if let Some(node) = self.nodes.get_mut(&id) {
-            let tests = tests.to_owned();
-            node.diagnosis = Some(Diagnosis { tests, since_ms: now_ms, until_ms, called_back_ms: None });
-        }
-        self.on_shelf(id);
-        Ok(())
+        let tests = tests.to_owned();
+        let diagnosis = Diagnosis { tests, since_ms: now_ms, until_ms, called_back_ms: None };
+        self.edit_node(id, |node| node.diagnosis = Some(diagnosis))
     }
 
     /// Calls a node back out of diagnostics: a short gate follows.
@@ -46,10 +43,11 @@ impl Book {
     /// It is not in diagnostics.
     pub fn call_back(&mut self, id: u64, reason: &str, now_ms: i64) -> Result<(), NodeError> {
         self.node_event(id, NodeEvent::DiagnosisEnded, reason, now_ms)?;
-        if let Some(diagnosis) = self.nodes.get_mut(&id).and_then(|n| n.diagnosis.as_mut()) {
-            diagnosis.called_back_ms = Some(now_ms);
-        }
-        Ok(())
+        self.edit_node(id, |node| {
+            if let Some(diagnosis) = &mut node.diagnosis {
+                diagnosis.called_back_ms = Some(now_ms);
+            }
+        })
     }
 
     /// The host says that its diagnostics have ended. Returns whether it was in them.
@@ -66,13 +64,16 @@ impl Book {
 
     /// The whole gate follows diagnostics that left a doubt, and not the short one.
     pub fn check_whole(&mut self, id: u64, reason: &str, now_ms: i64) {
-        let Some(node) = self.nodes.get_mut(&id).filter(|n| n.gate_is_short()) else { return };
-        node.diagnosis = None;
-        reason.clone_into(&mut node.reason);
-        // Its agent may be at the short one: another state is desired.
-        node.since_ms = now_ms.max(node.since_ms + 1);
-        self.changes.nodes.insert(id);
-        self.on_shelf(id);
+        if !self.nodes.get(&id).is_some_and(super::Node::gate_is_short) {
+            return;
+        }
+        let known = self.edit_node(id, |node| {
+            node.diagnosis = None;
+            reason.clone_into(&mut node.reason);
+            // Its agent may be at the short one: another state is desired.
+            node.since_ms = now_ms.max(node.since_ms + 1);
+        });
+        debug_assert!(known.is_ok(), "{known:?}");
     }
 
     /// Calls back as many nodes as the waiting claims of a class need, besides those that come back already.
@@ -135,12 +136,8 @@ impl Book {
         let changed: Vec<u64> =
             self.nodes.values().filter(|n| n.claimed_last != last.contains(&n.id)).map(|n| n.id).collect();
         for id in changed {
-            self.off_shelf(id);
-            if let Some(node) = self.nodes.get_mut(&id) {
-                node.claimed_last = last.contains(&id);
-            }
-            self.changes.nodes.insert(id);
-            self.on_shelf(id);
+            let known = self.edit_node(id, |node| node.claimed_last = last.contains(&id));
+            debug_assert!(known.is_ok(), "{known:?}");
         }
     }
 }

@@ -1,44 +1,176 @@
-//! What the event log says.
+//! What the event log says: state changes, each with what those who learn from it need to know. Its words are for people.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// What an event is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Subject {
-    /// A node.
-    Node,
-    /// A claim.
-    Claim,
-    /// An intent.
-    Intent,
+use super::Node;
+use crate::cause::Cause;
+use crate::claim::ClaimState;
+use crate::intent::{IntentState, LaunchAnswer};
+use crate::node::{NodeEvent, NodeState};
+use crate::offer::OfferKey;
+
+/// One state change with its reason.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    /// When, milliseconds since 1970.
+    pub at_ms: i64,
+    /// What.
+    pub what: What,
+    /// Why, for people: no decision reads it.
+    pub reason: String,
 }
 
-impl Subject {
-    /// The word in the log, and the letter before its number.
+/// What changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "subject")]
+pub enum What {
+    /// A node.
+    Node(NodeChange),
+    /// A claim.
+    Claim(ClaimChange),
+    /// An intent.
+    Intent(IntentChange),
+}
+
+/// A node went from one state to another.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeChange {
+    /// Which.
+    pub id: u64,
+    /// State before; none for a new one.
+    pub from: Option<NodeState>,
+    /// State after.
+    pub to: NodeState,
+    /// What happened; none for a new one, and in what older versions wrote.
+    #[serde(default)]
+    pub event: Option<NodeEvent>,
+    /// Who it is.
+    pub node: NodeFacts,
+}
+
+/// What those who learn from a node's life need to know of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// Where and as what it was bought.
+    pub offer: OfferKey,
+    /// GPUs that it has.
+    pub gpus: u32,
+    /// The intent that launched it.
+    #[serde(default)]
+    pub intent: Option<u64>,
+    /// When it was asked for, milliseconds since 1970.
+    pub asked_at_ms: i64,
+    /// What its fault may have in common with others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub causes: Vec<Cause>,
+    /// What its whole gate measured, the slowest GPU of each number; empty where none was run now.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rates: BTreeMap<String, f64>,
+}
+
+impl NodeFacts {
+    /// Of a node as it is.
     #[must_use]
-    pub fn name(self) -> (&'static str, char) {
-        match self {
-            Self::Node => ("node", 'n'),
-            Self::Claim => ("claim", 'c'),
-            Self::Intent => ("intent", 'i'),
+    pub fn of(node: &Node) -> Self {
+        Self {
+            offer: node.offer.clone(),
+            gpus: node.gpus,
+            intent: node.intent,
+            asked_at_ms: node.asked_at_ms,
+            causes: node.causes(),
+            rates: BTreeMap::new(),
         }
     }
 }
 
-/// One state change with its reason.
+/// A claim went from one state to another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
-    /// What it is about.
-    pub subject: Subject,
+pub struct ClaimChange {
     /// Which.
     pub id: u64,
-    /// State before; empty for a new one.
-    pub from: String,
+    /// State before; none for a new one.
+    pub from: Option<ClaimState>,
     /// State after.
-    pub to: String,
-    /// Why.
-    pub reason: String,
-    /// When, milliseconds since 1970.
-    pub at_ms: i64,
+    pub to: ClaimState,
+    /// Its class.
+    #[serde(default)]
+    pub class: String,
+}
+
+/// An intent went from one state to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntentChange {
+    /// Which.
+    pub id: u64,
+    /// State before; none for a new one.
+    pub from: Option<IntentState>,
+    /// State after.
+    pub to: IntentState,
+    /// What it is for.
+    pub action: Asked,
+}
+
+/// What an intent asks for, and how a launch was answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Asked {
+    /// Nodes of an offer.
+    Launch {
+        /// Which.
+        offer: OfferKey,
+        /// How many.
+        nodes: u32,
+        /// The provider's answer, once it is closed.
+        #[serde(default)]
+        answer: Option<LaunchAnswer>,
+    },
+    /// The end of a node.
+    Terminate {
+        /// Which.
+        node: u64,
+    },
+}
+
+impl What {
+    /// `node`, `claim` or `intent`.
+    #[must_use]
+    pub fn subject(&self) -> &'static str {
+        match self {
+            Self::Node(_) => "node",
+            Self::Claim(_) => "claim",
+            Self::Intent(_) => "intent",
+        }
+    }
+
+    /// As people write it: `n-17`, `c-42`, `i-3`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Node(n) => format!("n-{}", n.id),
+            Self::Claim(c) => format!("c-{}", c.id),
+            Self::Intent(i) => format!("i-{}", i.id),
+        }
+    }
+
+    /// Identity of what changed.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        match self {
+            Self::Node(n) => n.id,
+            Self::Claim(c) => c.id,
+            Self::Intent(i) => i.id,
+        }
+    }
+
+    /// Words of the states before and after; the first is empty for what is new.
+    #[must_use]
+    pub fn states(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Node(n) => (n.from.map_or("", NodeState::name), n.to.name()),
+            Self::Claim(c) => (c.from.map_or("", ClaimState::name), c.to.name()),
+            Self::Intent(i) => (i.from.map_or("", IntentState::name), i.to.name()),
+        }
+    }
 }

@@ -6,7 +6,7 @@ use crate::claim::OnEmpty;
 use crate::gpu_set::GpuSet;
 use crate::placement::first_fit;
 
-use super::{Book, Claim, Node, Part};
+use super::{Book, Claim, Part};
 
 impl Book {
     /// GPUs for a claim, if there are enough: within the class's price caps, or above them for a substitute.
@@ -91,32 +91,4 @@ impl Book {
         let gpus = self.nodes.get(&node)?.free.lowest(gpus)?;
         Some(Part { node, gpus })
     }
-
-    /// Puts a node on its shelf if it can take claims now.
-    pub(super) fn on_shelf(&mut self, id: u64) {
-        let Some(node) = self.nodes.get(&id) else { return };
-        if node.diagnosis.is_some() {
-            self.lent.insert(id);
-        } else {
-            self.lent.remove(&id);
-        }
-        if let Some(p) = self.offer(&node.offer)
-            && takes_claims(node)
-        {
-            self.shelves[p].put(id, node.free.count(), node.claimed_last);
-        }
-    }
-
-    /// Takes a node off its shelf, before anything about it changes.
-    pub(super) fn off_shelf(&mut self, id: u64) {
-        let Some(node) = self.nodes.get(&id) else { return };
-        if let Some(p) = self.offer(&node.offer) {
-            self.shelves[p].take(id, node.free.count(), node.claimed_last);
-        }
-    }
-}
-
-/// Whether a node can take claims: by its state, with GPUs left, and with a proof of health.
-fn takes_claims(node: &Node) -> bool {
-    node.takes_claims() && node.free.count() > 0 && node.proof_at_ms.is_some()
 }

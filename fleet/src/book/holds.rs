@@ -4,16 +4,51 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cause::{Cause, Cell};
 use crate::node::NodeState;
-use crate::offer::OfferKey;
 
 use super::{Book, IntentAction, Node};
 
 /// Causes that are held: nothing is reset or ended for them, but for one canary each.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
-    /// Cell, cause, and the node that is tried, where one is.
-    pub causes: Vec<(String, String, Option<u64>)>,
+    /// All of them.
+    pub causes: Vec<HeldCause>,
+}
+
+/// A cause that is held in a cell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(Cell, Cause, Option<u64>)", into = "(Cell, Cause, Option<u64>)")]
+pub struct HeldCause {
+    /// Where.
+    pub cell: Cell,
+    /// What the faults have in common.
+    pub cause: Cause,
+    /// The node that is tried, where one is.
+    pub canary: Option<u64>,
+}
+
+impl From<(Cell, Cause, Option<u64>)> for HeldCause {
+    fn from((cell, cause, canary): (Cell, Cause, Option<u64>)) -> Self {
+        Self { cell, cause, canary }
+    }
+}
+
+impl From<HeldCause> for (Cell, Cause, Option<u64>) {
+    fn from(held: HeldCause) -> Self {
+        (held.cell, held.cause, held.canary)
+    }
+}
+
+impl Held {
+    /// The cause of these that is held in a cell, for all but the canary `node`.
+    #[must_use]
+    pub fn of<'a>(&'a self, cell: &Cell, causes: &[Cause], node: Option<u64>) -> Option<&'a Cause> {
+        let mut all = self.causes.iter();
+        let holds =
+            |h: &&HeldCause| h.cell == *cell && causes.contains(&h.cause) && (node.is_none() || h.canary != node);
+        all.find(holds).map(|h| &h.cause)
+    }
 }
 
 /// What a host says of itself.
@@ -35,45 +70,44 @@ const REPAIRS_SHARE: f64 = 0.05;
 const ENDS_SHARE_PER_H: f64 = 0.10;
 const ENDS_MIN: usize = 2;
 
-/// Cloud, region and instance type: what fails together.
-#[must_use]
-pub fn cell_of(offer: &OfferKey) -> String {
-    format!("{}/{}/{}", offer.provider, offer.region, offer.instance_type)
-}
-
 impl Node {
     /// What its fault may have in common with others: its cause, its driver, its image.
     #[must_use]
-    pub fn causes(&self) -> Vec<String> {
-        let driver = self.driver.as_ref().map(|d| format!("driver:{d}"));
-        let image = self.image.as_ref().map(|i| format!("image:{i}"));
+    pub fn causes(&self) -> Vec<Cause> {
+        let driver = self.driver.as_ref().map(|d| Cause::Driver(d.clone()));
+        let image = self.image.as_ref().map(|i| Cause::Image(i.clone()));
         // What it waits for now outweighs what it had before; a gate says which check it was.
-        let waits = self.care.as_ref().map(|c| c.cause.clone()).filter(|c| c != "gate");
+        let waits = self.care.as_ref().map(|c| c.cause.clone()).filter(|c| *c != Cause::Gate(None));
         waits.or_else(|| self.cause.clone()).into_iter().chain(driver).chain(image).collect()
     }
+}
+
+/// Nodes of a cell of so many that are repaired at the same time.
+pub(super) fn repairs_max(nodes: usize) -> usize {
+    ((REPAIRS_SHARE * nodes as f64).ceil() as usize).max(1)
 }
 
 impl Book {
     /// What a host says of itself.
     pub fn identify(&mut self, id: u64, identity: &Identity) {
-        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let Some(node) = self.nodes.get(&id) else { return };
         let Identity { serials, driver, image, domain } = identity.clone();
         // A host on which a GPU is lost does not tell who the others are: it is as it was.
         let serials = if serials.is_empty() { node.serials.clone() } else { serials };
         let (driver, image) = (driver.or_else(|| node.driver.clone()), image.or_else(|| node.image.clone()));
         let domain = domain.or_else(|| node.domain.clone());
         if (&serials, &driver, &image, &domain) != (&node.serials, &node.driver, &node.image, &node.domain) {
-            (node.serials, node.driver, node.image, node.domain) = (serials, driver, image, domain);
-            self.changes.nodes.insert(id);
+            let known = self.edit_node(id, |node| {
+                (node.serials, node.driver, node.image, node.domain) = (serials, driver, image, domain);
+            });
+            debug_assert!(known.is_ok(), "{known:?}");
         }
     }
 
     /// Says what a node's fault was, so that it can be seen which have one in common.
-    pub fn blame(&mut self, id: u64, cause: &str) {
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.cause = Some(cause.to_owned());
-            self.changes.nodes.insert(id);
-        }
+    pub fn blame(&mut self, id: u64, cause: Cause) {
+        // One that is gone needs no cause.
+        self.edit_node(id, |node| node.cause = Some(cause)).ok();
     }
 
     /// The causes that are held, whole.
@@ -89,16 +123,12 @@ impl Book {
 
     /// The cause for which nothing is done to a node; none where it may be.
     #[must_use]
-    pub fn held_for(&self, node: &Node) -> Option<&str> {
+    pub fn held_for(&self, node: &Node) -> Option<&Cause> {
         // What is well has nothing to be held for, whatever it had before; a person's word is above it.
         if self.held.causes.is_empty() || node.takes_claims() || node.sent_back {
             return None;
         }
-        let (cell, causes) = (cell_of(&node.offer), node.causes());
-        let holds = |(of, cause, canary): &&(String, String, Option<u64>)| {
-            *of == cell && causes.contains(cause) && *canary != Some(node.id)
-        };
-        self.held.causes.iter().find(holds).map(|(_, cause, _)| cause.as_str())
+        self.held.of(&Cell::of(&node.offer), &node.causes(), Some(node.id))
     }
 
     /// Whether a node may be repaired now: its cause is not held, and few enough of its cell are being repaired.
@@ -108,33 +138,33 @@ impl Book {
         if self.held_for(node).is_some() {
             return false;
         }
-        let cell = cell_of(&node.offer);
+        let cell = Cell::of(&node.offer);
         let (mut all, mut repairing) = (0_u32, 0_u32);
-        for other in self.nodes.values().filter(|n| cell_of(&n.offer) == cell) {
+        for other in self.nodes.values().filter(|n| cell.has(&n.offer)) {
             all += 1;
             // One that does not come back is no longer being repaired.
             let late = now_ms - other.since_ms > self.limits.boot_max_ms;
             repairing += u32::from(other.state == NodeState::Repairing && !late);
         }
-        f64::from(repairing) < (REPAIRS_SHARE * f64::from(all)).max(1.0)
+        (repairing as usize) < repairs_max(all as usize)
     }
 
     /// How many nodes of each cell may yet be ended for faults within this hour, where `ended` were.
-    pub(super) fn ends_left(&self, ended: &BTreeMap<String, usize>) -> BTreeMap<String, usize> {
-        let mut all: BTreeMap<String, usize> = BTreeMap::new();
+    pub(super) fn ends_left(&self, ended: &BTreeMap<Cell, usize>) -> BTreeMap<Cell, usize> {
+        let mut all: BTreeMap<Cell, usize> = BTreeMap::new();
         for node in self.nodes.values() {
-            *all.entry(cell_of(&node.offer)).or_default() += 1;
+            *all.entry(Cell::of(&node.offer)).or_default() += 1;
         }
         // Asked for already, and not carried out.
-        let mut asked: BTreeMap<String, usize> = BTreeMap::new();
+        let mut asked: BTreeMap<Cell, usize> = BTreeMap::new();
         for intent in self.intents.values().filter(|i| i.state.is_open()) {
             let IntentAction::Terminate { node } = intent.action else { continue };
             let planned = [NodeState::Draining, NodeState::Terminating, NodeState::Booting];
             if let Some(node) = self.nodes.get(&node).filter(|n| !planned.contains(&n.state)) {
-                *asked.entry(cell_of(&node.offer)).or_default() += 1;
+                *asked.entry(Cell::of(&node.offer)).or_default() += 1;
             }
         }
-        let left = |(cell, nodes): (String, usize)| {
+        let left = |(cell, nodes): (Cell, usize)| {
             // Those that have ended were of the cell too.
             let ended = ended.get(&cell).copied().unwrap_or(0);
             let most = ((ENDS_SHARE_PER_H * (nodes + ended) as f64) as usize).max(ENDS_MIN);
@@ -147,10 +177,7 @@ impl Book {
     /// Nodes that are out of service for a fault and could be mended or ended now, the longest first.
     #[must_use]
     pub fn out_for_faults(&self) -> Vec<&Node> {
-        let waits = |n: &&Node| {
-            let empty = n.free.count() == n.gpus;
-            n.state == NodeState::Quarantined || (n.care.is_some() && n.state.in_service() && empty)
-        };
+        let waits = |n: &&Node| n.is_quarantined() || (n.care.is_some() && n.state.in_service() && !n.has_claims());
         let mut out: Vec<&Node> = self.nodes.values().filter(waits).collect();
         out.sort_by_key(|n| (n.since_ms, n.id));
         out
@@ -158,7 +185,7 @@ impl Book {
 
     /// Cells for which something is held: nothing of them is lent to diagnostics.
     #[must_use]
-    pub fn held_cells(&self) -> BTreeSet<&str> {
-        self.held.causes.iter().map(|(cell, _, _)| cell.as_str()).collect()
+    pub fn held_cells(&self) -> BTreeSet<&Cell> {
+        self.held.causes.iter().map(|h| &h.cell).collect()
     }
 }

@@ -1,9 +1,10 @@
 //! Intents: written before a provider is called, closed when its answer is known.
 
+use crate::intent::{IllegalIntentEvent, IntentEvent, IntentState, LaunchAnswer};
 use crate::node::{NodeEvent, NodeState};
 use crate::offer::OfferKey;
 
-use super::{Book, Change, Intent, IntentAction, IntentState, NodeError, Subject};
+use super::{Asked, Book, Change, Intent, IntentAction, IntentChange, NodeChange, NodeError, NodeFacts, What};
 
 /// Why an intent cannot be made or changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +18,9 @@ pub enum IntentError {
     /// A node cannot do it.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// Its state does not allow it.
+    #[error(transparent)]
+    Illegal(#[from] IllegalIntentEvent),
 }
 
 impl Book {
@@ -36,14 +40,44 @@ impl Book {
             reason: reason.to_owned(),
         };
         self.intents.insert(id, intent);
-        self.note_intent(id, "", "pending", reason, now_ms);
+        self.changes.intents.insert(id);
         id
     }
 
-    fn note_intent(&mut self, id: u64, from: &str, to: &str, reason: &str, at_ms: i64) {
+    /// The one way from one state of an intent to another. Who calls it writes the event, where there is one.
+    fn intent_event(&mut self, id: u64, event: IntentEvent, reason: &str) -> Result<IntentState, IntentError> {
+        let intent = self.open_intent(id)?;
+        let before = intent.state;
+        intent.state = before.after(event)?;
+        if event != IntentEvent::Sent {
+            reason.clone_into(&mut intent.reason);
+        }
         self.changes.intents.insert(id);
-        let (from, to, reason) = (from.to_owned(), to.to_owned(), reason.to_owned());
-        self.changes.events.push(Change { subject: Subject::Intent, id, from, to, reason, at_ms });
+        Ok(before)
+    }
+
+    fn open_intent(&mut self, id: u64) -> Result<&mut Intent, IntentError> {
+        self.intents.get_mut(&id).filter(|i| i.state.is_open()).ok_or(IntentError::Unknown(id))
+    }
+
+    /// The event of an intent that is in a new state.
+    fn note_intent(
+        &mut self,
+        id: u64,
+        from: Option<IntentState>,
+        answer: Option<LaunchAnswer>,
+        reason: &str,
+        at_ms: i64,
+    ) {
+        let Some(intent) = self.intents.get(&id) else { return };
+        let action = match &intent.action {
+            IntentAction::Launch { offer, nodes } => {
+                Asked::Launch { offer: offer.clone(), nodes: u32::try_from(nodes.len()).unwrap_or(u32::MAX), answer }
+            }
+            IntentAction::Terminate { node } => Asked::Terminate { node: *node },
+        };
+        let what = What::Intent(IntentChange { id, from, to: intent.state, action });
+        self.changes.events.push(Change { at_ms, what, reason: reason.to_owned() });
     }
 
     /// Wants `count` nodes of an offer, which are `requested` from now on.
@@ -67,14 +101,14 @@ impl Book {
         let why = if epoch > 0 { format!("plan {epoch}") } else { "asked for by hand".into() };
         let id = self.intend(epoch, action, life_ms, &why, now_ms);
         let asked: Vec<u64> = (0..count).map(|_| self.request_node(offer.clone(), gpus, Some(id), now_ms)).collect();
-        for node in &asked {
-            self.changes.nodes.insert(*node);
-            let (to, reason) = ("requested".to_owned(), why.clone());
-            let change = Change { subject: Subject::Node, id: *node, from: String::new(), to, reason, at_ms: now_ms };
-            self.changes.events.push(change);
-        }
         if let Some(Intent { action: IntentAction::Launch { nodes, .. }, .. }) = self.intents.get_mut(&id) {
-            *nodes = asked;
+            nodes.clone_from(&asked);
+        }
+        self.note_intent(id, None, None, &why, now_ms);
+        for id in asked {
+            let Some(node) = self.nodes.get(&id).map(NodeFacts::of) else { continue };
+            let requested = NodeChange { id, from: None, to: NodeState::Requested, event: None, node };
+            self.note_node(requested, &why, now_ms);
         }
         Ok(id)
     }
@@ -90,7 +124,7 @@ impl Book {
         }
         let why = if epoch > 0 { format!("plan {epoch} gives it back") } else { "given back by hand".into() };
         self.drain(node, &why, now_ms)?;
-        Ok(self.intend(epoch, IntentAction::Terminate { node }, i64::MAX / 2, &why, now_ms))
+        Ok(self.intend_terminate(epoch, node, &why, now_ms))
     }
 
     /// Ends a node that must not run on, whatever its state. Asking again changes nothing.
@@ -104,11 +138,14 @@ impl Book {
             return Ok(open.id);
         }
         self.drain_once(node, reason, now_ms);
-        if let Some(found) = self.nodes.get_mut(&node) {
-            found.out = true;
-            self.changes.nodes.insert(node);
-        }
-        Ok(self.intend(0, IntentAction::Terminate { node }, i64::MAX / 2, reason, now_ms))
+        self.edit_node(node, |n| n.out = true)?;
+        Ok(self.intend_terminate(0, node, reason, now_ms))
+    }
+
+    fn intend_terminate(&mut self, epoch: u64, node: u64, why: &str, now_ms: i64) -> u64 {
+        let id = self.intend(epoch, IntentAction::Terminate { node }, i64::MAX / 2, why, now_ms);
+        self.note_intent(id, None, None, why, now_ms);
+        id
     }
 
     /// A call is about to be made. From here on its effect is unknown until an answer is.
@@ -116,15 +153,13 @@ impl Book {
     /// # Errors
     /// It is closed.
     pub fn intent_sent(&mut self, id: u64, now_ms: i64) -> Result<(), IntentError> {
-        let intent = self.intents.get_mut(&id).filter(|i| i.state.is_open()).ok_or(IntentError::Unknown(id))?;
+        let before = self.intent_event(id, IntentEvent::Sent, "")?;
+        let intent = self.open_intent(id)?;
         intent.tries += 1;
         intent.sent_at_ms = Some(now_ms);
-        let first = intent.state == IntentState::Pending;
-        intent.state = IntentState::Sent;
         let tries = intent.tries;
-        self.changes.intents.insert(id);
-        if first {
-            self.note_intent(id, "pending", "sent", &format!("try {tries}"), now_ms);
+        if before == IntentState::Pending {
+            self.note_intent(id, Some(before), None, &format!("try {tries}"), now_ms);
         }
         Ok(())
     }
@@ -141,13 +176,13 @@ impl Book {
         no_effect: bool,
         reason: &str,
     ) -> Result<(), IntentError> {
-        let intent = self.intents.get_mut(&id).filter(|i| i.state.is_open()).ok_or(IntentError::Unknown(id))?;
+        let intent = self.open_intent(id)?;
         intent.not_before_ms = not_before_ms;
-        intent.reason = reason.to_owned();
-        if no_effect {
-            intent.state = IntentState::Pending;
-        }
+        reason.clone_into(&mut intent.reason);
         self.changes.intents.insert(id);
+        if no_effect {
+            self.intent_event(id, IntentEvent::HadNoEffect, reason)?;
+        }
         Ok(())
     }
 
@@ -155,7 +190,14 @@ impl Book {
     ///
     /// # Errors
     /// It is closed.
-    pub fn launched(&mut self, id: u64, instances: &[String], reason: &str, now_ms: i64) -> Result<(), IntentError> {
+    pub fn launched(
+        &mut self,
+        id: u64,
+        instances: &[String],
+        answer: LaunchAnswer,
+        reason: &str,
+        now_ms: i64,
+    ) -> Result<(), IntentError> {
         let intent = self.intents.get(&id).filter(|i| i.state.is_open()).ok_or(IntentError::Unknown(id))?;
         let IntentAction::Launch { nodes, .. } = &intent.action else { return Err(IntentError::Unknown(id)) };
         let known: Vec<String> = nodes.iter().filter_map(|n| self.nodes.get(n)?.instance.clone()).collect();
@@ -174,12 +216,15 @@ impl Book {
                 self.node_event(*node, NodeEvent::Refused, reason, now_ms)?;
             }
         }
-        let state = match running {
-            0 => IntentState::Refused,
-            n if n < nodes.len() => IntentState::Partial,
-            _ => IntentState::Fulfilled,
+        let event = match running {
+            0 if answer == LaunchAnswer::TimedOut => IntentEvent::TimedOut,
+            0 => IntentEvent::Refused,
+            n if n < nodes.len() => IntentEvent::DoneInPart,
+            _ => IntentEvent::Done,
         };
-        self.close(id, state, reason, now_ms)
+        let before = self.intent_event(id, event, reason)?;
+        self.note_intent(id, Some(before), Some(answer), reason, now_ms);
+        Ok(())
     }
 
     /// The cloud took the request to end a node, or says that it is gone already.
@@ -190,7 +235,7 @@ impl Book {
         let intent = self.intents.get(&id).filter(|i| i.state.is_open()).ok_or(IntentError::Unknown(id))?;
         let IntentAction::Terminate { node } = intent.action else { return Err(IntentError::Unknown(id)) };
         if let Some(found) = self.nodes.get(&node) {
-            if found.free.count() < found.gpus && found.state != NodeState::Terminating {
+            if found.has_claims() && found.state != NodeState::Terminating {
                 self.fail_claims(node, "the node is ended", now_ms);
             }
             if gone {
@@ -199,19 +244,9 @@ impl Book {
                 self.node_event(node, NodeEvent::TerminationSent, "the provider ends it", now_ms)?;
             }
         }
-        self.close(id, IntentState::Fulfilled, "the provider ends it", now_ms)
-    }
-
-    /// Closes an intent that leads nowhere.
-    ///
-    /// # Errors
-    /// It is closed.
-    pub fn close(&mut self, id: u64, state: IntentState, reason: &str, now_ms: i64) -> Result<(), IntentError> {
-        let intent = self.intents.get_mut(&id).filter(|i| i.state.is_open()).ok_or(IntentError::Unknown(id))?;
-        let from = intent.state.name();
-        intent.state = state;
-        intent.reason = reason.to_owned();
-        self.note_intent(id, from, state.name(), reason, now_ms);
+        let reason = "the provider ends it";
+        let before = self.intent_event(id, IntentEvent::Done, reason)?;
+        self.note_intent(id, Some(before), None, reason, now_ms);
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 //! nothing. Whoever keeps it durable writes [`Changes`] in the same transaction; see [`Book::take_changes`].
 
 mod care;
+mod check;
 mod claims;
 mod diagnoses;
 mod events;
@@ -12,22 +13,22 @@ mod holds;
 mod intents;
 mod nodes;
 mod records;
+mod shelves;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use crate::admission;
-use crate::invariants::{self, Broken, ClaimView, NodeView};
 use crate::offer::{Offer, OfferKey};
 use crate::placement::Shelf;
 
-pub use care::{Care, Gate, Pending, Repair};
+pub use care::{Gate, Pending, Repair};
 pub use claims::{ClaimError, ClaimRequest, Taken};
 pub use diagnoses::Diagnosis;
-pub use events::{Change, Subject};
-pub use holds::{Held, Identity, cell_of};
+pub use events::{Asked, Change, ClaimChange, IntentChange, NodeChange, NodeFacts, What};
+pub use holds::{Held, HeldCause, Identity};
 pub use intents::IntentError;
 pub use nodes::NodeError;
-pub use records::{Claim, ClassRule, Intent, IntentAction, IntentState, Limits, Node, Part, Tally};
+pub use records::{Claim, ClassRule, Intent, IntentAction, Limits, Node, Part, Tally};
 
 /// What an operation changed, to be written before anybody is told.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -251,6 +252,7 @@ impl Book {
 
     /// Offers at present prices. Offers that are not listed any more stay for the nodes that run on them.
     pub fn set_offers(&mut self, listed: Vec<Offer>) {
+        let known = self.offers.len();
         for offer in listed {
             if let Some(&i) = self.offer_index.get(&offer.key) {
                 self.offers[i] = offer;
@@ -259,6 +261,9 @@ impl Book {
                 self.offers.push(offer);
                 self.shelves.push(Shelf::default());
             }
+        }
+        if self.offers.len() > known {
+            self.put_on_new_shelves();
         }
         self.sort_offers();
     }
@@ -289,28 +294,5 @@ impl Book {
             self.within.insert(name.clone(), within);
             self.above.insert(name.clone(), above);
         }
-    }
-
-    /// CAP-1 and CAP-5, GPU by GPU.
-    ///
-    /// # Errors
-    /// What is broken.
-    pub fn check(&self) -> Result<(), Broken> {
-        let nodes = self.nodes.values().map(|n| NodeView { id: n.id, state: n.state, gpus: n.gpus });
-        let live = self.claims.values().filter(|c| c.state.is_live());
-        let parts =
-            live.flat_map(|c| c.parts.iter().map(|p| ClaimView { id: c.id, node: p.node, gpus: p.gpus.count() }));
-        invariants::check(nodes, parts)?;
-        let mut free: BTreeMap<u64, crate::GpuSet> = self.nodes.values().map(|n| (n.id, n.free)).collect();
-        for claim in self.claims.values().filter(|c| c.state.is_live()) {
-            for part in &claim.parts {
-                let node = free.entry(part.node).or_default();
-                if node.overlaps(part.gpus) {
-                    return Err(Broken::SameGpuTwice { node: part.node, gpus: part.gpus.to_string() });
-                }
-                *node = node.with(part.gpus);
-            }
-        }
-        Ok(())
     }
 }

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::cause::{Cause, Cell};
 use crate::claim::ClaimEvent;
 use crate::gpu_set::GpuSet;
 use crate::node::{IllegalNodeEvent, NodeEvent, NodeState};
 use crate::offer::OfferKey;
+use crate::remedy::Remedy;
 
-use super::{Book, Care, Change, IntentAction, Node, Pending, Subject, cell_of};
+use super::{Book, Change, IntentAction, Node, NodeChange, NodeFacts, Pending, What};
 
 /// Why a node cannot do what was asked. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -88,7 +90,8 @@ impl Book {
             cause: None,
             reason: String::new(),
         };
-        self.nodes.insert(id, node);
+        self.insert_node(node);
+        self.changes.nodes.insert(id);
         id
     }
 
@@ -99,33 +102,16 @@ impl Book {
     pub fn node_event(&mut self, id: u64, event: NodeEvent, reason: &str, now_ms: i64) -> Result<(), NodeError> {
         let before = self.node(id)?.state;
         let after = before.after(event)?;
-        self.off_shelf(id);
-        let Some(node) = self.nodes.get_mut(&id) else { return Err(NodeError::Unknown(id)) };
-        node.state = after;
-        node.out = node.out || event == NodeEvent::DrainStarted;
-        if !matches!(event, NodeEvent::DiagnosisStarted | NodeEvent::DiagnosisEnded) {
-            node.diagnosis = None;
-        }
-        if after == NodeState::Quarantined {
-            // A fault outweighs what it needed before.
-            node.care = None;
-        }
-        if event == NodeEvent::LastClaimEnded {
-            node.released_at_ms = Some(now_ms);
-        }
-        node.reason = reason.to_owned();
-        if matches!(after, NodeState::Checking | NodeState::Quarantined | NodeState::Lost | NodeState::Repairing) {
-            node.proof_at_ms = None;
-        }
-        self.changes.nodes.insert(id);
+        self.edit_node(id, |node| node.went(event, after, reason, now_ms))?;
         if before != after {
-            node.since_ms = now_ms;
-            let (from, to) = (before.name().to_owned(), after.name().to_owned());
-            let change = Change { subject: Subject::Node, id, from, to, reason: reason.to_owned(), at_ms: now_ms };
-            self.changes.events.push(change);
+            let node = NodeFacts::of(self.node(id)?);
+            self.note_node(NodeChange { id, from: Some(before), to: after, event: Some(event), node }, reason, now_ms);
         }
-        self.on_shelf(id);
         Ok(())
+    }
+
+    pub(super) fn note_node(&mut self, change: NodeChange, reason: &str, at_ms: i64) {
+        self.changes.events.push(Change { at_ms, what: What::Node(change), reason: reason.to_owned() });
     }
 
     /// The cloud accepted the launch of a node as `instance`.
@@ -134,10 +120,8 @@ impl Book {
     /// It is not `requested`.
     pub fn accepted(&mut self, id: u64, instance: &str, now_ms: i64) -> Result<(), NodeError> {
         self.node_event(id, NodeEvent::Accepted, &format!("the provider launched {instance}"), now_ms)?;
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.instance = Some(instance.to_owned());
-            self.by_instance.entry(instance.to_owned()).or_default().insert(id);
-        }
+        self.edit_node(id, |node| node.instance = Some(instance.to_owned()))?;
+        self.by_instance.entry(instance.to_owned()).or_default().insert(id);
         Ok(())
     }
 
@@ -146,17 +130,6 @@ impl Book {
     pub fn nodes_of(&self, instance: &str) -> impl Iterator<Item = &Node> {
         let ids = self.by_instance.get(instance).into_iter().flat_map(|ids| ids.iter().rev());
         ids.filter_map(|id| self.nodes.get(id))
-    }
-
-    pub(super) fn remove_node(&mut self, id: u64) {
-        self.lent.remove(&id);
-        let Some(instance) = self.nodes.remove(&id).and_then(|n| n.instance) else { return };
-        if let Some(ids) = self.by_instance.get_mut(&instance) {
-            ids.remove(&id);
-            if ids.is_empty() {
-                self.by_instance.remove(&instance);
-            }
-        }
     }
 
     /// The agent of a node has started in a boot of its host. The gate follows.
@@ -184,12 +157,11 @@ impl Book {
             }
         };
         self.node_event(id, event, "its agent registered", now_ms)?;
-        if let Some(node) = self.nodes.get_mut(&id) {
+        self.edit_node(id, |node| {
             node.boot = Some(boot.to_owned());
             node.report_seq = None;
             node.heard_at_ms = Some(now_ms);
-        }
-        Ok(())
+        })
     }
 
     /// A heartbeat of a node's agent. `healthy` says whether every passive check was made and passed: `None` where
@@ -199,25 +171,22 @@ impl Book {
     /// The node is unknown or runs another boot.
     pub fn heard(&mut self, id: u64, boot: &str, healthy: Option<bool>, now_ms: i64) -> Result<(), NodeError> {
         let node = self.of_boot(id, boot)?;
-        let (state, has_claims) = (node.state, node.free.count() < node.gpus);
+        let (state, has_claims, heard_at_ms) = (node.state, node.has_claims(), node.heard_at_ms);
         if state == NodeState::Lost && !has_claims {
             self.node_event(id, NodeEvent::CameBack, "its agent is heard again", now_ms)?;
         }
-        self.off_shelf(id);
-        if let Some(node) = self.nodes.get_mut(&id) {
-            // Most heartbeats say nothing new; the log need not carry each.
-            if node.heard_at_ms.is_none_or(|at| at.div_euclid(HEARD_EVERY_MS) != now_ms.div_euclid(HEARD_EVERY_MS)) {
-                self.changes.nodes.insert(id);
-            }
+        self.edit_unwritten(id, |node| {
             node.heard_at_ms = Some(now_ms);
             if healthy == Some(true) && (node.state.takes_claims() || node.state == NodeState::Draining) {
                 node.proof_at_ms = Some(now_ms);
             }
+        })?;
+        // Most heartbeats say nothing new; the log need not carry each.
+        if heard_at_ms.is_none_or(|at| at.div_euclid(HEARD_EVERY_MS) != now_ms.div_euclid(HEARD_EVERY_MS)) {
+            self.changes.nodes.insert(id);
         }
-        self.on_shelf(id);
         if healthy == Some(false) {
-            self.blame(id, "passive");
-            self.fault(id, "a passive check failed", now_ms)?;
+            self.fault(id, Cause::Passive, "a passive check failed", now_ms)?;
         } else if state.takes_claims() {
             self.serve_waiting(id, now_ms);
         }
@@ -228,9 +197,9 @@ impl Book {
     ///
     /// # Errors
     /// Its state does not allow it.
-    pub fn fault(&mut self, id: u64, reason: &str, now_ms: i64) -> Result<(), NodeError> {
+    pub fn fault(&mut self, id: u64, cause: Cause, reason: &str, now_ms: i64) -> Result<(), NodeError> {
         self.node(id)?.state.after(NodeEvent::FaultFound)?;
-        self.off_shelf(id);
+        self.blame(id, cause);
         self.fail_claims(id, reason, now_ms);
         self.node_event(id, NodeEvent::FaultFound, reason, now_ms)
     }
@@ -252,17 +221,19 @@ impl Book {
         if !matches!(self.node(id)?.state, NodeState::Quarantined | NodeState::Lost) {
             return self.drain(id, reason, now_ms);
         }
-        if let Some(node) = self.nodes.get_mut(&id) {
-            (node.sent_back, node.out) = (true, true);
-            self.changes.nodes.insert(id);
-        }
-        Ok(())
+        self.edit_node(id, |node| (node.sent_back, node.out) = (true, true))
     }
 
-    /// Drains a node that takes claims. Returns whether that changed anything: a notice that comes twice does not.
+    /// Drains a node that takes claims. Returns whether that changed anything.
     pub fn drain_once(&mut self, id: u64, reason: &str, now_ms: i64) -> bool {
         let able = self.nodes.get(&id).is_some_and(|n| n.state.in_service());
         able && self.drain(id, reason, now_ms).is_ok()
+    }
+
+    /// The cloud says that it will take a node back. Returns whether that is news: a notice that comes twice is not.
+    pub fn reclaim_noticed(&mut self, id: u64, now_ms: i64) -> bool {
+        let able = self.nodes.get(&id).is_some_and(|n| n.state.in_service());
+        able && self.node_event(id, NodeEvent::ReclaimNoticed, "the provider takes it back", now_ms).is_ok()
     }
 
     /// The cloud says that it is gone. Its claims fail.
@@ -271,7 +242,6 @@ impl Book {
     /// It is unknown.
     pub fn gone(&mut self, id: u64, reason: &str, now_ms: i64) -> Result<(), NodeError> {
         self.node(id)?;
-        self.off_shelf(id);
         self.fail_claims(id, reason, now_ms);
         self.node_event(id, NodeEvent::Gone, reason, now_ms)
     }
@@ -284,10 +254,8 @@ impl Book {
             return;
         }
         // It must not be granted to the next in line while its claims end.
-        self.off_shelf(id);
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.proof_at_ms = None;
-        }
+        let known = self.edit_node(id, |node| node.proof_at_ms = None);
+        debug_assert!(known.is_ok(), "{known:?}");
         for claim in lost {
             let ended = self.end_claim(claim, ClaimEvent::NodeLost, reason, now_ms);
             debug_assert!(ended.is_ok(), "{ended:?}");
@@ -304,27 +272,26 @@ impl Book {
                 && n.proof_at_ms.is_some_and(|at| now_ms - at > limits.proof_max_age_ms)
         };
         let listens = |n: &Node| n.state.in_service() || matches!(n.state, NodeState::Checking | NodeState::Draining);
-        let has_claims = |n: &Node| n.free.count() < n.gpus;
         // It is heard, and what runs on it runs on; it takes nothing new before it has been checked.
         let aged: Vec<u64> =
-            self.nodes.values().filter(|n| unproven(n) && !silent(n) && has_claims(n)).map(|n| n.id).collect();
+            self.nodes.values().filter(|n| unproven(n) && !silent(n) && n.has_claims()).map(|n| n.id).collect();
         for id in aged {
-            let cause = "its proof of health is too old".to_owned();
-            let asked = self.set_care(id, Some(Pending { care: Care::Recheck, cause, claims_until_ms: None }), now_ms);
+            let again = Pending { remedy: Remedy::Recheck, cause: Cause::StaleProof, claims_until_ms: None };
+            let asked = self.set_care(id, Some(again), now_ms);
             debug_assert!(asked.is_ok(), "{asked:?}");
         }
-        let quiet: Vec<(u64, &str)> = self
+        let quiet: Vec<(u64, Cause, &str)> = self
             .nodes
             .values()
             .filter(|n| listens(n))
             .filter_map(|n| match (silent(n), unproven(n)) {
-                (true, _) => Some((n.id, "its agent is silent")),
-                (false, true) => Some((n.id, "its proof of health is too old")),
+                (true, _) => Some((n.id, Cause::Silent, "its agent is silent")),
+                (false, true) => Some((n.id, Cause::Silent, "its proof of health is too old")),
                 (false, false) => None,
             })
             .collect();
-        for (id, reason) in quiet {
-            self.blame(id, "silent");
+        for (id, cause, reason) in quiet {
+            self.blame(id, cause);
             let lost = self.node_event(id, NodeEvent::WentSilent, reason, now_ms);
             debug_assert!(lost.is_ok(), "{lost:?}");
         }
@@ -339,7 +306,7 @@ impl Book {
     /// Ends what will not be of use: drained nodes without claims, failed and lost ones, boots that take too long.
     /// `most` of them at a time, none whose cause is held, and of each cell a share in the hour, of which `ended` were,
     /// so that one bad cause does not take the fleet down (HLT-6). Returns how many.
-    pub fn clean_up(&mut self, most: usize, ended: &BTreeMap<String, usize>, now_ms: i64) -> usize {
+    pub fn clean_up(&mut self, most: usize, ended: &BTreeMap<Cell, usize>, now_ms: i64) -> usize {
         let limits = self.limits;
         let ending: BTreeSet<u64> = self
             .intents
@@ -351,7 +318,7 @@ impl Book {
             .collect();
         let why = |n: &Node| {
             let waited_ms = now_ms - n.since_ms;
-            let is_empty = n.free.count() == n.gpus;
+            let is_empty = !n.has_claims();
             match n.state {
                 NodeState::Terminating if waited_ms > ENDED_WITHIN_MS => Some("the provider still runs it"),
                 NodeState::Terminating => None,
@@ -380,7 +347,7 @@ impl Book {
             if waits_for_care || (!hangs && self.held_for(n).is_some()) {
                 return false;
             }
-            let room = left.entry(cell_of(&n.offer)).or_default();
+            let room = left.entry(Cell::of(&n.offer)).or_default();
             *room = match *room {
                 0 => return false,
                 more => more - 1,
@@ -421,14 +388,34 @@ impl Book {
     pub fn load_node(&mut self, node: Node) {
         let id = node.id;
         self.skip_ids(id + 1);
-        self.off_shelf(id);
         self.remove_node(id);
         if node.state != NodeState::Terminated {
-            if let Some(instance) = &node.instance {
-                self.by_instance.entry(instance.clone()).or_default().insert(id);
-            }
-            self.nodes.insert(id, node);
-            self.on_shelf(id);
+            self.insert_node(node);
+        }
+    }
+}
+
+impl Node {
+    /// It went into a state: what that changes of its record.
+    pub(super) fn went(&mut self, event: NodeEvent, after: NodeState, reason: &str, now_ms: i64) {
+        if self.state != after {
+            self.since_ms = now_ms;
+        }
+        self.state = after;
+        self.out = self.out || matches!(event, NodeEvent::DrainStarted | NodeEvent::ReclaimNoticed);
+        if !matches!(event, NodeEvent::DiagnosisStarted | NodeEvent::DiagnosisEnded) {
+            self.diagnosis = None;
+        }
+        if after == NodeState::Quarantined {
+            // A fault outweighs what it needed before.
+            self.care = None;
+        }
+        if event == NodeEvent::LastClaimEnded {
+            self.released_at_ms = Some(now_ms);
+        }
+        self.reason = reason.to_owned();
+        if matches!(after, NodeState::Checking | NodeState::Quarantined | NodeState::Lost | NodeState::Repairing) {
+            self.proof_at_ms = None;
         }
     }
 }

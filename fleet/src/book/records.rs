@@ -4,9 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::care::{Pending, Repair};
 use super::diagnoses::Diagnosis;
+use crate::cause::Cause;
 use crate::claim::{ClaimState, OnEmpty};
 use crate::class::Class;
 use crate::gpu_set::GpuSet;
+use crate::intent::IntentState;
 use crate::node::NodeState;
 use crate::offer::OfferKey;
 
@@ -128,9 +130,9 @@ pub struct Node {
     /// What it hangs together with others by: a rack, an NVLink domain, a placement group.
     #[serde(default)]
     pub domain: Option<String>,
-    /// Its last fault: `xid:79`, `gate:memory`, `dcgm:14`.
+    /// Its last fault.
     #[serde(default)]
-    pub cause: Option<String>,
+    pub cause: Option<Cause>,
     /// Why it is in its state.
     pub reason: String,
 }
@@ -238,45 +240,6 @@ pub enum IntentAction {
         /// The node.
         node: u64,
     },
-}
-
-/// Where an intent is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum IntentState {
-    /// Durable; no call is known to be under way.
-    Pending,
-    /// A call was made and may have taken effect; its answer is not known.
-    Sent,
-    /// All of it is done.
-    Fulfilled,
-    /// Part of it is done.
-    Partial,
-    /// The provider refused it.
-    Refused,
-    /// Its time ran out.
-    Expired,
-}
-
-impl IntentState {
-    /// The word used in output and in the log.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Sent => "sent",
-            Self::Fulfilled => "fulfilled",
-            Self::Partial => "partial",
-            Self::Refused => "refused",
-            Self::Expired => "expired",
-        }
-    }
-
-    /// Whether it is still to be acted on.
-    #[must_use]
-    pub fn is_open(self) -> bool {
-        matches!(self, Self::Pending | Self::Sent)
-    }
 }
 
 /// One provider action that a plan asks for, durable before it is tried.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use fleet::book::{Book, Care, ClaimRequest, Gate, Limits, Pending};
-use fleet::{NodeState, OnEmpty};
+use fleet::book::{Book, ClaimRequest, Gate, Limits, Pending};
+use fleet::{Cause, NodeState, OnEmpty, Remedy};
 use proptest::prelude::*;
 
 use crate::fleets::{ask, book, idle_nodes};
@@ -26,19 +26,19 @@ fn happen(book: &mut Book, what: (u8, u64, u8), now_ms: i64) {
         9 => drop(book.heartbeat(claim, None, now_ms)),
         10 => drop(idle_nodes(book, usize::from(more % 3), 1, now_ms)),
         11 => drop(book.gone(node, "reclaimed", now_ms)),
-        12 => drop(book.fault(node, "a fault", now_ms)),
+        12 => drop(book.fault(node, Cause::Passive, "a fault", now_ms)),
         13 => drop(book.drain(node, "notice", now_ms)),
         14 => drop(book.heard(node, "boot-1", Some(more % 5 > 0), now_ms)),
         15 => drop(book.register(node, if more % 2 == 0 { "boot-1" } else { "boot-2" }, 8, now_ms)),
         16 => {
-            let mend = [None, Some(Care::Reset), Some(Care::Recheck)][usize::from(more % 3)];
-            let said = if more % 2 == 0 { Gate::Passed } else { Gate::Failed { mend } };
+            let mend = [None, Some(Remedy::Reset), Some(Remedy::Recheck)][usize::from(more % 3)];
+            let said = if more % 2 == 0 { Gate::passed() } else { Gate::Failed { mend } };
             drop(book.gate(node, "boot-1", &said, "gate", now_ms));
         }
         19 => {
-            let care = [Care::Recheck, Care::Reset, Care::Reboot][usize::from(more % 3)];
+            let care = [Remedy::Recheck, Remedy::Reset, Remedy::Reboot][usize::from(more % 3)];
             let claims_until_ms = (more % 2 == 0).then_some(now_ms + 5000);
-            let need = Pending { care, cause: format!("xid:{}", more % 4), claims_until_ms };
+            let need = Pending { remedy: care, cause: format!("xid:{}", more % 4).into(), claims_until_ms };
             drop(book.needs(node, "boot-1", (more < 200).then_some(need), now_ms));
         }
         20 => drop(book.lend(node, "3", now_ms + 60_000, now_ms)),
@@ -72,7 +72,7 @@ proptest! {
         for (kind, pick, more, pause_ms) in steps {
             now_ms += pause_ms;
             happen(&mut book, (kind, pick, more), now_ms);
-            prop_assert_eq!(book.check(), Ok(()));
+            prop_assert_eq!(book.breaches(), vec![]);
             // What can be claimed is what healthy nodes have free.
             for p in 0..book.offers().len() {
                 let key = &book.offers()[p].key;
@@ -82,7 +82,7 @@ proptest! {
             }
             let idle_without_proof = book.nodes().values().any(|n| n.state == NodeState::Idle && n.proof_at_ms.is_none());
             prop_assert!(!idle_without_proof, "HLT-1");
-            let held = |n: &fleet::book::Node| n.care.as_ref().is_some_and(|c| c.care > Care::Recheck) && !book.may_repair(n.id, now_ms);
+            let held = |n: &fleet::book::Node| n.care.as_ref().is_some_and(|c| c.remedy > Remedy::Recheck) && !book.may_repair(n.id, now_ms);
             let careless = |n: &fleet::book::Node| n.care.is_some() && n.state == NodeState::Idle && !held(n);
             // One that waits for its turn is asked after each second.
             let ticked = kind >= 24;
@@ -108,7 +108,7 @@ proptest! {
         stored_nodes.into_values().for_each(|n| again.load_node(n));
         stored_claims.into_values().for_each(|c| again.load_claim(c));
         stored_intents.into_values().for_each(|i| again.load_intent(i));
-        prop_assert_eq!(again.check(), Ok(()));
+        prop_assert_eq!(again.breaches(), vec![]);
         let heard = |n: &fleet::book::Node| (n.id, n.state, n.free, n.boot.clone(), n.reason.clone(), n.diagnosis.clone(), n.claimed_last);
         prop_assert_eq!(again.nodes().values().map(heard).collect::<Vec<_>>(), book.nodes().values().map(heard).collect::<Vec<_>>());
         prop_assert_eq!(again.claims(), book.claims());

@@ -1,12 +1,12 @@
 //! A node that needs care serves its claims on, takes no new ones, and gets its care when it is empty.
 
-use fleet::book::{Book, Care, Gate, Pending};
-use fleet::{NodeState, OnEmpty};
+use fleet::book::{Book, Gate, Pending};
+use fleet::{NodeState, OnEmpty, Remedy};
 
 use crate::fleets::{ask, book, idle_nodes};
 
-fn need(care: Care, cause: &str, claims_until_ms: Option<i64>) -> Option<Pending> {
-    Some(Pending { care, cause: cause.into(), claims_until_ms })
+fn need(care: Remedy, cause: &str, claims_until_ms: Option<i64>) -> Option<Pending> {
+    Some(Pending { remedy: care, cause: cause.into(), claims_until_ms })
 }
 
 fn one() -> (Book, u64) {
@@ -19,17 +19,17 @@ fn one() -> (Book, u64) {
 fn a_pending_reset_serves_on_and_is_made_when_the_node_is_empty() {
     let (mut book, node) = one();
     let claim = book.claim(ask("small", OnEmpty::Fail), 1000).expect("there is a node").0;
-    book.needs(node, "boot-1", need(Care::Reset, "xid:63", None), 2000).expect("known");
+    book.needs(node, "boot-1", need(Remedy::Reset, "xid:63", None), 2000).expect("known");
     assert_eq!(
         (book.nodes()[&node].state, book.free_gpus(0)),
         (NodeState::Claimed, 0),
         "it serves on, and takes no more"
     );
-    book.needs(node, "boot-1", need(Care::Reset, "xid:63", None), 90_000_000).expect("known");
+    book.needs(node, "boot-1", need(Remedy::Reset, "xid:63", None), 90_000_000).expect("known");
     assert_eq!(book.nodes()[&node].state, NodeState::Claimed, "however long it takes");
     book.release(claim, "done", 90_000_001).expect("live");
     assert_eq!(book.nodes()[&node].state, NodeState::Repairing);
-    book.gate(node, "boot-1", &Gate::Passed, "passed", 90_010_000).expect("after the reset");
+    book.gate(node, "boot-1", &Gate::passed(), "passed", 90_010_000).expect("after the reset");
     assert_eq!(book.nodes()[&node].state, NodeState::Idle);
     assert!(book.free_gpus(0) > 0 && book.nodes()[&node].care.is_none());
 }
@@ -38,8 +38,8 @@ fn a_pending_reset_serves_on_and_is_made_when_the_node_is_empty() {
 fn what_must_be_drained_has_its_claims_until_a_deadline_that_does_not_move() {
     let (mut book, node) = one();
     book.claim(ask("small", OnEmpty::Fail), 1000).expect("there is a node");
-    book.needs(node, "boot-1", need(Care::Reset, "xid:95", Some(602_000)), 2000).expect("known");
-    book.needs(node, "boot-1", need(Care::Reset, "xid:95", Some(900_000)), 300_000).expect("known");
+    book.needs(node, "boot-1", need(Remedy::Reset, "xid:95", Some(602_000)), 2000).expect("known");
+    book.needs(node, "boot-1", need(Remedy::Reset, "xid:95", Some(900_000)), 300_000).expect("known");
     book.heard(node, "boot-1", Some(true), 601_000).expect("same boot");
     book.tick_nodes(601_999);
     assert_eq!(book.nodes()[&node].state, NodeState::Claimed);
@@ -54,24 +54,24 @@ fn the_same_cause_is_not_mended_twice_in_a_week() {
     let (mut book, node) = one();
     let day_ms = 86_400_000;
     for (at_ms, then) in [(0, NodeState::Repairing), (day_ms, NodeState::Quarantined)] {
-        book.needs(node, "boot-1", need(Care::Reset, "xid:48", None), at_ms + 1).expect("known");
+        book.needs(node, "boot-1", need(Remedy::Reset, "xid:48", None), at_ms + 1).expect("known");
         assert_eq!(book.nodes()[&node].state, then);
-        book.gate(node, "boot-1", &Gate::Passed, "passed", at_ms + 2).ok();
+        book.gate(node, "boot-1", &Gate::passed(), "passed", at_ms + 2).ok();
     }
     let (mut book, node) = one();
     for at_ms in [0, 8 * day_ms] {
-        book.needs(node, "boot-1", need(Care::Reset, "xid:48", None), at_ms + 1).expect("known");
+        book.needs(node, "boot-1", need(Remedy::Reset, "xid:48", None), at_ms + 1).expect("known");
         assert_eq!(book.nodes()[&node].state, NodeState::Repairing, "a week is long");
-        book.gate(node, "boot-1", &Gate::Passed, "passed", at_ms + 2).expect("after the reset");
+        book.gate(node, "boot-1", &Gate::passed(), "passed", at_ms + 2).expect("after the reset");
     }
 }
 
 #[test]
 fn a_gate_that_a_reset_would_mend_gets_one_and_no_second() {
     let (mut book, node) = one();
-    book.needs(node, "boot-1", need(Care::Recheck, "log-gap", None), 1).expect("known");
+    book.needs(node, "boot-1", need(Remedy::Recheck, "log-gap", None), 1).expect("known");
     assert_eq!(book.nodes()[&node].state, NodeState::Checking);
-    let failed = Gate::Failed { mend: Some(Care::Reset) };
+    let failed = Gate::Failed { mend: Some(Remedy::Reset) };
     book.gate(node, "boot-1", &failed, "a remap waits", 2).expect("checking");
     assert_eq!(book.nodes()[&node].state, NodeState::Repairing);
     book.gate(node, "boot-1", &failed, "a remap waits", 3).expect("after the reset");
@@ -83,7 +83,7 @@ fn a_gate_that_a_reset_would_mend_gets_one_and_no_second() {
 fn a_condition_that_ended_by_itself_gives_the_node_back() {
     let (mut book, node) = one();
     book.claim(ask("small", OnEmpty::Fail), 1000).expect("there is a node");
-    book.needs(node, "boot-1", need(Care::Recheck, "thermal", None), 2000).expect("known");
+    book.needs(node, "boot-1", need(Remedy::Recheck, "thermal", None), 2000).expect("known");
     assert_eq!(book.free_gpus(0), 0);
     book.needs(node, "boot-1", None, 3000).expect("known");
     assert!(book.free_gpus(0) > 0);
@@ -109,7 +109,7 @@ fn a_node_that_is_heard_is_not_lost_while_it_waits_for_its_care() {
     for second in 1..=700 {
         let at_ms = 1000 + second * 1000;
         book.heard(node, "boot-1", None, at_ms).expect("same boot");
-        book.needs(node, "boot-1", need(Care::Reset, "xid:95", Some(at_ms + 600_000)), at_ms).expect("known");
+        book.needs(node, "boot-1", need(Remedy::Reset, "xid:95", Some(at_ms + 600_000)), at_ms).expect("known");
         book.tick_nodes(at_ms);
         let state = book.nodes()[&node].state;
         assert_eq!(state, if second <= 600 { NodeState::Claimed } else { NodeState::Repairing }, "after {second} s");
@@ -133,7 +133,7 @@ fn a_fault_on_a_silent_node_ends_its_claims() {
     book.tick_nodes(200_000);
     assert_eq!(book.nodes()[&node].state, NodeState::Lost);
     book.heard(node, "boot-1", None, 201_000).expect("same boot");
-    book.fault(node, "xid:79", 201_001).expect("it holds a claim");
+    book.fault(node, "xid:79".into(), "xid:79", 201_001).expect("it holds a claim");
     assert_eq!(book.nodes()[&node].state, NodeState::Quarantined);
     assert!(book.claims().values().all(|c| !c.state.is_live()));
 }

@@ -1,7 +1,7 @@
 //! What a scheduler relies on.
 
 use fleet::book::{ClaimError, ClaimRequest, Taken};
-use fleet::{ClaimState, NodeState, OnEmpty};
+use fleet::{ClaimState, LaunchAnswer, NodeState, OnEmpty};
 
 use crate::fleets::{ask, book, idle_nodes};
 
@@ -19,7 +19,7 @@ fn a_claim_takes_the_cheapest_node_and_keeps_whole_nodes_whole() {
     book.release(first, "done", 40).expect("open");
     book.release(second, "done", 50).expect("open");
     assert_eq!(book.free_gpus(0), 8);
-    book.check().expect("sound");
+    assert_eq!(book.breaches(), [], "sound");
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn a_gang_is_all_or_none_and_in_one_zone() {
     idle_nodes(&mut book, 2, 1, 0);
     let (id, _) = book.claim(three, 0).expect("zone a has three now");
     assert_eq!(book.claims()[&id].parts.len(), 3);
-    book.check().expect("sound");
+    assert_eq!(book.breaches(), [], "sound");
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn claims_of_a_lost_node_fail_and_a_silent_one_is_not_given_out() {
     let node = book.claims()[&id].parts[0].node;
     book.gone(node, "reclaimed", 1_000).expect("known");
     assert_eq!((book.claims()[&id].state, book.nodes()[&node].state), (ClaimState::Failed, NodeState::Terminated));
-    book.check().expect("sound");
+    assert_eq!(book.breaches(), [], "sound");
     book.tick_nodes(61_000);
     let other = nodes.into_iter().find(|n| *n != node).expect("two");
     assert_eq!(book.nodes()[&other].state, NodeState::Lost);
@@ -108,7 +108,7 @@ fn claims_of_a_lost_node_fail_and_a_silent_one_is_not_given_out() {
     book.heard(other, "boot-1", Some(true), 62_000).expect("same boot");
     assert_eq!(book.nodes()[&other].state, NodeState::Checking);
     assert!(book.heard(other, "boot-0", Some(true), 62_000).is_err(), "a report of another boot changes nothing");
-    book.gate(other, "boot-1", &fleet::book::Gate::Passed, "passed", 63_000).expect("checking");
+    book.gate(other, "boot-1", &fleet::book::Gate::passed(), "passed", 63_000).expect("checking");
     book.claim(ask("small", OnEmpty::Fail), 64_000).expect("proven again");
 }
 
@@ -117,10 +117,10 @@ fn an_agent_that_lies_about_its_hardware_is_refused() {
     let mut book = book();
     let key = book.offers()[0].key.clone();
     let intent = book.intend_launch(1, &key, 1, 60_000, 0).expect("known offer");
-    book.launched(intent, &["x".into()], "done", 0).expect("open");
+    book.launched(intent, &["x".into()], LaunchAnswer::Launched, "done", 0).expect("open");
     let id = *book.nodes().keys().next().expect("one");
     assert!(book.register(id, "b", 4, 0).is_err());
-    assert!(book.gate(id, "b", &fleet::book::Gate::Passed, "trust me", 0).is_err(), "it has not registered");
+    assert!(book.gate(id, "b", &fleet::book::Gate::passed(), "trust me", 0).is_err(), "it has not registered");
     assert_eq!(book.nodes()[&id].state, NodeState::Booting);
 }
 
@@ -160,7 +160,7 @@ fn a_node_that_was_taken_out_does_not_come_back() {
     book.tick_nodes(61_000);
     assert_eq!(book.nodes()[&node].state, NodeState::Lost);
     book.heard(node, "boot-1", Some(true), 62_000).expect("same boot");
-    book.gate(node, "boot-1", &fleet::book::Gate::Passed, "passed", 63_000).expect("checking");
+    book.gate(node, "boot-1", &fleet::book::Gate::passed(), "passed", 63_000).expect("checking");
     assert_eq!(book.nodes()[&node].state, NodeState::Draining);
     assert!(matches!(book.claim(ask("small", OnEmpty::Fail), 64_000), Err(ClaimError::Empty { .. })));
 }

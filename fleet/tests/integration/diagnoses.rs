@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use fleet::book::{Book, Care, ClaimRequest, Gate, NodeError, Pending, Taken};
-use fleet::{ClaimState, NodeState, OnEmpty};
+use fleet::book::{Book, ClaimRequest, Gate, NodeError, Pending, Taken};
+use fleet::{ClaimState, NodeState, OnEmpty, Remedy};
 
 use crate::fleets::{ask, book, idle_nodes};
 
@@ -31,14 +31,14 @@ fn a_claim_calls_a_node_back_and_gets_it_after_the_short_gate() {
     assert_eq!(diagnosing(&book), 1, "and is enough for a second small one");
     let back = *nodes.iter().find(|id| book.nodes()[id].state == NodeState::Checking).expect("one");
     assert!(book.nodes()[&back].gate_is_short());
-    book.gate(back, "boot-1", &Gate::Passed, "passed", 14_000).expect("checking");
+    book.gate(back, "boot-1", &Gate::passed(), "passed", 14_000).expect("checking");
     assert_eq!(book.claims()[&claim].state, ClaimState::Granted);
     let node = &book.nodes()[&back];
     assert_eq!((node.yield_ms, &node.diagnosis), (Some(12_000), &None), "from the call to the grant");
     let many = ClaimRequest { count: 7, ..ask("small", OnEmpty::Queue) };
     book.claim(many, 15_000).expect("waits");
     assert_eq!(diagnosing(&book), 0, "seven more do not fit on the first");
-    book.check().expect("sound");
+    assert_eq!(book.breaches(), [], "sound");
 }
 
 #[test]
@@ -54,9 +54,9 @@ fn diagnostics_end_by_themselves_by_their_deadline_and_for_better_reasons() {
     let (mut book, nodes) = lent(4);
     assert!(book.diagnosed(nodes[0], "boot-1", "passed", 3000).expect("known"));
     assert!(!book.diagnosed(nodes[0], "boot-1", "passed", 3001).expect("known"), "once");
-    book.gate(nodes[0], "boot-1", &Gate::Passed, "passed", 4000).expect("checking");
+    book.gate(nodes[0], "boot-1", &Gate::passed(), "passed", 4000).expect("checking");
     assert_eq!(book.nodes()[&nodes[0]].yield_ms, None, "nobody called it");
-    let reset = Pending { care: Care::Reset, cause: "xid:63".into(), claims_until_ms: None };
+    let reset = Pending { remedy: Remedy::Reset, cause: "xid:63".into(), claims_until_ms: None };
     book.needs(nodes[1], "boot-1", Some(reset), 5000).expect("known");
     assert_eq!(book.nodes()[&nodes[1]].state, NodeState::Repairing, "what its health asks for goes first");
     assert!(matches!(book.lend(nodes[1], "3", 9000, 6000), Err(NodeError::NotIdle { .. })));
@@ -78,7 +78,7 @@ fn a_node_in_diagnostics_can_be_given_back_and_a_due_one_is_taken_last() {
     book.intend_release(1, nodes[0], 2000).expect("nobody uses it");
     for id in &nodes[1..] {
         book.call_back(*id, "by hand", 2000).expect("lent");
-        book.gate(*id, "boot-1", &Gate::Passed, "passed", 3000).expect("checking");
+        book.gate(*id, "boot-1", &Gate::passed(), "passed", 3000).expect("checking");
     }
     book.take_last(&BTreeSet::from([nodes[1]]));
     let (claim, _) = book.claim(ask("large", OnEmpty::Fail), 4000).expect("free");

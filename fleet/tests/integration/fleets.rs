@@ -1,7 +1,9 @@
 //! Small fleets for tests.
 
 use fleet::book::{Book, ClaimRequest, ClassRule, Limits};
-use fleet::{AcceptedGpu, Class, GpuModel, Interconnect, Market, Offer, OfferKey, OnEmpty, PriceCap, UsdMicros};
+use fleet::{
+    AcceptedGpu, Class, GpuModel, Interconnect, LaunchAnswer, Market, Offer, OfferKey, OnEmpty, PriceCap, UsdMicros,
+};
 
 pub fn offer(zone: &str, gpu: &str, gpus_per_node: u32, usd_per_gpu_h: f64) -> Offer {
     let gpu: GpuModel = gpu.parse().expect("known");
@@ -80,12 +82,12 @@ pub fn idle_nodes(book: &mut Book, offer: usize, count: u32, now_ms: i64) -> Vec
     book.intent_sent(intent, now_ms).expect("open");
     let before: Vec<u64> = book.nodes().keys().copied().collect();
     let instances: Vec<String> = (0..count).map(|i| format!("x-{intent}-{i}")).collect();
-    book.launched(intent, &instances, "done", now_ms).expect("open");
+    book.launched(intent, &instances, LaunchAnswer::Launched, "done", now_ms).expect("open");
     let ids = before.into_iter().filter(|id| book.nodes()[id].intent == Some(intent)).collect::<Vec<_>>();
     for id in &ids {
         let gpus = book.nodes()[id].gpus;
         book.register(*id, "boot-1", gpus, now_ms).expect("booting");
-        book.gate(*id, "boot-1", &fleet::book::Gate::Passed, "passed", now_ms).expect("checking");
+        book.gate(*id, "boot-1", &fleet::book::Gate::passed(), "passed", now_ms).expect("checking");
     }
     ids
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use fleet::Remedy;
 use serde::{Deserialize, Serialize};
 
 use super::document::{Document, Problem, Status, TestResult, Warning};
@@ -200,33 +201,13 @@ pub struct Tested {
     pub verdict: Verdict,
 }
 
-/// What is to be done, the mildest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Action {
-    /// Nothing.
-    Nothing,
-    /// Written down.
-    Record,
-    /// Tried again later: nothing was said about the GPUs.
-    TryAgain,
-    /// The machine is set up, and the test repeated. Never a reason for quarantine.
-    FixAndRepeat,
-    /// Repeated once; quarantined if it is so again.
-    Repeat,
-    /// Drained, reset, checked again.
-    ResetAndRecheck,
-    /// Taken out, with the evidence.
-    Quarantine,
-}
-
 /// What it proves.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Judgement {
     /// All together.
     pub verdict: Verdict,
     /// What is to be done.
-    pub action: Action,
+    pub remedy: Remedy,
     /// What was found.
     pub findings: Vec<Finding>,
     /// What was not measured, and why.
@@ -239,26 +220,10 @@ pub struct Judgement {
     pub tests: Vec<Tested>,
 }
 
-impl Action {
-    /// The word used in output.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Nothing => "nothing",
-            Self::Record => "record",
-            Self::TryAgain => "try-again",
-            Self::FixAndRepeat => "fix-and-repeat",
-            Self::Repeat => "repeat",
-            Self::ResetAndRecheck => "reset-and-recheck",
-            Self::Quarantine => "quarantine",
-        }
-    }
-}
-
 impl fmt::Display for Judgement {
     /// For people: the verdict, and a line for each thing that was found or not measured.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.verdict.name(), self.action.name())?;
+        write!(f, "{}: {}", self.verdict.name(), self.remedy.name())?;
         for gpu in &self.missing_gpus {
             write!(f, "\n  GPU {gpu} is missing")?;
         }
@@ -280,7 +245,7 @@ impl fmt::Display for Judgement {
 pub fn judge(text: &str, exit: Exit, plan: &Plan) -> Judgement {
     let mut made = Judgement {
         verdict: Verdict::Unmeasured,
-        action: Action::TryAgain,
+        remedy: Remedy::TryAgain,
         findings: Vec::new(),
         unmeasured: Vec::new(),
         missing_gpus: Vec::new(),
@@ -457,30 +422,30 @@ impl Judgement {
         let worst = self.findings.iter().map(|f| f.severity).max();
         self.image_fault = self.is_image_fault(plan);
         let from_findings = match worst {
-            None => (Verdict::Pass, Action::Nothing),
-            Some(Severity::Monitor) => (Verdict::Degraded, Action::Record),
+            None => (Verdict::Pass, Remedy::Nothing),
+            Some(Severity::Monitor) => (Verdict::Degraded, Remedy::Record),
             // A machine that is set up wrongly was not measured as it will run.
-            Some(Severity::Config) => (Verdict::Unmeasured, Action::FixAndRepeat),
-            Some(Severity::Triage) => (Verdict::Fail, Action::Repeat),
-            Some(Severity::Reset) => (Verdict::Fail, Action::ResetAndRecheck),
-            Some(Severity::Isolate) => (Verdict::Fail, Action::Quarantine),
+            Some(Severity::Config) => (Verdict::Unmeasured, Remedy::SetUp),
+            Some(Severity::Triage) => (Verdict::Fail, Remedy::Recheck),
+            Some(Severity::Reset) => (Verdict::Fail, Remedy::Reset),
+            Some(Severity::Isolate) => (Verdict::Fail, Remedy::Replace),
         };
-        let (mut verdict, mut action) = from_findings;
+        let (mut verdict, mut remedy) = from_findings;
         if !self.unmeasured.is_empty() {
             verdict = verdict.max(Verdict::Unmeasured);
-            action = action.max(Action::TryAgain);
+            remedy = remedy.max(Remedy::TryAgain);
         }
         if inconsistent {
             // Neither of the two can be believed.
-            (verdict, action) = (Verdict::Unmeasured, action.clamp(Action::TryAgain, Action::Repeat));
+            (verdict, remedy) = (Verdict::Unmeasured, remedy.clamp(Remedy::TryAgain, Remedy::Recheck));
         }
         if !self.missing_gpus.is_empty() {
-            (verdict, action) = (Verdict::Fail, Action::Quarantine);
+            (verdict, remedy) = (Verdict::Fail, Remedy::Replace);
         }
         if plan.gpus.is_empty() || plan.tests.is_empty() {
-            (verdict, action) = (verdict.max(Verdict::Unmeasured), action.max(Action::TryAgain));
+            (verdict, remedy) = (verdict.max(Verdict::Unmeasured), remedy.max(Remedy::TryAgain));
         }
-        (self.verdict, self.action) = (verdict, action);
+        (self.verdict, self.remedy) = (verdict, remedy);
     }
 
     /// The same wrong setting on every GPU of a host with several.

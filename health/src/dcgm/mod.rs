@@ -10,6 +10,4 @@ mod judge;
 
 pub use document::{Document, Problem, Status, TestResult, Warning};
 pub use errors::{Severity, Version};
-pub use judge::{
-    Action, Exit, Expected, Finding, Judgement, Plan, Reason, TEST_DEADLINE_S, Tested, judge, level_deadline_s,
-};
+pub use judge::{Exit, Expected, Finding, Judgement, Plan, Reason, TEST_DEADLINE_S, Tested, judge, level_deadline_s};

@@ -1,8 +1,10 @@
 //! Evidence held against limits.
 
+use fleet::Remedy;
+
 use super::evidence::{Evidence, Gpu};
 use super::limits::{Limits, Model};
-use super::report::{Check, Mend, Outcome, Report};
+use super::report::{Check, Outcome, Report};
 use super::{devices, measured, state};
 use crate::policy::{Effect, Policy};
 use crate::verdict::Verdict;
@@ -46,7 +48,7 @@ pub fn judge(evidence: &Evidence, limits: &Limits, policy: &Policy) -> Report {
     outcomes.sort_by_key(|o| (o.check, o.gpu));
     complete(&mut outcomes, evidence);
     let verdict = Verdict::of_all(outcomes.iter().map(|o| o.verdict));
-    let mend = outcomes.iter().map(|o| o.mend).max().unwrap_or(Mend::Nothing);
+    let mend = outcomes.iter().map(|o| o.mend).max().unwrap_or(Remedy::Nothing);
     Report { verdict, mend, outcomes, seconds: evidence.seconds }
 }
 
@@ -58,7 +60,7 @@ fn complete(outcomes: &mut Vec<Outcome>, evidence: &Evidence) {
         for gpu in places {
             if !outcomes.iter().any(|o| o.check == check && o.gpu == gpu) {
                 let mut missing = Outcome::pass(check, gpu);
-                missing.find(Verdict::Unmeasured, Mend::Again, "not checked");
+                missing.find(Verdict::Unmeasured, Remedy::TryAgain, "not checked");
                 outcomes.push(missing);
             }
         }
@@ -66,14 +68,9 @@ fn complete(outcomes: &mut Vec<Outcome>, evidence: &Evidence) {
 }
 
 /// What an effect of the policy means before a node has been admitted.
-pub(super) fn of_effect(effect: Effect) -> Option<Mend> {
-    match effect {
-        // The gate itself is the second look.
-        Effect::Record | Effect::Recheck => None,
-        Effect::ResetAtIdle | Effect::DrainReset => Some(Mend::Reset),
-        Effect::DrainReboot => Some(Mend::Reboot),
-        Effect::Quarantine => Some(Mend::Replace),
-    }
+pub(super) fn of_effect(effect: Effect) -> Option<Remedy> {
+    // The gate itself is the second look.
+    Some(effect.remedy()).filter(|remedy| *remedy > Remedy::Recheck)
 }
 
 #[cfg(test)]

@@ -42,14 +42,6 @@ pub fn slowest(report: &Report) -> BTreeMap<String, f64> {
     least(report.outcomes.iter().flat_map(|o| &o.numbers).map(|n| (n.name.as_str(), n.value)))
 }
 
-/// The same of a report as JSON, as a control plane keeps it; nothing where it is none.
-#[must_use]
-pub fn slowest_of_json(report: &serde_json::Value) -> BTreeMap<String, f64> {
-    let outcomes = report["outcomes"].as_array().into_iter().flatten();
-    let numbers = outcomes.flat_map(|o| o["numbers"].as_array().into_iter().flatten());
-    least(numbers.filter_map(|n| Some((n["name"].as_str()?, n["value"].as_f64()?))))
-}
-
 fn least<'a>(numbers: impl Iterator<Item = (&'a str, f64)>) -> BTreeMap<String, f64> {
     let mut slowest: BTreeMap<String, f64> = BTreeMap::new();
     for (name, value) in numbers.filter(|(name, value)| RATES.contains(name) && value.is_finite()) {

@@ -1,10 +1,12 @@
 //! What was measured by doing it.
 
+use fleet::Remedy;
+
 use super::evidence::{Copies, Evidence, Look, Unseen};
 use super::judge::Judged;
 use super::limits::Limits;
 use super::reading::Reading;
-use super::report::{Bound, Check, Mend, Number, Outcome};
+use super::report::{Bound, Check, Number, Outcome};
 use crate::verdict::Verdict;
 
 /// Shares of a model's memory: what must be tested, and what may be held by the driver.
@@ -19,9 +21,9 @@ fn seen<'a, T>(outcome: &mut Outcome, look: &'a Look<T>) -> Option<&'a T> {
         Err(why) => {
             let (verdict, mend) = match why {
                 // It was there when the gate began.
-                Unseen::GpuLost => (Verdict::Fail, Mend::Replace),
-                Unseen::Stuck { .. } => (Verdict::Unmeasured, Mend::Reboot),
-                _ => (Verdict::Unmeasured, Mend::Again),
+                Unseen::GpuLost => (Verdict::Fail, Remedy::Replace),
+                Unseen::Stuck { .. } => (Verdict::Unmeasured, Remedy::Reboot),
+                _ => (Verdict::Unmeasured, Remedy::TryAgain),
             };
             outcome.find(verdict, mend, why.to_string());
             None
@@ -56,17 +58,21 @@ pub(super) fn memory(judged: &Judged<'_>) -> Outcome {
         && let Some(Ok(told)) = judged.gpu.before.get(&Reading::MemoryTotal)
         && (*told as f64) < total * 0.98
     {
-        outcome.find(Verdict::Fail, Mend::Replace, format!("it has {told} MiB where its model has {total:.0}"));
+        outcome.find(Verdict::Fail, Remedy::Replace, format!("it has {told} MiB where its model has {total:.0}"));
     }
     let Some(memory) = seen(&mut outcome, &judged.gpu.memory) else { return outcome };
     if memory.bad_words > 0 {
         let first = memory.first_bad_byte.map_or_else(String::new, |b| format!(", the first at byte {b:#x}"));
         let what =
             format!("{} words did not hold what was written{first} (bits {:#010x})", memory.bad_words, memory.bad_bits);
-        outcome.find(Verdict::Fail, Mend::Replace, what);
+        outcome.find(Verdict::Fail, Remedy::Replace, what);
     }
     if memory.patterns < 8 {
-        outcome.find(Verdict::Unmeasured, Mend::Again, format!("only {} of 8 patterns were tested", memory.patterns));
+        outcome.find(
+            Verdict::Unmeasured,
+            Remedy::TryAgain,
+            format!("only {} of 8 patterns were tested", memory.patterns),
+        );
     }
     let tested_mib = memory.tested_bytes as f64 / f64::from(1 << 20);
     if let Some(total) = whole
@@ -78,7 +84,7 @@ pub(super) fn memory(judged: &Judged<'_>) -> Outcome {
         };
         outcome.find(
             Verdict::Unmeasured,
-            Mend::SetUp,
+            Remedy::SetUp,
             format!("only {tested_mib:.0} of {total:.0} MiB could be tested{held}"),
         );
     }
@@ -95,7 +101,7 @@ pub(super) fn bandwidth(judged: &Judged<'_>) -> Outcome {
     let mut outcome = Outcome::pass(Check::MemoryBandwidth, Some(judged.gpu.index));
     if let Some(bandwidth) = seen(&mut outcome, &judged.gpu.bandwidth) {
         let bound = judged.limits.raised("read_gbps", judged.model.map(super::Model::read).unwrap_or_default());
-        outcome.measure("read_gbps", bandwidth.read_gbps, bound, Mend::Replace);
+        outcome.measure("read_gbps", bandwidth.read_gbps, bound, Remedy::Replace);
         outcome.numbers.push(Number::of("copy_gbps", bandwidth.copy_gbps));
         outcome.numbers.push(Number::of("driver_copy_gbps", bandwidth.driver_copy_gbps));
     }
@@ -113,14 +119,14 @@ pub(super) fn host_copies(judged: &Judged<'_>) -> Outcome {
                     "the link is of generation {generation} with {width} lanes, where {} and {} are the least",
                     least.0, least.1
                 );
-                outcome.find(Verdict::Fail, Mend::Replace, what);
+                outcome.find(Verdict::Fail, Remedy::Replace, what);
             }
             outcome.numbers.push(Number::of("pcie_gen", f64::from(generation)));
             outcome.numbers.push(Number::of("pcie_width", f64::from(width)));
         }
         let bound = judged.model.map(|m| m.copy(link)).unwrap_or_default();
         for (name, rate) in [("h2d_gbps", alone.rates.h2d_gbps), ("d2h_gbps", alone.rates.d2h_gbps)] {
-            outcome.measure(name, rate, judged.limits.raised(name, bound), Mend::Replace);
+            outcome.measure(name, rate, judged.limits.raised(name, bound), Remedy::Replace);
         }
         spoiled(&mut outcome, alone);
     }
@@ -128,8 +134,8 @@ pub(super) fn host_copies(judged: &Judged<'_>) -> Outcome {
         // GPUs may share a switch: half of what one alone must reach, so that a switch that is broken shows.
         let bound = judged.model.map(|m| m.copy(link_of(together))).unwrap_or_default();
         let half = at_least(bound.fail_below.map(|l| l / 2.0));
-        outcome.measure("h2d_together_gbps", together.rates.h2d_gbps, half, Mend::Replace);
-        outcome.measure("d2h_together_gbps", together.rates.d2h_gbps, half, Mend::Replace);
+        outcome.measure("h2d_together_gbps", together.rates.h2d_gbps, half, Remedy::Replace);
+        outcome.measure("d2h_together_gbps", together.rates.d2h_gbps, half, Remedy::Replace);
         spoiled(&mut outcome, together);
     }
     outcome
@@ -138,7 +144,7 @@ pub(super) fn host_copies(judged: &Judged<'_>) -> Outcome {
 fn spoiled(outcome: &mut Outcome, copies: &Copies) {
     if copies.rates.bad_words > 0 {
         let what = format!("{} words came back other than they went", copies.rates.bad_words);
-        outcome.find(Verdict::Fail, Mend::Replace, what);
+        outcome.find(Verdict::Fail, Remedy::Replace, what);
     }
 }
 
@@ -152,10 +158,10 @@ pub(super) fn products(judged: &Judged<'_>) -> Outcome {
     let mut outcome = Outcome::pass(Check::Products, Some(judged.gpu.index));
     if let Some(products) = seen(&mut outcome, &judged.gpu.products) {
         let tensor = judged.limits.raised("tensor_tflops", judged.model.map(super::Model::tensor).unwrap_or_default());
-        outcome.measure("tensor_tflops", products.tensor_tflops, tensor, Mend::Replace);
+        outcome.measure("tensor_tflops", products.tensor_tflops, tensor, Remedy::Replace);
         let fp32 = at_least(judged.model.and_then(|m| m.fp32_fail_gflops));
         let fp32 = judged.limits.raised("fp32_gflops", fp32);
-        outcome.measure("fp32_gflops", products.fp32_gflops, fp32, Mend::Replace);
+        outcome.measure("fp32_gflops", products.fp32_gflops, fp32, Remedy::Replace);
     }
     outcome
 }
@@ -170,18 +176,18 @@ pub(super) fn repeatability(judged: &Judged<'_>, evidence: &Evidence) -> Outcome
             "{} of {} products had other bits than the first (repeats {:?})",
             products.odd_count, products.repeats, products.odd
         );
-        outcome.find(Verdict::Fail, Mend::Replace, what);
+        outcome.find(Verdict::Fail, Remedy::Replace, what);
     }
     if products.fp32_odd_count > 0 {
         let what = format!(
             "{} of {} runs of multiply-adds had other bits than the first",
             products.fp32_odd_count, products.fp32_repeats
         );
-        outcome.find(Verdict::Fail, Mend::Replace, what);
+        outcome.find(Verdict::Fail, Remedy::Replace, what);
     }
     if products.repeats < REPEATS_MIN || products.fp32_repeats < 2 {
         let what = format!("only {} products were compared, {REPEATS_MIN} are needed", products.repeats);
-        outcome.find(Verdict::Unmeasured, Mend::Again, what);
+        outcome.find(Verdict::Unmeasured, Remedy::TryAgain, what);
     }
     let of_its_model = |g: &&super::Gpu| match (&g.identity, &judged.gpu.identity) {
         (Ok(theirs), Ok(mine)) => theirs.pci_device == mine.pci_device,
@@ -195,7 +201,7 @@ pub(super) fn repeatability(judged: &Judged<'_>, evidence: &Evidence) -> Outcome
         let blamed = agree * 2 <= made.len();
         if blamed {
             let what = format!("its products have other bits than those of {} GPUs beside it", made.len() - agree);
-            outcome.find(Verdict::Fail, Mend::Replace, what);
+            outcome.find(Verdict::Fail, Remedy::Replace, what);
         }
     }
     outcome
@@ -210,30 +216,30 @@ pub(super) fn peers(evidence: &Evidence, limits: &Limits) -> Outcome {
         .map(|g| (g.index, g.identity.as_ref().ok().and_then(|i| limits.model(&i.pci_device))))
         .collect();
     if models.is_empty() {
-        outcome.find(Verdict::Unmeasured, Mend::SetUp, "no GPU to copy from");
+        outcome.find(Verdict::Unmeasured, Remedy::SetUp, "no GPU to copy from");
     }
     let needed = if models.len() > 1 { models.len() } else { 0 };
     if peers.len() < needed {
         let what = format!("{} of {needed} copies of the ring were made", peers.len());
-        outcome.find(Verdict::Unmeasured, Mend::Again, what);
+        outcome.find(Verdict::Unmeasured, Remedy::TryAgain, what);
     }
     for peer in peers {
         let fail_below =
             models.iter().find(|(i, _)| *i == peer.from).and_then(|(_, m)| m.and_then(|m| m.peer_fail_gbps));
         if fail_below.is_some() && !peer.direct {
             let what = format!("GPU {} does not reach GPU {} directly", peer.from, peer.to);
-            outcome.find(Verdict::Fail, Mend::Reboot, what);
+            outcome.find(Verdict::Fail, Remedy::Reboot, what);
         }
         let bound = limits.raised("peer_gbps", at_least(fail_below));
         let before = outcome.findings.len();
-        outcome.measure("peer_gbps", peer.gbps, bound, Mend::Replace);
+        outcome.measure("peer_gbps", peer.gbps, bound, Remedy::Replace);
         for finding in &mut outcome.findings[before..] {
             *finding = format!("GPU {} to {}: {finding}", peer.from, peer.to);
         }
         if peer.bad_words > 0 {
             let what =
                 format!("{} words arrived at GPU {} other than GPU {} sent them", peer.bad_words, peer.to, peer.from);
-            outcome.find(Verdict::Fail, Mend::Replace, what);
+            outcome.find(Verdict::Fail, Remedy::Replace, what);
         }
     }
     outcome

@@ -18,8 +18,8 @@ pub use evidence::{
     Readings, Scope, Unseen,
 };
 pub use judge::judge;
-pub use learned::{HOSTS_MIN, Learned, learn, medians, slowest, slowest_of_json};
+pub use learned::{HOSTS_MIN, Learned, learn, medians, slowest};
 pub use limits::{Limits, LimitsError, Model};
 pub use reading::Reading;
-pub use report::{Bound, Check, Mend, Number, Outcome, Report};
+pub use report::{Bound, Check, Number, Outcome, Report};
 pub use state::HARDWARE_SLOWDOWN;

@@ -1,5 +1,6 @@
 //! What the gate says.
 
+use fleet::Remedy;
 use serde::{Deserialize, Serialize};
 
 use super::evidence::Scope;
@@ -105,39 +106,6 @@ impl Check {
     }
 }
 
-/// What would mend it, the mildest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mend {
-    /// Nothing to mend, or nothing known that would.
-    Nothing,
-    /// The gate is run again.
-    Again,
-    /// The host's set-up is put right.
-    SetUp,
-    /// The GPU is reset.
-    Reset,
-    /// The host is rebooted.
-    Reboot,
-    /// Another host.
-    Replace,
-}
-
-impl Mend {
-    /// The word used in output.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Nothing => "nothing",
-            Self::Again => "again",
-            Self::SetUp => "set-up",
-            Self::Reset => "reset",
-            Self::Reboot => "reboot",
-            Self::Replace => "replace",
-        }
-    }
-}
-
 /// Where a number may lie.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bound {
@@ -204,7 +172,7 @@ pub struct Outcome {
     /// What it says.
     pub verdict: Verdict,
     /// What would mend it.
-    pub mend: Mend,
+    pub mend: Remedy,
     /// What was found, for people. Empty where it passed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<String>,
@@ -215,18 +183,18 @@ pub struct Outcome {
 
 impl Outcome {
     pub(super) fn pass(check: Check, gpu: Option<u32>) -> Self {
-        Self { check, gpu, verdict: Verdict::Pass, mend: Mend::Nothing, findings: Vec::new(), numbers: Vec::new() }
+        Self { check, gpu, verdict: Verdict::Pass, mend: Remedy::Nothing, findings: Vec::new(), numbers: Vec::new() }
     }
 
     /// Something that is not as it should be.
-    pub(super) fn find(&mut self, verdict: Verdict, mend: Mend, what: impl Into<String>) {
+    pub(super) fn find(&mut self, verdict: Verdict, mend: Remedy, what: impl Into<String>) {
         self.verdict = self.verdict.max(verdict);
         self.mend = self.mend.max(mend);
         self.findings.push(what.into());
     }
 
     /// A number with its limits.
-    pub(super) fn measure(&mut self, name: &str, value: f64, bound: Bound, mend: Mend) {
+    pub(super) fn measure(&mut self, name: &str, value: f64, bound: Bound, mend: Remedy) {
         let verdict = bound.verdict(value);
         if verdict != Verdict::Pass {
             self.find(verdict, mend, said(name, value, &bound));
@@ -257,7 +225,7 @@ pub struct Report {
     /// All checks together.
     pub verdict: Verdict,
     /// What would mend it.
-    pub mend: Mend,
+    pub mend: Remedy,
     /// Each check on each GPU, in order.
     pub outcomes: Vec<Outcome>,
     /// Time that it took, seconds.
@@ -265,6 +233,12 @@ pub struct Report {
 }
 
 impl Report {
+    /// The first check that failed.
+    #[must_use]
+    pub fn failed_check(&self) -> Option<Check> {
+        self.outcomes.iter().find(|o| o.verdict == Verdict::Fail).map(|o| o.check)
+    }
+
     /// What is not as it should be, a line each: `GPU 3: memory: …`.
     #[must_use]
     pub fn findings(&self) -> Vec<String> {

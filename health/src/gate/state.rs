@@ -1,9 +1,11 @@
 //! What a GPU and the kernel remember, before the work of the gate and after it.
 
+use fleet::Remedy;
+
 use super::evidence::{Evidence, Look, Readings, Scope, Unseen};
 use super::judge::{Judged, of_effect};
 use super::reading::Reading;
-use super::report::{Bound, Check, Mend, Number, Outcome};
+use super::report::{Bound, Check, Number, Outcome};
 use crate::condition::{Event, Host, What};
 use crate::kernel_log::Record;
 use crate::policy::{Cause, Effect, Policy};
@@ -22,7 +24,7 @@ impl Judged<'_> {
             Err(Unseen::NotSupported) if !needed => None,
             Err(_) if self.limits.accepts_without(reading) => None,
             Err(why) => {
-                let mend = if *why == Unseen::GpuLost { Mend::Replace } else { Mend::Again };
+                let mend = if *why == Unseen::GpuLost { Remedy::Replace } else { Remedy::TryAgain };
                 outcome.find(Verdict::Unmeasured, mend, format!("{}: {why}", reading.name()));
                 None
             }
@@ -54,7 +56,7 @@ pub(super) fn log_before(evidence: &Evidence, policy: &Policy) -> Outcome {
                 }
             }
         }
-        Err(why) => outcome.find(Verdict::Unmeasured, Mend::SetUp, format!("the kernel log was not read: {why}")),
+        Err(why) => outcome.find(Verdict::Unmeasured, Remedy::SetUp, format!("the kernel log was not read: {why}")),
     }
     outcome
 }
@@ -73,17 +75,17 @@ fn remembered(judged: &Judged<'_>, from: &Readings, outcome: &mut Outcome, polic
             Some(mend) => outcome.find(Verdict::Fail, mend, format!("the driver asks for {action}: {}", rule.why)),
             None if action != 0 => {
                 let what = format!("the driver asks for {action}, which is not known");
-                outcome.find(Verdict::Unmeasured, Mend::Reset, what);
+                outcome.find(Verdict::Unmeasured, Remedy::Reset, what);
             }
             None => {}
         }
     }
     let flags = [
-        (Reading::RemapPending, remaps, Mend::Reset, "a row waits to be remapped: reset the GPU"),
-        (Reading::RemapFailed, remaps, Mend::Replace, "a row could not be remapped: the GPU is to be replaced"),
-        (Reading::SramThreshold, false, Mend::Replace, "more errors in SRAM than NVIDIA allows: replace the GPU"),
-        (Reading::RetirementPending, !remaps, Mend::Reset, "pages wait to be retired: reset the GPU"),
-        (Reading::VolatileUncorrected, true, Mend::Reset, "memory errors that were not corrected since the start"),
+        (Reading::RemapPending, remaps, Remedy::Reset, "a row waits to be remapped: reset the GPU"),
+        (Reading::RemapFailed, remaps, Remedy::Replace, "a row could not be remapped: the GPU is to be replaced"),
+        (Reading::SramThreshold, false, Remedy::Replace, "more errors in SRAM than NVIDIA allows: replace the GPU"),
+        (Reading::RetirementPending, !remaps, Remedy::Reset, "pages wait to be retired: reset the GPU"),
+        (Reading::VolatileUncorrected, true, Remedy::Reset, "memory errors that were not corrected since the start"),
     ];
     for (reading, needed, mend, what) in flags {
         // A card that remaps retires no pages, and the other way round.
@@ -97,7 +99,7 @@ fn remembered(judged: &Judged<'_>, from: &Readings, outcome: &mut Outcome, polic
         }
     }
     if judged.read(outcome, from, Reading::Ecc, true) == Some(0) {
-        outcome.find(Verdict::Fail, Mend::SetUp, "ECC is off: turn it on (nvidia-smi -e 1) and reset the GPU");
+        outcome.find(Verdict::Fail, Remedy::SetUp, "ECC is off: turn it on (nvidia-smi -e 1) and reset the GPU");
     }
     for reading in [Reading::RemappedCorrectable, Reading::RemappedUncorrectable, Reading::VolatileCorrected] {
         if let Some(Ok(value)) = from.get(&reading) {
@@ -120,24 +122,24 @@ pub(super) fn thermal(judged: &Judged<'_>, scope: Scope) -> Outcome {
         // After diagnostics it is as hot as under load.
         let warn_above = Some(if idle { 70.0 } else { 83.0 });
         let bound = Bound { warn_above, fail_above: Some(90.0), ..Bound::default() };
-        outcome.measure("idle_temperature_c", c as f64, bound, Mend::Again);
+        outcome.measure("idle_temperature_c", c as f64, bound, Remedy::TryAgain);
     }
     if idle && let Some(c) = judged.read(&mut outcome, loaded, Reading::Temperature, true) {
         // Azure's limits: 83 warns, 90 is an error.
         let bound = Bound { warn_above: Some(83.0), fail_above: Some(90.0), ..Bound::default() };
-        outcome.measure("load_temperature_c", c as f64, bound, Mend::Again);
+        outcome.measure("load_temperature_c", c as f64, bound, Remedy::TryAgain);
     }
     if idle && let Some(margin) = judged.read(&mut outcome, before, Reading::MarginTemperature, false) {
         outcome.measure(
             "idle_margin_c",
             margin as f64,
             Bound { warn_below: Some(15.0), ..Bound::default() },
-            Mend::Again,
+            Remedy::TryAgain,
         );
     }
     if let Some(limit) = judged.read(&mut outcome, before, Reading::PowerLimit, true) {
         let warn_below = judged.model.and_then(|m| m.power_w).map(|w| w * 0.95);
-        outcome.measure("power_limit_w", limit as f64 / 1e3, Bound { warn_below, ..Bound::default() }, Mend::SetUp);
+        outcome.measure("power_limit_w", limit as f64 / 1e3, Bound { warn_below, ..Bound::default() }, Remedy::SetUp);
     }
     for (reading, name, scale) in [
         (Reading::Power, "load_power_w", 1e-3),
@@ -154,7 +156,7 @@ pub(super) fn thermal(judged: &Judged<'_>, scope: Scope) -> Outcome {
 fn slowed(outcome: &mut Outcome, reasons: i64, when: &str, verdict: Verdict) {
     for (bit, what) in HARDWARE_SLOWDOWN {
         if reasons & bit != 0 {
-            outcome.find(verdict, Mend::Replace, format!("{when}, the hardware holds clocks down by {what}"));
+            outcome.find(verdict, Remedy::Replace, format!("{when}, the hardware holds clocks down by {what}"));
         }
     }
 }
@@ -167,7 +169,7 @@ pub(super) fn links(judged: &Judged<'_>) -> Outcome {
     match (active, wanted) {
         (Some(active), Some(wanted)) => {
             let bound = Bound { fail_below: Some(f64::from(wanted)), ..Bound::default() };
-            outcome.measure("nvlinks_active", active as f64, bound, Mend::Reboot);
+            outcome.measure("nvlinks_active", active as f64, bound, Remedy::Reboot);
         }
         (Some(active), None) => outcome.numbers.push(Number::of("nvlinks_active", active as f64)),
         (None, _) => {}
@@ -178,13 +180,13 @@ pub(super) fn links(judged: &Judged<'_>) -> Outcome {
         && !matches!(state, 0 | 3)
     {
         let what = format!("the fabric has not come up (state {state}): is the fabric manager running?");
-        outcome.find(Verdict::Fail, Mend::SetUp, what);
+        outcome.find(Verdict::Fail, Remedy::SetUp, what);
     }
     if let Some(bits) = judged.read(&mut outcome, before, Reading::FabricUnhealthy, false)
         && bits != 0
         && judged.count > 1
     {
-        outcome.find(Verdict::Fail, Mend::Reboot, format!("the fabric is not healthy (bits {bits:#x})"));
+        outcome.find(Verdict::Fail, Remedy::Reboot, format!("the fabric is not healthy (bits {bits:#x})"));
     }
     outcome
 }
@@ -202,7 +204,7 @@ pub(super) fn afterwards(judged: &Judged<'_>, evidence: &Evidence, policy: &Poli
     };
     if let Some(replays) = rose(Reading::PcieReplays) {
         let bound = Bound { warn_above: Some(0.0), ..Bound::default() };
-        outcome.measure("pcie_replays_more", replays as f64, bound, Mend::Again);
+        outcome.measure("pcie_replays_more", replays as f64, bound, Remedy::TryAgain);
     }
     if let Some(corrected) = rose(Reading::VolatileCorrected) {
         outcome.numbers.push(Number::of("corrected_errors_more", corrected as f64));
@@ -216,7 +218,7 @@ fn during(outcome: &mut Outcome, log: &Look<Vec<Record>>, judged: &Judged<'_>, e
     let records = match log {
         Ok(records) => records,
         Err(why) => {
-            return outcome.find(Verdict::Unmeasured, Mend::SetUp, format!("the kernel log was not read: {why}"));
+            return outcome.find(Verdict::Unmeasured, Remedy::SetUp, format!("the kernel log was not read: {why}"));
         }
     };
     // What a switch or a port says is about all of them.
@@ -226,6 +228,6 @@ fn during(outcome: &mut Outcome, log: &Look<Vec<Record>>, judged: &Judged<'_>, e
     for (effect, text) in asked(&mine, evidence, policy) {
         let corrected = text.starts_with(&Cause::PcieCorrected.to_string());
         let verdict = if corrected { Verdict::Degraded } else { Verdict::Fail };
-        outcome.find(verdict, of_effect(effect).unwrap_or(Mend::Reset), text);
+        outcome.find(verdict, of_effect(effect).unwrap_or(Remedy::Reset), text);
     }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use health::breaker::{Breakers, Canary, Cell, Episode, Rules, Seen, State, step};
+use fleet::{Cause, Cell};
+use health::breaker::{Breakers, Canary, Episode, Rules, Seen, Size, State, step};
 
 const MIN_MS: i64 = 60_000;
 
@@ -18,15 +19,15 @@ fn episode(at_min: i64, node: u64, causes: &[&str]) -> Episode {
 
 /// What a look says of a cell with so many nodes, at the hazard of the literature: 3e-4 a GPU-day, eight GPUs.
 fn look(before: &Breakers, episodes: &[Episode], nodes: u32, canary: Option<(u64, Canary)>, at_min: i64) -> Breakers {
-    let cell = Cell { nodes, faults_per_node_h: 8.0 * 3e-4 / 24.0 };
-    let cells = BTreeMap::from([("lab/r/h8".to_owned(), cell)]);
+    let cell = Size { nodes, faults_per_node_h: 8.0 * 3e-4 / 24.0 };
+    let cells = BTreeMap::from([(Cell::from("lab/r/h8"), cell)]);
     let out: Vec<_> = episodes.iter().map(|e| (e.node, e.cell.clone(), e.causes.clone())).collect();
     let canaries = canary.into_iter().collect();
     let seen = Seen { episodes, cells: &cells, out: &out, canaries: &canaries };
     step(before, &seen, &Rules::default(), at_min * MIN_MS)
 }
 
-fn key(cause: &str) -> (String, String) {
+fn key(cause: &str) -> (Cell, Cause) {
     ("lab/r/h8".into(), cause.into())
 }
 
@@ -103,7 +104,7 @@ fn chance_rarely_opens_one() {
         ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
     };
     let (nodes, per_node_h) = (200_u32, 8.0 * 3e-3 / 24.0);
-    let cells = BTreeMap::from([("lab/r/h8".to_owned(), Cell { nodes, faults_per_node_h: per_node_h })]);
+    let cells = BTreeMap::from([(Cell::from("lab/r/h8"), Size { nodes, faults_per_node_h: per_node_h })]);
     let (mut episodes, mut opened): (Vec<Episode>, u32) = (Vec::new(), 0);
     for minute in 0..365 * 24 * 60 {
         if unit() < per_node_h * f64::from(nodes) / 60.0 {

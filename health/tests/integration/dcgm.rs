@@ -1,7 +1,8 @@
 //! `dcgmi diag -j`: documents of both versions, and every way in which they lie, break or leave something out.
 
+use fleet::Remedy;
 use health::Verdict;
-use health::dcgm::{Action, Document, Exit, Expected, Plan, Problem, Reason, Severity, Version, judge};
+use health::dcgm::{Document, Exit, Expected, Plan, Problem, Reason, Severity, Version, judge};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -73,7 +74,7 @@ fn judged(document: &Value, code: u8, count: u32) -> health::dcgm::Judgement {
 fn a_good_run_of_either_version_passes() {
     for document in [v4(8), v3(8, "3.3.9"), v3(8, "3.1.8")] {
         let made = judged(&document, 0, 8);
-        assert_eq!((made.verdict, made.action), (Verdict::Pass, Action::Nothing), "{made:?}");
+        assert_eq!((made.verdict, made.remedy), (Verdict::Pass, Remedy::Nothing), "{made:?}");
         assert_eq!(made.tests.len(), 8 * TESTS.len());
     }
 }
@@ -100,13 +101,13 @@ fn severities_are_those_of_the_version() {
         let made = judged(&document, code, 8);
         assert_eq!(made.findings.iter().map(|f| (f.severity, f.gpu)).collect::<Vec<_>>(), [(expected, Some(3))]);
         let (verdict, action) = match expected {
-            Severity::Monitor => (Verdict::Degraded, Action::Record),
-            Severity::Config => (Verdict::Unmeasured, Action::FixAndRepeat),
-            Severity::Triage => (Verdict::Fail, Action::Repeat),
-            Severity::Reset => (Verdict::Fail, Action::ResetAndRecheck),
-            Severity::Isolate => (Verdict::Fail, Action::Quarantine),
+            Severity::Monitor => (Verdict::Degraded, Remedy::Record),
+            Severity::Config => (Verdict::Unmeasured, Remedy::SetUp),
+            Severity::Triage => (Verdict::Fail, Remedy::Recheck),
+            Severity::Reset => (Verdict::Fail, Remedy::Reset),
+            Severity::Isolate => (Verdict::Fail, Remedy::Replace),
         };
-        assert_eq!((made.verdict, made.action), (verdict, action), "{severity} {expected:?}");
+        assert_eq!((made.verdict, made.remedy), (verdict, action), "{severity} {expected:?}");
     }
 }
 
@@ -118,7 +119,7 @@ fn a_gpu_that_is_missing_is_found() {
         at(&mut document, test)["results"].as_array_mut().expect("list").remove(5);
     }
     let made = judged(&document, 0, 8);
-    assert_eq!((made.verdict, made.action), (Verdict::Fail, Action::Quarantine));
+    assert_eq!((made.verdict, made.remedy), (Verdict::Fail, Remedy::Replace));
     assert_eq!(made.missing_gpus, [5]);
     // Another board where the one that was bought was.
     let mut document = v4(8);
@@ -135,7 +136,7 @@ fn what_was_not_run_is_not_healthy() {
     let mut skipped = v4(8);
     at(&mut skipped, "memory")["results"][1]["status"] = json!("Skip");
     let made = judged(&skipped, 0, 8);
-    assert_eq!((made.verdict, made.action), (Verdict::Unmeasured, Action::TryAgain));
+    assert_eq!((made.verdict, made.remedy), (Verdict::Unmeasured, Remedy::TryAgain));
     assert_eq!(made.unmeasured, [Reason::Skipped { test: "memory".into(), gpu: Some(1) }]);
 
     let mut omitted = v4(8);
@@ -189,11 +190,11 @@ fn exit_code_and_document_must_agree() {
     ] {
         assert_eq!(judged(document, code, 8).verdict, verdict, "code {code}");
     }
-    assert_ne!(judged(&failed, 0, 8).action, Action::Nothing, "what was found is not dropped");
+    assert_ne!(judged(&failed, 0, 8).remedy, Remedy::Nothing, "what was found is not dropped");
     assert_eq!(judged(&v4(8), 217, 8).unmeasured, [Reason::AlreadyRunning]);
     for exit in [Exit::TimedOut, Exit::Preempted, Exit::Signal(9)] {
         let made = judge(&v4(8).to_string(), exit, &plan(8));
-        assert_eq!((made.verdict, made.action), (Verdict::Unmeasured, Action::TryAgain), "{exit:?}");
+        assert_eq!((made.verdict, made.remedy), (Verdict::Unmeasured, Remedy::TryAgain), "{exit:?}");
     }
 }
 
@@ -208,7 +209,7 @@ fn warnings_are_read_in_every_form() {
         "Pass",
         json!({ "warning": "allocation failed", "error_id": 3, "error_severity": 1 }),
     );
-    assert_eq!(judged(&passed, 0, 8).action, Action::Repeat);
+    assert_eq!(judged(&passed, 0, 8).remedy, Remedy::Recheck);
     // An id that is not in the table, without a severity.
     let mut unknown = v4(8);
     warn(&mut unknown, "memory", 0, "Fail", json!({ "warning": "new", "error_id": 4711 }));
@@ -216,7 +217,7 @@ fn warnings_are_read_in_every_form() {
     // A failure without a reason.
     let mut silent = v4(8);
     at(&mut silent, "memory")["results"][0]["status"] = json!("Fail");
-    assert_eq!(judged(&silent, 226, 8).action, Action::Repeat);
+    assert_eq!(judged(&silent, 226, 8).remedy, Remedy::Recheck);
     // Version 3 as text.
     let mut text = v3(8, "3.1.3");
     let result = &mut at(&mut text, "GPU Memory")["results"][4];
@@ -233,7 +234,7 @@ fn warnings_are_read_in_every_form() {
     let mut alone = v4(8);
     at(&mut alone, "pcie")["test_summary"] =
         json!({ "status": "Fail", "warnings": [{ "warning": "x", "error_id": 38, "error_severity": 2 }] });
-    assert_eq!(judged(&alone, 205, 8).action, Action::Quarantine);
+    assert_eq!(judged(&alone, 205, 8).remedy, Remedy::Replace);
 }
 
 /// Without a version the number of a severity is taken for the worse of what it may mean.
@@ -242,11 +243,11 @@ fn severities_of_no_version_are_not_thrown_away() {
     let mut document = v4(8);
     document["metadata"].as_object_mut().expect("map").remove("version");
     warn(&mut document, "memory", 0, "Fail", json!({ "warning": "x", "error_id": 51, "error_severity": 6 }));
-    assert_eq!(judged(&document, 226, 8).action, Action::ResetAndRecheck, "the form of version 4 says which");
+    assert_eq!(judged(&document, 226, 8).remedy, Remedy::Reset, "the form of version 4 says which");
     let mut document = v3(8, "3.1.8");
     document["DCGM GPU Diagnostic"].as_object_mut().expect("map").remove("version");
     warn(&mut document, "GPU Memory", 0, "Fail", json!({ "warning": "x", "error_id": 10, "error_severity": 1 }));
-    assert_eq!(judged(&document, 205, 8).action, Action::Quarantine);
+    assert_eq!(judged(&document, 205, 8).remedy, Remedy::Replace);
 }
 
 /// One wrong setting on all GPUs is the image's fault, on one of them it is not.
@@ -259,7 +260,7 @@ fn the_image_is_told_from_the_gpus() {
     }
     let made = judged(&all, 226, 8);
     assert!(made.image_fault);
-    assert_eq!(made.action, Action::FixAndRepeat, "never quarantine");
+    assert_eq!(made.remedy, Remedy::SetUp, "never quarantine");
     let mut one = v4(8);
     warn(&mut one, "software", 0, "Fail", config);
     assert!(!judged(&one, 226, 8).image_fault);
@@ -271,7 +272,7 @@ fn repetitions_are_all_counted() {
     warn(&mut second, "memory", 1, "Fail", json!({ "warning": "x", "error_id": 38, "error_severity": 2 }));
     let wrapped = |documents: Vec<Value>| json!({ "iterations": documents, "Overall Result": "Pass" });
     assert_eq!(judged(&wrapped(vec![v4(2), v4(2)]), 0, 2).verdict, Verdict::Pass);
-    assert_eq!(judged(&wrapped(vec![v4(2), second]), 205, 2).action, Action::Quarantine);
+    assert_eq!(judged(&wrapped(vec![v4(2), second]), 205, 2).remedy, Remedy::Replace);
     let mut short = v4(2);
     at(&mut short, "memory")["results"].as_array_mut().expect("list").remove(0);
     assert_eq!(judged(&wrapped(vec![v4(2), short]), 0, 2).verdict, Verdict::Unmeasured);
@@ -350,7 +351,7 @@ proptest! {
         }
         let made = judged(&document, [0, 205, 226][ended], 2);
         prop_assert_ne!(made.verdict, Verdict::Pass, "{} {:?}", path, made);
-        prop_assert!(made.action > Action::Record, "{} {:?}", path, made);
+        prop_assert!(made.remedy > Remedy::Record, "{} {:?}", path, made);
     }
 
     #[test]
@@ -368,17 +369,17 @@ fn real_documents_are_judged() {
     };
     let one = |serial: Option<&str>| vec![Expected { entity: 0, serial: serial.map(str::to_owned) }];
     for (name, level, code, version, verdict, action) in [
-        ("v3_t4_r1_pass.json", 1, 0, Version(3, 1, 0), Verdict::Pass, Action::Nothing),
-        ("v4_4.2.3_gb10_r1_configfail.json", 1, 226, Version(4, 2, 3), Verdict::Unmeasured, Action::FixAndRepeat),
-        ("v4_4.2.3_gb10_r2_skipped.json", 2, 226, Version(4, 2, 3), Verdict::Unmeasured, Action::FixAndRepeat),
-        ("v4_4.5.2_gb10_r2_gated.json", 2, 226, Version(4, 5, 2), Verdict::Unmeasured, Action::FixAndRepeat),
-        ("v4_4.5.2_gb10_r2_plugins_run.json", 2, 226, Version(4, 5, 2), Verdict::Unmeasured, Action::FixAndRepeat),
-        ("extra_dcgmi_health_check.json", 1, 0, Version(4, 5, 2), Verdict::Unmeasured, Action::TryAgain),
-        ("official_v4_schema.json", 1, 0, Version(4, 5, 2), Verdict::Unmeasured, Action::TryAgain),
+        ("v3_t4_r1_pass.json", 1, 0, Version(3, 1, 0), Verdict::Pass, Remedy::Nothing),
+        ("v4_4.2.3_gb10_r1_configfail.json", 1, 226, Version(4, 2, 3), Verdict::Unmeasured, Remedy::SetUp),
+        ("v4_4.2.3_gb10_r2_skipped.json", 2, 226, Version(4, 2, 3), Verdict::Unmeasured, Remedy::SetUp),
+        ("v4_4.5.2_gb10_r2_gated.json", 2, 226, Version(4, 5, 2), Verdict::Unmeasured, Remedy::SetUp),
+        ("v4_4.5.2_gb10_r2_plugins_run.json", 2, 226, Version(4, 5, 2), Verdict::Unmeasured, Remedy::SetUp),
+        ("extra_dcgmi_health_check.json", 1, 0, Version(4, 5, 2), Verdict::Unmeasured, Remedy::TryAgain),
+        ("official_v4_schema.json", 1, 0, Version(4, 5, 2), Verdict::Unmeasured, Remedy::TryAgain),
     ] {
         let text = std::fs::read_to_string(folder.join(name)).expect(name);
         let made = judge(&text, Exit::Code(code), &Plan::of_level(level, version, one(None)));
-        assert_eq!((made.verdict, made.action), (verdict, action), "{name}: {made:#?}");
+        assert_eq!((made.verdict, made.remedy), (verdict, action), "{name}: {made:#?}");
     }
     let text = std::fs::read_to_string(folder.join("v3_t4_r3_pass.json")).expect("there");
     let mut plan = Plan::of_level(3, Version(3, 1, 0), one(None));

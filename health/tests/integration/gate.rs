@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use fleet::Remedy;
 use health::Verdict;
 use health::gate::{
-    Bandwidth, Context, Copies, CopyRates, Driver, Evidence, Expected, Gpu, Identity, Learned, Limits, Memory, Mend,
-    Peer, Products, Reading, Readings, Report, Scope, Unseen, judge, learn,
+    Bandwidth, Context, Copies, CopyRates, Driver, Evidence, Expected, Gpu, Identity, Learned, Limits, Memory, Peer,
+    Products, Reading, Readings, Report, Scope, Unseen, judge, learn,
 };
 use health::kernel_log;
 use health::policy::Policy;
@@ -83,7 +84,7 @@ fn a_healthy_host_passes() {
     for gpus in [1, 2, 8] {
         let report = judged(&healthy(gpus));
         assert_eq!(report.verdict, Verdict::Pass, "{gpus} GPUs: {:#?}", report.findings());
-        assert_eq!(report.mend, Mend::Nothing);
+        assert_eq!(report.mend, Remedy::Nothing);
     }
 }
 
@@ -164,95 +165,107 @@ fn walk(value: &Value, path: String, into: &mut Vec<String>) {
 }
 
 /// A fault, what it must be found as, and what would mend it.
-type Planted = (&'static str, fn(&mut Evidence), Verdict, Mend, &'static str);
+type Planted = (&'static str, fn(&mut Evidence), Verdict, Remedy, &'static str);
 
 const PLANTED: &[Planted] = &[
-    ("a GPU gone from the bus", |e| drop(e.on_bus.as_mut().map(Vec::pop)), Verdict::Fail, Mend::Replace, "census"),
-    ("a GPU the driver does not see", |e| drop(e.gpus.pop()), Verdict::Fail, Mend::Replace, "census"),
-    ("fewer GPUs than bought", |e| e.expected.gpus = Some(4), Verdict::Fail, Mend::Replace, "census"),
-    ("another model", |e| e.expected.pci_device = Some("2330".into()), Verdict::Fail, Mend::Replace, "identity"),
-    ("another driver", |e| e.expected.driver = Some("570.1".into()), Verdict::Fail, Mend::SetUp, "identity"),
+    ("a GPU gone from the bus", |e| drop(e.on_bus.as_mut().map(Vec::pop)), Verdict::Fail, Remedy::Replace, "census"),
+    ("a GPU the driver does not see", |e| drop(e.gpus.pop()), Verdict::Fail, Remedy::Replace, "census"),
+    ("fewer GPUs than bought", |e| e.expected.gpus = Some(4), Verdict::Fail, Remedy::Replace, "census"),
+    ("another model", |e| e.expected.pci_device = Some("2330".into()), Verdict::Fail, Remedy::Replace, "identity"),
+    ("another driver", |e| e.expected.driver = Some("570.1".into()), Verdict::Fail, Remedy::SetUp, "identity"),
     (
         "no device file",
         |e| e.missing_files = Ok(vec!["/dev/nvidia-uvm".into()]),
         Verdict::Fail,
-        Mend::SetUp,
+        Remedy::SetUp,
         "device-files",
     ),
     (
         "Xid 79",
         |e| e.log_before = lines("NVRM: Xid (PCI:0000:10:00): 79, GPU has fallen off the bus."),
         Verdict::Fail,
-        Mend::Replace,
+        Remedy::Replace,
         "kernel-log",
     ),
     (
         "Xid 63",
         |e| e.log_before = lines("NVRM: Xid (PCI:0000:10:00): 63, pid=1, Row remapper"),
         Verdict::Fail,
-        Mend::Reset,
+        Remedy::Reset,
         "kernel-log",
     ),
     (
         "Xid 31 while only the gate runs",
         |e| e.log_during = lines("NVRM: Xid (PCI:0000:10:00): 31, pid=1, MMU fault"),
         Verdict::Fail,
-        Mend::Reset,
+        Remedy::Reset,
         "afterwards",
     ),
     (
         "a switch fails while the gate runs",
         |e| e.log_during = lines("nvidia-nvswitch0: SXid (PCI:0000:85:00.0): 20034, Fatal, Link 30 LTSSM Fault Up"),
         Verdict::Fail,
-        Mend::Reboot,
+        Remedy::Reboot,
         "afterwards",
     ),
-    ("the driver asks for a reset", |e| set(e, Reading::RecoveryAction, 1), Verdict::Fail, Mend::Reset, "error-state"),
+    (
+        "the driver asks for a reset",
+        |e| set(e, Reading::RecoveryAction, 1),
+        Verdict::Fail,
+        Remedy::Reset,
+        "error-state",
+    ),
     (
         "the driver asks for a reboot",
         |e| set(e, Reading::RecoveryAction, 2),
         Verdict::Fail,
-        Mend::Reboot,
+        Remedy::Reboot,
         "error-state",
     ),
     (
         "the driver asks for something new",
         |e| set(e, Reading::RecoveryAction, 99),
         Verdict::Unmeasured,
-        Mend::Reset,
+        Remedy::Reset,
         "error-state",
     ),
-    ("a remap waits", |e| set(e, Reading::RemapPending, 1), Verdict::Fail, Mend::Reset, "error-state"),
-    ("a remap failed", |e| set(e, Reading::RemapFailed, 1), Verdict::Fail, Mend::Replace, "error-state"),
-    ("SRAM errors", |e| set(e, Reading::SramThreshold, 1), Verdict::Fail, Mend::Replace, "error-state"),
-    ("ECC is off", |e| set(e, Reading::Ecc, 0), Verdict::Fail, Mend::SetUp, "error-state"),
-    ("a power brake", |e| set(e, Reading::ThrottleReasons, 0x80), Verdict::Fail, Mend::Replace, "thermal"),
-    ("hot at idle", |e| set(e, Reading::Temperature, 75), Verdict::Degraded, Mend::Again, "thermal"),
-    ("a lower power limit", |e| set(e, Reading::PowerLimit, 500_000), Verdict::Degraded, Mend::SetUp, "thermal"),
-    ("a link is down", |e| set(e, Reading::NvlinksActive, 17), Verdict::Fail, Mend::Reboot, "links"),
-    ("the fabric is not up", |e| set(e, Reading::FabricState, 2), Verdict::Fail, Mend::SetUp, "links"),
-    ("MIG is on", |e| set(e, Reading::Mig, 1), Verdict::Unmeasured, Mend::SetUp, "identity"),
-    ("less memory than the model", |e| set(e, Reading::MemoryTotal, 120_000), Verdict::Fail, Mend::Replace, "memory"),
-    ("a GPU goes away in a check", |e| e.gpus[0].memory = Err(Unseen::GpuLost), Verdict::Fail, Mend::Replace, "memory"),
+    ("a remap waits", |e| set(e, Reading::RemapPending, 1), Verdict::Fail, Remedy::Reset, "error-state"),
+    ("a remap failed", |e| set(e, Reading::RemapFailed, 1), Verdict::Fail, Remedy::Replace, "error-state"),
+    ("SRAM errors", |e| set(e, Reading::SramThreshold, 1), Verdict::Fail, Remedy::Replace, "error-state"),
+    ("ECC is off", |e| set(e, Reading::Ecc, 0), Verdict::Fail, Remedy::SetUp, "error-state"),
+    ("a power brake", |e| set(e, Reading::ThrottleReasons, 0x80), Verdict::Fail, Remedy::Replace, "thermal"),
+    ("hot at idle", |e| set(e, Reading::Temperature, 75), Verdict::Degraded, Remedy::TryAgain, "thermal"),
+    ("a lower power limit", |e| set(e, Reading::PowerLimit, 500_000), Verdict::Degraded, Remedy::SetUp, "thermal"),
+    ("a link is down", |e| set(e, Reading::NvlinksActive, 17), Verdict::Fail, Remedy::Reboot, "links"),
+    ("the fabric is not up", |e| set(e, Reading::FabricState, 2), Verdict::Fail, Remedy::SetUp, "links"),
+    ("MIG is on", |e| set(e, Reading::Mig, 1), Verdict::Unmeasured, Remedy::SetUp, "identity"),
+    ("less memory than the model", |e| set(e, Reading::MemoryTotal, 120_000), Verdict::Fail, Remedy::Replace, "memory"),
+    (
+        "a GPU goes away in a check",
+        |e| e.gpus[0].memory = Err(Unseen::GpuLost),
+        Verdict::Fail,
+        Remedy::Replace,
+        "memory",
+    ),
     (
         "a stuck probe",
         |e| e.gpus[0].memory = Err(Unseen::Stuck { deadline_ms: 1 }),
         Verdict::Unmeasured,
-        Mend::Reboot,
+        Remedy::Reboot,
         "memory",
     ),
-    ("a bad word", |e| memory(e, |m| m.bad_words = 1), Verdict::Fail, Mend::Replace, "memory"),
+    ("a bad word", |e| memory(e, |m| m.bad_words = 1), Verdict::Fail, Remedy::Replace, "memory"),
     (
         "a process holds memory",
         |e| memory(e, |m| m.tested_bytes = 100_000 << 20),
         Verdict::Unmeasured,
-        Mend::SetUp,
+        Remedy::SetUp,
         "memory",
     ),
-    ("fewer patterns", |e| memory(e, |m| m.patterns = 7), Verdict::Unmeasured, Mend::Again, "memory"),
-    ("slow memory", |e| bandwidth(e, 2400.0), Verdict::Fail, Mend::Replace, "memory-bandwidth"),
-    ("memory that is a little slow", |e| bandwidth(e, 4000.0), Verdict::Degraded, Mend::Replace, "memory-bandwidth"),
-    ("a number that is none", |e| bandwidth(e, f64::NAN), Verdict::Fail, Mend::Replace, "memory-bandwidth"),
+    ("fewer patterns", |e| memory(e, |m| m.patterns = 7), Verdict::Unmeasured, Remedy::TryAgain, "memory"),
+    ("slow memory", |e| bandwidth(e, 2400.0), Verdict::Fail, Remedy::Replace, "memory-bandwidth"),
+    ("memory that is a little slow", |e| bandwidth(e, 4000.0), Verdict::Degraded, Remedy::Replace, "memory-bandwidth"),
+    ("a number that is none", |e| bandwidth(e, f64::NAN), Verdict::Fail, Remedy::Replace, "memory-bandwidth"),
     (
         "a slow link",
         |e| {
@@ -260,7 +273,7 @@ const PLANTED: &[Planted] = &[
             c.rates.h2d_gbps = 26.0;
         },
         Verdict::Fail,
-        Mend::Replace,
+        Remedy::Replace,
         "host-copies",
     ),
     (
@@ -270,7 +283,7 @@ const PLANTED: &[Planted] = &[
             drop(c.link.insert(Reading::PcieWidth, Ok(8)));
         },
         Verdict::Fail,
-        Mend::Replace,
+        Remedy::Replace,
         "host-copies",
     ),
     (
@@ -280,24 +293,24 @@ const PLANTED: &[Planted] = &[
             c.rates.bad_words = 1;
         },
         Verdict::Fail,
-        Mend::Replace,
+        Remedy::Replace,
         "host-copies",
     ),
-    ("slow products", |e| products(e, |p| p.tensor_tflops = 200.0), Verdict::Fail, Mend::Replace, "products"),
-    ("a product that differs", |e| products(e, |p| p.odd_count = 1), Verdict::Fail, Mend::Replace, "repeatability"),
+    ("slow products", |e| products(e, |p| p.tensor_tflops = 200.0), Verdict::Fail, Remedy::Replace, "products"),
+    ("a product that differs", |e| products(e, |p| p.odd_count = 1), Verdict::Fail, Remedy::Replace, "repeatability"),
     (
         "multiply-adds that differ",
         |e| products(e, |p| p.fp32_odd_count = 1),
         Verdict::Fail,
-        Mend::Replace,
+        Remedy::Replace,
         "repeatability",
     ),
-    ("too few products", |e| products(e, |p| p.repeats = 63), Verdict::Unmeasured, Mend::Again, "repeatability"),
+    ("too few products", |e| products(e, |p| p.repeats = 63), Verdict::Unmeasured, Remedy::TryAgain, "repeatability"),
     (
         "other bits than its neighbour",
         |e| products(e, |p| p.digest = "ef".into()),
         Verdict::Fail,
-        Mend::Replace,
+        Remedy::Replace,
         "repeatability",
     ),
     (
@@ -307,7 +320,7 @@ const PLANTED: &[Planted] = &[
             p[0].gbps = 100.0;
         },
         Verdict::Fail,
-        Mend::Replace,
+        Remedy::Replace,
         "peer-copies",
     ),
     (
@@ -317,28 +330,28 @@ const PLANTED: &[Planted] = &[
             p[0].direct = false;
         },
         Verdict::Fail,
-        Mend::Reboot,
+        Remedy::Reboot,
         "peer-copies",
     ),
     (
         "a copy that is missing",
         |e| drop(e.peers.as_mut().map(Vec::pop)),
         Verdict::Unmeasured,
-        Mend::Again,
+        Remedy::TryAgain,
         "peer-copies",
     ),
     (
         "errors in the work",
         |e| drop(e.gpus[0].after.insert(Reading::VolatileUncorrected, Ok(1))),
         Verdict::Fail,
-        Mend::Reset,
+        Remedy::Reset,
         "afterwards",
     ),
     (
         "replays in the work",
         |e| drop(e.gpus[0].after.insert(Reading::PcieReplays, Ok(3))),
         Verdict::Degraded,
-        Mend::Again,
+        Remedy::TryAgain,
         "afterwards",
     ),
 ];
@@ -404,7 +417,7 @@ fn an_unknown_model_is_not_measured() {
         i.pci_device = "ffff".into();
     }
     let report = judged(&evidence);
-    assert_eq!((report.verdict, report.mend), (Verdict::Unmeasured, Mend::SetUp));
+    assert_eq!((report.verdict, report.mend), (Verdict::Unmeasured, Remedy::SetUp));
     let limits = Limits::default().overridden(
         "[[model]]\npci_device = 'ffff'\nmemory_mib = 143771\nread_fail_gbps = 3000\ncopy_fail_gbps = 40\n\
          tensor_ref_tflops = 280\nfp32_fail_gflops = 40000\npower_w = 700\nremaps = 1",
@@ -467,7 +480,7 @@ fn the_short_gate_asks_for_less_and_forgives_nothing() {
     assert_eq!(judged(&without).verdict, Verdict::Unmeasured);
     let mut errors = short.clone();
     errors.gpus[0].after.insert(Reading::RemapPending, Ok(1));
-    assert_eq!((judged(&errors).verdict, judged(&errors).mend), (Verdict::Fail, Mend::Reset));
+    assert_eq!((judged(&errors).verdict, judged(&errors).mend), (Verdict::Fail, Remedy::Reset));
     short.gpus.remove(1);
     assert_eq!(judged(&short).verdict, Verdict::Fail, "a GPU is gone");
 }

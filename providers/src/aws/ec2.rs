@@ -5,7 +5,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use crate::provider::InstanceState;
+use fleet::cloud::InstanceState;
 
 /// A call that failed.
 #[derive(Debug)]

@@ -1,7 +1,9 @@
 //! What EC2's error codes mean for us.
 
 use super::ec2::Ec2Error;
-use crate::provider::{ErrorKind, ProviderError};
+use fleet::cloud::ErrorKind;
+
+use crate::provider::ProviderError;
 
 /// Codes by meaning. Sources: the error code list of the Amazon EC2 API reference; the lists that Karpenter
 /// (`pkg/errors`) and AWS ParallelCluster (`slurm_resources.py`) act on.

@@ -16,10 +16,11 @@ use async_trait::async_trait;
 use fleet::{Market, Offer, OfferKey};
 
 use crate::catalogue::RawOffer;
+use crate::clock::Clock;
 use crate::pace::CallRate;
-use crate::provider::{ErrorKind, Hint, Instance, LaunchRequest, Notice, Provider, ProviderError};
-use crate::sim_provider::Clock;
+use crate::provider::{LaunchRequest, Provider, ProviderError};
 use ec2::{Described, Ec2, InstanceType, Launch, Purchase, Reservation, Template};
+use fleet::cloud::{ErrorKind, Hint, Instance, Notice};
 
 /// Tag that every instance of a fleet carries, with the fleet's name.
 pub const FLEET_TAG: &str = "pilotlight:fleet";
@@ -262,7 +263,7 @@ impl Provider for AwsProvider {
     }
 
     async fn notices(&self) -> Result<Vec<Notice>, ProviderError> {
-        let now_ms = (self.clock)();
+        let now_ms = self.clock.now_ms();
         let notice = |w: ec2::Warning| Notice { instance: w.instance, at_ms: w.at_ms.unwrap_or(now_ms + NOTICE_MS) };
         let (mut all, mut answered, mut failed) = (Vec::new(), false, None);
         for region in &self.regions {

@@ -7,7 +7,8 @@ use fleet::{Market, Offer, OfferKey};
 use super::ec2::{InstanceType, SpotPrice};
 use super::{AwsProvider, Region};
 use crate::catalogue::{RawOffer, instances};
-use crate::provider::{Hint, ProviderError};
+use crate::provider::ProviderError;
+use fleet::cloud::Hint;
 
 /// Placement scores are asked for this seldom, milliseconds: EC2 limits how many different ones an account may ask for
 /// in a day (EC2 user guide, spot placement score).
@@ -25,7 +26,7 @@ impl AwsProvider {
         let names = &self.account.instance_types;
         let zones: BTreeSet<(String, String)> = region.ec2.offerings(names).await?.into_iter().collect();
         let buys = |market| self.account.markets.contains(&market);
-        let now_ms = (self.clock)();
+        let now_ms = self.clock.now_ms();
         let today = i32::try_from(now_ms.div_euclid(86_400_000)).ok();
         let spot = if buys(Market::Spot) { region.ec2.spot_prices(names, now_ms).await? } else { Vec::new() };
         let spot = newest(spot);
@@ -76,7 +77,7 @@ impl AwsProvider {
 
     pub(super) async fn all_hints(&self) -> Result<Vec<Hint>, ProviderError> {
         let mut hints = self.reserved().await?;
-        let now_ms = (self.clock)();
+        let now_ms = self.clock.now_ms();
         let due = self.known().scored_at_ms.is_none_or(|at| now_ms - at >= SCORES_MS);
         if due && self.account.markets.contains(&Market::Spot) {
             // Whether it works or not: a failure is no reason to use up the day's questions.

@@ -30,12 +30,12 @@ fn clock() -> i64 {
 
 fn sim() -> SimProvider {
     let supply = SimOffer { capacity: Steps::constant(4.0), lead: Dist::Fixed(10.0), ..SimOffer::ideal() };
-    SimProvider::new("p", vec![offer()], vec![supply], 1.0, 1, clock)
+    SimProvider::new("p", vec![offer()], vec![supply], 1.0, 1, providers::Clock::new(clock))
 }
 
 fn own() -> StaticProvider {
     let hosts = (0..4).map(|i| format!("host-{i}")).collect();
-    StaticProvider::new("p", vec![Owned { offer: offer(), hosts }], clock)
+    StaticProvider::new("p", vec![Owned { offer: offer(), hosts }], providers::Clock::new(clock))
 }
 
 /// A launch of `count` machines.

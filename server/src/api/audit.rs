@@ -9,7 +9,8 @@ use utoipa::ToSchema;
 
 use super::auth::{Caller, Role};
 use super::problem::{ApiError, Problem};
-use super::{App, Listed, PageQuery};
+use super::{Listed, PageQuery};
+use crate::app::App;
 
 /// One thing that was done.
 #[derive(Debug, Serialize, ToSchema)]

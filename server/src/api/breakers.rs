@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State as Of;
+use control::breakers::{Closed, FaultLog, OpenBreaker};
 use health::breaker::State;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::auth::{Caller, Role};
 use super::problem::{ApiError, Code, Problem};
-use super::{App, Body, Listed};
-use crate::clock;
-use crate::loops::{BREAKERS, BreakerMemory, Closed};
-use crate::store::{Document, write_document};
+use super::{Body, Listed};
+use crate::app::App;
+use crate::store::ClosedBreakers;
 
 /// A breaker that is not closed.
 #[derive(Debug, Serialize, ToSchema)]
@@ -41,16 +41,15 @@ pub struct Which {
 }
 
 async fn all(app: &App) -> Result<Vec<BreakerView>, ApiError> {
-    let memory = BreakerMemory::read(&app.store).await;
-    let memory = memory.map_err(|error| ApiError::new(Code::Internal, error.to_string()))?;
-    let one = |b: crate::loops::OpenBreaker| {
+    let faults: FaultLog = app.store.single_or_default().await?;
+    let one = |b: OpenBreaker| {
         let (state, since_ms, canary) = match b.state {
             State::Open { since_ms, .. } => ("open", since_ms, None),
             State::HalfOpen { since_ms, canary, .. } => ("half-open", since_ms, Some(format!("n-{canary}"))),
         };
-        BreakerView { cell: b.cell, cause: b.cause, state: state.into(), since_ms, canary }
+        BreakerView { cell: b.cell.to_string(), cause: b.cause.to_string(), state: state.into(), since_ms, canary }
     };
-    Ok(memory.open.into_iter().map(one).collect())
+    Ok(faults.open.into_iter().map(one).collect())
 }
 
 /// Breakers that are not closed.
@@ -83,14 +82,9 @@ pub async fn close(
         return Err(ApiError::new(Code::NotFound, detail));
     };
     open.remove(at);
-    app.audit(&caller, "close breaker", &format!("{} {}", which.cell, which.cause)).await?;
-    let mut closed: Vec<Closed> = match app.store.document(BREAKERS, "closed").await? {
-        Some(document) => document.record()?,
-        None => Vec::new(),
-    };
-    closed.push(Closed { cell: which.cell, cause: which.cause, at_ms: clock::now_ms() });
-    let body = serde_json::to_string(&closed).map_err(|e| ApiError::new(Code::Internal, e.to_string()))?;
-    let document = Document { kind: BREAKERS.into(), name: "closed".into(), version: 0, body };
-    write_document(&app.ledger, document, None).await?;
+    app.audit(&caller.name, "close breaker", &format!("{} {}", which.cell, which.cause)).await?;
+    let mut closed: ClosedBreakers = app.store.single_or_default().await?;
+    closed.0.push(Closed { cell: which.cell.into(), cause: which.cause.into(), at_ms: app.now_ms() });
+    app.ledger.put(&closed, None).await?;
     Ok(Json(Listed { items: open, next: None }))
 }

@@ -5,26 +5,14 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
+use protocol::BudgetSpec;
 
+use super::Body;
 use super::auth::{Caller, Role};
 use super::edits::{edit, text_of, with_version};
 use super::problem::{ApiError, Code, Problem};
-use super::{App, Body};
-use crate::config::BudgetSpec;
-use crate::store::StoreError;
-
-impl App {
-    /// The budget that is in force and its version: what was written over the API, or else the configuration's, version 0.
-    ///
-    /// # Errors
-    /// The database cannot be used.
-    pub async fn budget(&self) -> Result<(BudgetSpec, i64), StoreError> {
-        match self.store.document("budget", "fleet").await? {
-            Some(document) => Ok((document.record()?, document.version)),
-            None => Ok((self.configured_budget.clone(), 0)),
-        }
-    }
-}
+use crate::app::App;
+use crate::store::{DocumentKey, Versioned};
 
 /// Budget, guards and quotas, with their version as `ETag`; version 0 is the configuration's.
 #[utoipa::path(
@@ -33,8 +21,8 @@ impl App {
 )]
 pub async fn get(State(app): State<Arc<App>>, caller: Caller) -> Result<Response, ApiError> {
     caller.may(Role::Viewer)?;
-    let (budget, version) = app.budget().await?;
-    Ok(with_version(version, budget))
+    let Versioned { version, record } = app.budget().await?;
+    Ok(with_version(version, record))
 }
 
 /// Writes them whole: in place of the configuration's from now on. The next plan obeys.
@@ -55,6 +43,6 @@ pub async fn put(
 ) -> Result<Response, ApiError> {
     caller.may(Role::Operator)?;
     budget.check().map_err(|what| ApiError::new(Code::OutOfRange, what))?;
-    let version = edit(&app, &caller, "budget", "fleet", text_of(&budget)?, "write budget", &headers).await?;
+    let version = edit(&app, &caller, DocumentKey::Budget, text_of(&budget)?, "write budget", &headers).await?;
     Ok(with_version(version, budget))
 }

@@ -14,8 +14,8 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Caller, Role};
 use super::problem::{ApiError, Code, Problem};
-use super::{App, Body, Listed, PageQuery, number};
-use crate::clock;
+use super::{Body, Listed, PageQuery, number};
+use crate::app::App;
 
 /// What a scheduler asks for.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -146,7 +146,7 @@ fn milliseconds(name: &str, seconds: Option<f64>) -> Result<Option<i64>, ApiErro
 /// Longest key and longest holder, bytes.
 const TEXT_MAX: usize = 200;
 
-fn request(ask: NewClaim, headers: &HeaderMap) -> Result<ClaimRequest, ApiError> {
+fn request(ask: NewClaim, headers: &HeaderMap, now_ms: i64) -> Result<ClaimRequest, ApiError> {
     let in_header = headers.get("idempotency-key").map(|v| v.to_str().map(str::to_owned));
     let in_header =
         in_header.transpose().map_err(|_| ApiError::new(Code::InvalidRequest, "Idempotency-Key is no text"))?;
@@ -172,7 +172,7 @@ fn request(ask: NewClaim, headers: &HeaderMap) -> Result<ClaimRequest, ApiError>
         on_empty: ask.on_empty,
         wait_ms: milliseconds("wait_s", ask.wait_s)?,
         lease_ms: milliseconds("lease_s", ask.lease_s)?,
-        answer_by_ms: ask.answer_within_ms.map(|ms| clock::now_ms().saturating_add(ms)),
+        answer_by_ms: ask.answer_within_ms.map(|ms| now_ms.saturating_add(ms)),
     })
 }
 
@@ -195,13 +195,13 @@ pub async fn create(
     Body(ask): Body<NewClaim>,
 ) -> Result<(StatusCode, Json<ClaimView>), ApiError> {
     caller.may(Role::Scheduler)?;
-    let mut ask = request(ask, &headers)?;
+    let mut ask = request(ask, &headers, app.now_ms())?;
     // Keys are each caller's own.
     ask.key = ask.key.map(|key| format!("{}/{key}", caller.name));
     let class = ask.class.clone();
     let timer = app.metrics.claim_timer();
     let done = app.ledger.write_keyed(ask.key.clone(), move |book, now_ms| {
-        let (id, taken) = book.claim(ask, now_ms)?;
+        let (id, taken) = book.claim(ask.clone(), now_ms)?;
         Ok::<_, fleet::book::ClaimError>((id, taken, book.claims().get(&id).map(|c| ClaimView::of(c, book))))
     });
     let done = done.await?;
@@ -226,14 +226,14 @@ pub async fn create(
 /// An open claim from memory, an ended one from the database.
 async fn read(app: &App, id: u64) -> Result<ClaimView, ApiError> {
     {
-        let book = app.ledger.book();
+        let book = app.book()?;
         if let Some(claim) = book.claims().get(&id) {
             return Ok(ClaimView::of(claim, &book));
         }
     }
     let found = app.store.claim(id).await?;
     let claim = found.ok_or_else(|| ApiError::new(Code::NotFound, format!("there is no claim c-{id}")))?;
-    Ok(ClaimView::of(&claim, &app.ledger.book()))
+    Ok(ClaimView::of(&claim, &*app.book()?))
 }
 
 /// How long to wait for a change.
@@ -262,8 +262,10 @@ pub async fn get(
     let waiting = async {
         loop {
             seq.borrow_and_update();
-            let queued = app.ledger.book().claims().get(&id).is_some_and(|c| c.state == ClaimState::Queued);
-            if !queued || seq.changed().await.is_err() {
+            let waits = |book: &Book| book.claims().get(&id).is_some_and(|c| c.state == ClaimState::Queued);
+            // A book that is not known says nothing of it: who waits goes on waiting.
+            let waits = app.book().map_or(true, |book| waits(&book));
+            if !waits || seq.changed().await.is_err() {
                 return;
             }
         }
@@ -288,7 +290,7 @@ pub async fn list(
     caller.may(Role::Viewer)?;
     let state = page.state(&ClaimState::ALL.map(ClaimState::name))?;
     let claims = app.store.claims(state, page.page()?).await?;
-    let book = app.ledger.book();
+    let book = app.book()?;
     let items = claims.iter().map(|c| ClaimView::of(c, &book)).collect();
     Ok(Json(page.listed(items, claims.last().map(|c| c.id))))
 }
@@ -392,7 +394,7 @@ async fn ended_is_fine(
     }
     let Some(claim) = app.store.claim(id).await? else { return Err(error.into()) };
     if fine.contains(&claim.state) {
-        return Ok(Json(ClaimView::of(&claim, &app.ledger.book())));
+        return Ok(Json(ClaimView::of(&claim, &*app.book()?)));
     }
     Err(ClaimError::Ended { id, state: claim.state.name() }.into())
 }

@@ -6,14 +6,17 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
+use fleet::book::{Book, ClassRule};
+use protocol::ClassSpec;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::auth::{Caller, Role};
 use super::edits::{edit, text_of, with_version};
 use super::problem::{ApiError, Code, Problem};
-use super::{App, Body, Listed};
-use crate::config::ClassSpec;
+use super::{Body, Listed};
+use crate::app::App;
+use crate::store::{DocumentKey, Versioned};
 
 /// A class and how it fares.
 #[derive(Debug, Serialize, ToSchema)]
@@ -32,18 +35,18 @@ pub struct ClassView {
     pub free_gpus: u64,
 }
 
-fn view(app: &App, name: &str) -> Option<ClassView> {
-    let book = app.ledger.book();
-    let rule = book.classes().get(name)?;
+/// The rule comes from the same read as its version; what is counted comes from the book.
+fn view(book: &Book, rule: &ClassRule) -> ClassView {
+    let name = rule.class.name.as_str();
     let tally = book.tallies().get(name).copied().unwrap_or_default();
-    Some(ClassView {
+    ClassView {
         spec: ClassSpec::of(rule),
         hits: tally.hits,
         misses: tally.misses,
         active: book.claims().values().filter(|c| c.class == name && c.state.is_live()).count(),
         waiting: book.queue(name),
         free_gpus: book.offers_of(name).iter().map(|p| book.free_gpus(*p)).sum(),
-    })
+    }
 }
 
 /// All classes.
@@ -53,8 +56,9 @@ fn view(app: &App, name: &str) -> Option<ClassView> {
 )]
 pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Listed<ClassView>>, ApiError> {
     caller.may(Role::Viewer)?;
-    let names: Vec<String> = app.ledger.book().classes().keys().cloned().collect();
-    Ok(Json(Listed { items: names.iter().filter_map(|n| view(&app, n)).collect(), next: None }))
+    let rules = app.store.all::<ClassRule>().await?;
+    let book = app.book()?;
+    Ok(Json(Listed { items: rules.iter().map(|(_, rule)| view(&book, &rule.record)).collect(), next: None }))
 }
 
 /// One class, with its version as `ETag`.
@@ -65,9 +69,9 @@ pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Li
 pub async fn get(State(app): State<Arc<App>>, caller: Caller, Path(name): Path<String>) -> Result<Response, ApiError> {
     caller.may(Role::Viewer)?;
     let missing = || ApiError::new(Code::UnknownClass, format!("there is no class '{name}'"));
-    let document = app.store.document("class", &name).await?.ok_or_else(missing)?;
-    let body = view(&app, &name).ok_or_else(missing)?;
-    Ok(with_version(document.version, body))
+    let Versioned { version, record } = app.store.named::<ClassRule>(&name).await?.ok_or_else(missing)?;
+    let body = view(&*app.book()?, &record);
+    Ok(with_version(version, body))
 }
 
 /// Writes a class whole.
@@ -94,9 +98,10 @@ pub async fn put(
             format!("the body is class '{}', the path '{name}'", spec.name),
         ));
     }
-    let rule = spec.rule().map_err(|e| ApiError::new(Code::OutOfRange, e.to_string()))?;
-    let version = edit(&app, &caller, "class", &name, text_of(&rule)?, "write class", &headers).await?;
-    let body = view(&app, &name).ok_or_else(|| ApiError::new(Code::UnknownClass, "deleted meanwhile"))?;
+    let rule = spec.rule_of_server().map_err(|e| ApiError::new(Code::OutOfRange, e.to_string()))?;
+    let key = DocumentKey::Class(name);
+    let version = edit(&app, &caller, key, text_of(&rule)?, "write class", &headers).await?;
+    let body = view(&*app.book()?, &rule);
     Ok(with_version(version, body))
 }
 
@@ -112,6 +117,6 @@ pub async fn delete(
     headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
     caller.may(Role::Operator)?;
-    edit(&app, &caller, "class", &name, String::new(), "delete class", &headers).await?;
+    edit(&app, &caller, DocumentKey::Class(name), String::new(), "delete class", &headers).await?;
     Ok(StatusCode::NO_CONTENT)
 }

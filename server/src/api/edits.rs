@@ -5,10 +5,10 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::App;
 use super::auth::Caller;
 use super::problem::{ApiError, Code};
-use crate::store::{Document, edit_document};
+use crate::app::App;
+use crate::store::DocumentKey;
 
 /// An answer with its version as `ETag`.
 pub fn with_version(version: i64, body: impl Serialize) -> Response {
@@ -36,15 +36,13 @@ pub fn expected(headers: &HeaderMap) -> Result<i64, ApiError> {
 pub async fn edit(
     app: &App,
     caller: &Caller,
-    kind: &str,
-    name: &str,
+    key: DocumentKey,
     body: String,
     action: &'static str,
     headers: &HeaderMap,
 ) -> Result<i64, ApiError> {
-    let document = Document { kind: kind.into(), name: name.into(), version: 0, body };
     let by = Some((caller.name.clone(), action));
-    let version = edit_document(&app.ledger, document, Some(expected(headers)?), by, None).await??;
+    let version = app.ledger.edit(key, body, Some(expected(headers)?), by).await??;
     app.wake_planner();
     Ok(version)
 }

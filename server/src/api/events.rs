@@ -16,7 +16,8 @@ use utoipa::ToSchema;
 
 use super::auth::{Caller, Role};
 use super::problem::{ApiError, Problem};
-use super::{App, Listed, PageQuery};
+use super::{Listed, PageQuery};
+use crate::app::App;
 use crate::store::{EventRow, Page};
 
 /// One state change with its reason.
@@ -38,14 +39,14 @@ pub struct EventView {
 
 impl From<EventRow> for EventView {
     fn from(row: EventRow) -> Self {
-        let letter = row.subject.chars().next().unwrap_or('?');
+        let (from, to) = row.change.what.states();
         Self {
             seq: row.seq,
-            at_ms: row.at_ms,
-            subject: format!("{letter}-{}", row.subject_id),
-            from: row.from_state,
-            to: row.to_state,
-            reason: row.reason,
+            at_ms: row.change.at_ms,
+            subject: row.change.what.name(),
+            from: from.into(),
+            to: to.into(),
+            reason: row.change.reason,
         }
     }
 }

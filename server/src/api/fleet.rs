@@ -12,7 +12,8 @@ use utoipa::ToSchema;
 
 use super::auth::{Caller, Role};
 use super::problem::{ApiError, Code, Problem};
-use super::{App, Body, Listed, PageQuery, number};
+use super::{Body, Listed, PageQuery, number};
+use crate::app::App;
 
 /// A node.
 #[derive(Debug, Serialize, ToSchema)]
@@ -69,8 +70,8 @@ impl NodeView {
             since_ms: node.since_ms,
             proof_at_ms: node.proof_at_ms,
             heard_at_ms: node.heard_at_ms,
-            care: node.care.as_ref().map(|c| c.care.name().to_owned()),
-            care_cause: node.care.as_ref().map(|c| c.cause.clone()),
+            care: node.care.as_ref().map(|c| c.remedy.name().to_owned()),
+            care_cause: node.care.as_ref().map(|c| c.cause.to_string()),
             diagnosis: node.diagnosis.as_ref().map(|d| d.tests.clone()),
             yield_ms: node.yield_ms,
             reason: node.reason.clone(),
@@ -91,7 +92,7 @@ pub async fn nodes(
     caller.may(Role::Viewer)?;
     let state = page.state(&NodeState::ALL.map(NodeState::name))?;
     let nodes = app.store.nodes(state, page.page()?).await?;
-    let book = app.ledger.book();
+    let book = app.book()?;
     let items = nodes.iter().map(|n| NodeView::of(book.nodes().get(&n.id).unwrap_or(n), &book)).collect();
     Ok(Json(page.listed(items, nodes.last().map(|n| n.id))))
 }
@@ -112,14 +113,14 @@ pub async fn node(
 
 async fn read(app: &App, id: u64) -> Result<NodeView, ApiError> {
     {
-        let book = app.ledger.book();
+        let book = app.book()?;
         if let Some(node) = book.nodes().get(&id) {
             return Ok(NodeView::of(node, &book));
         }
     }
     let found = app.store.node(id).await?;
     let node = found.ok_or_else(|| ApiError::new(Code::NotFound, format!("there is no node n-{id}")))?;
-    Ok(NodeView::of(&node, &app.ledger.book()))
+    Ok(NodeView::of(&node, &*app.book()?))
 }
 
 /// Why a node is taken out.
@@ -147,7 +148,7 @@ pub async fn drain(
     let id = number(&id, 'n')?;
     let reason: String = format!("{}: {}", caller.name, why.reason).chars().take(200).collect();
     app.ledger.write(move |book, now_ms| book.send_back(id, &reason, now_ms)).await??;
-    app.audit(&caller, "drain node", &format!("n-{id}")).await?;
+    app.audit(&caller.name, "drain node", &format!("n-{id}")).await?;
     app.wake_planner();
     read(&app, id).await.map(Json)
 }
@@ -186,7 +187,7 @@ pub struct OfferView {
 )]
 pub async fn offers(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Listed<OfferView>>, ApiError> {
     caller.may(Role::Viewer)?;
-    let book = app.ledger.book();
+    let book = app.book()?;
     let mut nodes = vec![0; book.offers().len()];
     for node in book.nodes().values() {
         if let Some(p) = book.offer(&node.offer) {
@@ -233,7 +234,7 @@ pub struct PoolView {
 )]
 pub async fn pools(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Listed<PoolView>>, ApiError> {
     caller.may(Role::Viewer)?;
-    let book = app.ledger.book();
+    let book = app.book()?;
     let mut pools: BTreeMap<String, PoolView> = BTreeMap::new();
     for node in book.nodes().values() {
         let Some(offer) = book.offer(&node.offer).map(|p| &book.offers()[p]) else { continue };

@@ -6,31 +6,16 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use serde::{Deserialize, Serialize};
+use protocol::ForecastSpec;
+use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::auth::{Caller, Role};
 use super::edits::{edit, text_of, with_version};
 use super::problem::{ApiError, Code, Problem};
-use super::{App, Body, Listed};
-use crate::store::StoreError;
-
-/// Demand that is declared: every plan counts on at least so much.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ForecastSpec {
-    /// Class.
-    pub class: String,
-    /// From when, milliseconds since 1970.
-    pub from_ms: i64,
-    /// Until when, milliseconds since 1970.
-    pub until_ms: i64,
-    /// Claims at the same time.
-    pub claims: f64,
-    /// Why, for people.
-    #[serde(default)]
-    pub note: String,
-}
+use super::{Body, Listed};
+use crate::app::App;
+use crate::store::DocumentKey;
 
 /// One that was written down.
 #[derive(Debug, Serialize, ToSchema)]
@@ -52,16 +37,6 @@ const FORECASTS_MAX: usize = 1000;
 /// Longest name.
 const NAME_MAX: usize = 63;
 
-impl App {
-    /// All that is declared.
-    ///
-    /// # Errors
-    /// The database cannot be used.
-    pub async fn forecasts(&self) -> Result<Vec<ForecastSpec>, StoreError> {
-        self.store.documents("forecast").await?.iter().map(|d| d.record()).collect()
-    }
-}
-
 /// All that is declared.
 #[utoipa::path(
     get, path = "/v1/forecasts", tag = "forecasts",
@@ -69,11 +44,13 @@ impl App {
 )]
 pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Listed<ForecastView>>, ApiError> {
     caller.may(Role::Viewer)?;
-    let one = |d: &crate::store::Document| {
-        Ok::<_, StoreError>(ForecastView { name: d.name.clone(), version: d.version, spec: d.record()? })
+    let all = app.store.all::<ForecastSpec>().await?;
+    let one = |(name, found): (String, crate::store::Versioned<ForecastSpec>)| ForecastView {
+        name,
+        version: found.version,
+        spec: found.record,
     };
-    let items = app.store.documents("forecast").await?.iter().map(one).collect::<Result<_, _>>()?;
-    Ok(Json(Listed { items, next: None }))
+    Ok(Json(Listed { items: all.into_iter().map(one).collect(), next: None }))
 }
 
 /// Declares demand.
@@ -109,13 +86,13 @@ pub async fn put(
     if spec.until_ms <= spec.from_ms {
         return wrong("until_ms must come after from_ms".into());
     }
-    if !app.ledger.book().classes().contains_key(&spec.class) {
+    if app.store.named::<fleet::book::ClassRule>(&spec.class).await?.is_none() {
         return Err(ApiError::new(Code::UnknownClass, format!("there is no class '{}'", spec.class)));
     }
-    if app.store.documents("forecast").await?.len() >= FORECASTS_MAX {
+    if app.forecasts().await?.len() >= FORECASTS_MAX {
         return wrong(format!("there are {FORECASTS_MAX} forecasts: delete those that are over"));
     }
-    let version = edit(&app, &caller, "forecast", &name, text_of(&spec)?, "write forecast", &headers).await?;
+    let version = edit(&app, &caller, DocumentKey::Forecast(name), text_of(&spec)?, "write forecast", &headers).await?;
     Ok(with_version(version, spec))
 }
 
@@ -131,6 +108,6 @@ pub async fn delete(
     headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
     caller.may(Role::Operator)?;
-    edit(&app, &caller, "forecast", &name, String::new(), "delete forecast", &headers).await?;
+    edit(&app, &caller, DocumentKey::Forecast(name), String::new(), "delete forecast", &headers).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
+use control::gpus::{GpuChange, GpuRecord};
 use health::weekly::History;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Caller, Role};
 use super::problem::{ApiError, Code, Problem};
-use super::{App, Listed, PageQuery, number};
-use crate::clock;
-use crate::store::{EvidenceRow, GpuRecord, change_gpus};
+use super::{Listed, PageQuery, number};
+use crate::app::App;
+use crate::store::{EvidenceRow, Write};
 
 /// What passed on a GPU.
 #[derive(Debug, Serialize, ToSchema)]
@@ -70,7 +71,7 @@ pub struct GpuView {
 
 impl GpuView {
     fn of(gpu: &GpuRecord, now_ms: i64) -> Self {
-        let fault = |f: &crate::store::GpuFault| FaultView {
+        let fault = |f: &control::gpus::GpuFault| FaultView {
             at_ms: f.at_ms,
             node: format!("n-{}", f.node),
             reason: f.reason.clone(),
@@ -125,7 +126,7 @@ pub async fn list(
     }
     let gpus = app.store.gpus(&query.after, limit.into()).await?;
     let next = (gpus.len() == limit as usize).then(|| gpus.last().map(|g| g.serial.clone())).flatten();
-    let now_ms = clock::now_ms();
+    let now_ms = app.now_ms();
     Ok(Json(GpuList { items: gpus.iter().map(|g| GpuView::of(g, now_ms)).collect(), next }))
 }
 
@@ -148,9 +149,10 @@ pub async fn clear(
     if app.store.gpus_named(named).await?.is_empty() {
         return Err(ApiError::new(Code::NotFound, format!("no GPU '{serial}' has been seen")));
     }
-    let now_ms = clock::now_ms();
-    change_gpus(&app.ledger, vec![serial.clone()], move |gpu| gpu.cleared_at_ms = now_ms).await?;
-    app.audit(&caller, "clear GPU", &serial).await?;
+    let now_ms = app.now_ms();
+    let cleared = Write::Gpus { names: vec![serial.clone()], change: GpuChange::Cleared };
+    app.ledger.record(cleared, None).await?;
+    app.audit(&caller.name, "clear GPU", &serial).await?;
     let found = app.store.gpus_named(named).await?;
     let gpu = found.first().ok_or_else(|| ApiError::new(Code::NotFound, format!("GPU '{serial}' is forgotten")))?;
     Ok(Json(GpuView::of(gpu, now_ms)))

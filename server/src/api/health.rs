@@ -6,9 +6,9 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 
-use super::App;
 use super::auth::{Caller, Role};
 use super::problem::ApiError;
+use crate::app::App;
 
 /// Whether the process answers.
 #[utoipa::path(get, path = "/healthz", tag = "health", responses((status = 200, description = "It does", body = String)))]
@@ -16,18 +16,18 @@ pub async fn live() -> &'static str {
     "ok\n"
 }
 
-/// Whether requests can be answered: the state is read and the database answers.
+/// Whether requests can be answered: the state is read, and the database takes writes.
 #[utoipa::path(
     get, path = "/readyz", tag = "health",
     responses((status = 200, description = "They can", body = String), (status = 503, description = "Not now", body = String))
 )]
 pub async fn ready(State(app): State<Arc<App>>) -> impl IntoResponse {
-    if !app.is_ready() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "starting\n");
+    if let Some(why) = app.not_ready() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
     }
     match app.store.ping().await {
-        Ok(()) => (StatusCode::OK, "ok\n"),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n"),
+        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n".to_owned()),
     }
 }
 
@@ -35,6 +35,6 @@ pub async fn ready(State(app): State<Arc<App>>) -> impl IntoResponse {
 #[utoipa::path(get, path = "/metrics", tag = "health", responses((status = 200, description = "OpenMetrics text", body = String)))]
 pub async fn metrics(State(app): State<Arc<App>>, caller: Caller) -> Result<impl IntoResponse, ApiError> {
     caller.may(Role::Viewer)?;
-    let text = app.metrics.text(&app.ledger.book());
+    let text = app.metrics.text(&*app.book()?);
     Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text))
 }

@@ -7,11 +7,11 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::App;
 use super::auth::{Caller, Role};
 use super::problem::{ApiError, Problem};
-use crate::loops::Status;
-use crate::store::Document;
+use crate::app::App;
+use crate::board::Status;
+use crate::store::Paused;
 
 /// A loop.
 #[derive(Debug, Serialize, ToSchema)]
@@ -40,11 +40,11 @@ pub struct LoopsView {
 
 fn view(app: &App) -> LoopsView {
     LoopsView {
-        leads: app.loops.term().is_some(),
-        term: app.loops.term(),
-        paused: app.loops.is_paused(),
+        leads: app.board.term().is_some(),
+        term: app.board.term(),
+        paused: app.board.is_paused(),
         uptime_s: app.metrics.uptime_s(),
-        loops: app.loops.all().into_iter().map(|(name, status)| LoopView { name, status }).collect(),
+        loops: app.board.all().into_iter().map(|(name, status)| LoopView { name, status }).collect(),
     }
 }
 
@@ -57,11 +57,9 @@ pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Lo
 
 async fn set(app: &App, caller: &Caller, paused: bool) -> Result<Json<LoopsView>, ApiError> {
     caller.may(Role::Operator)?;
-    let body = if paused { "true" } else { "false" };
-    let document = Document { kind: "switch".into(), name: "paused".into(), version: 0, body: body.into() };
-    crate::store::write_document(&app.ledger, document, None).await?;
-    app.loops.set_paused(paused);
-    app.audit(caller, if paused { "pause" } else { "resume" }, "").await?;
+    app.ledger.put(&Paused(paused), None).await?;
+    app.board.set_paused(paused);
+    app.audit(&caller.name, if paused { "pause" } else { "resume" }, "").await?;
     app.wake_planner();
     Ok(Json(view(app)))
 }

@@ -15,24 +15,22 @@ mod gpus;
 mod health;
 mod listener;
 mod loops;
-mod metrics;
 mod openapi;
 mod plans;
 mod problem;
 mod rates;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request};
 use axum::http::StatusCode;
-use axum::response::IntoResponse;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
@@ -40,65 +38,12 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::config::BudgetSpec;
-use crate::store::{Ledger, Page, Store};
+use crate::app::App;
+use crate::store::Page;
 
-pub use agents::{agent_token, host_secret, join_secret};
-pub use auth::{Rates, Role, Tokens, hash_of, new_secret};
-pub use forecasts::ForecastSpec;
 pub use listener::{Listener, Tls, serve};
-pub use metrics::Metrics;
 pub use openapi::document;
 pub use problem::{ApiError, Code};
-
-/// What every handler has.
-#[derive(Debug)]
-pub struct App {
-    /// The database, for reads.
-    pub store: Store,
-    /// The writer.
-    pub ledger: Ledger,
-    /// Counts and times.
-    pub metrics: Metrics,
-    /// Who may do what.
-    pub tokens: Tokens,
-    /// How fast they may call.
-    pub rates: Rates,
-    /// Secret that the join secrets of launches are made of.
-    pub join_key: Arc<str>,
-    /// State of the leader's loops.
-    pub loops: crate::loops::Board,
-    /// Makes the planner run soon.
-    pub planner: Notify,
-    /// What may be spent and launched, until it is written over the API.
-    pub configured_budget: BudgetSpec,
-    /// Whether the leader has read everything it needs.
-    pub ready: AtomicBool,
-}
-
-impl App {
-    /// The planner looks at the fleet soon, not only when its time comes.
-    pub fn wake_planner(&self) {
-        self.planner.notify_one();
-    }
-
-    /// Notes what an operator did.
-    ///
-    /// # Errors
-    /// It was not written.
-    pub async fn audit(&self, caller: &auth::Caller, action: &'static str, detail: &str) -> Result<(), ApiError> {
-        let (who, detail) = (caller.name.to_string(), detail.to_owned());
-        let note: crate::store::OnConnection = Box::new(move |connection, _| {
-            Box::pin(async move { crate::store::audit(connection, &who, action, &detail).await })
-        });
-        Ok(self.ledger.statements(None, note).await?)
-    }
-
-    /// Whether requests can be answered.
-    pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
-    }
-}
 
 /// Largest request body, bytes.
 const BODY_BYTES_MAX: usize = 256 * 1024;
@@ -169,8 +114,30 @@ pub fn router(app: Arc<App>) -> Router {
                 }))
                 .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, HANDLER_TIMEOUT)),
         )
+        .layer(axum::middleware::from_fn(refuse_nul))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(app)
+}
+
+/// PostgreSQL keeps no U+0000 in its texts, and no name has use for one.
+const NO_NUL: &str = "no text may have the character U+0000 in it";
+
+/// Whether a JSON text has an escaped U+0000 in one of its strings; JSON has no other way to say it.
+fn has_nul(text: &[u8]) -> bool {
+    let escape = b"u0000";
+    let before = |end: usize| text[..end].iter().rev().take_while(|b| **b == b'\\').count();
+    let mut places = text.windows(escape.len()).enumerate().filter(|(_, w)| w == escape).map(|(at, _)| at);
+    // Two backslashes are one that is meant; an odd one begins an escape.
+    places.any(|at| before(at) % 2 == 1)
+}
+
+/// Refuses U+0000 in paths and queries, on every route.
+async fn refuse_nul(request: Request, next: Next) -> Response {
+    let place = request.uri().path_and_query().map_or("", |p| p.as_str());
+    if place.contains("%00") {
+        return ApiError::new(Code::InvalidRequest, NO_NUL).into_response();
+    }
+    next.run(request).await
 }
 
 /// A JSON body whose errors are problems. An empty one is `{}`.
@@ -189,6 +156,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             }
         })?;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        if has_nul(text) {
+            return Err(ApiError::new(Code::InvalidRequest, NO_NUL));
+        }
         let read = serde_json::from_slice(text);
         read.map(Self).map_err(|error| ApiError::new(Code::InvalidRequest, format!("the body does not read: {error}")))
     }
@@ -253,4 +223,24 @@ pub struct Listed<T> {
     pub items: Vec<T>,
     /// `after` of the next page; absent on the last one.
     pub next: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_escaped_nul_is_seen_and_its_like_is_not() {
+        for (text, is) in [
+            (r#"{"a":"x\u0000y"}"#, true),
+            (r#"{"a":"\u00001"}"#, true),
+            (r#"{"a":"u0000"}"#, false),
+            (r#"{"a":"\\u0000"}"#, false),
+            (r#"{"a":"\\\u0000"}"#, true),
+        ] {
+            let said = serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+            assert_eq!(said["a"].as_str().expect("text").contains('\0'), is, "{text}");
+            assert_eq!(has_nul(text.as_bytes()), is, "{text}");
+        }
+    }
 }

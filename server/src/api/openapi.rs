@@ -10,8 +10,8 @@ use axum::routing::get;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder};
 
-use super::App;
 use super::problem::{ApiError, Code};
+use crate::app::App;
 
 /// The document without paths.
 #[must_use]

@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
+use control::plan::PlanRecord;
+use planner::what_if::WhatIf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::auth::{Caller, Role};
 use super::problem::{ApiError, Code, Problem};
-use super::{App, Body, Listed, PageQuery};
-use crate::loops::PlanRecord;
+use super::{Body, Listed, PageQuery};
+use crate::app::App;
 use crate::store::PlanRow;
 
 /// A plan in a list.
@@ -42,7 +44,7 @@ fn view(row: &PlanRow) -> Result<PlanView, ApiError> {
     Ok(PlanView {
         epoch: record.plan.epoch,
         made_at_ms: row.made_at_ms,
-        acted: serde_json::to_value(record.acted).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default(),
+        acted: record.acted.name().into(),
         launch_nodes: record.plan.launches.iter().map(|l| l.nodes).sum(),
         release_nodes: record.plan.releases.iter().map(|r| r.nodes).sum(),
         plan: serde_json::to_value(&record.plan).map_err(|e| ApiError::new(Code::Internal, e.to_string()))?,
@@ -136,12 +138,12 @@ pub async fn what_if(
 ) -> Result<Json<Value>, ApiError> {
     caller.may(Role::Viewer)?;
     let record = record(&row(&app, None).await?)?;
-    let asked = crate::commands::plan::parse_question(&question.what_if)
-        .map_err(|e| ApiError::new(Code::InvalidRequest, crate::output::chain(&e)))?;
+    let asked: WhatIf =
+        question.what_if.parse().map_err(|e| ApiError::new(Code::InvalidRequest, crate::errors::chain_of(&e)))?;
     let answer = tokio::task::spawn_blocking(move || {
         planner::what_if::ask(&record.input, &record.plan, &asked, planner::rolling::options())
     });
     let answer = answer.await.map_err(|e| ApiError::new(Code::Internal, e.to_string()))?;
-    let answer = answer.map_err(|e| ApiError::new(Code::OutOfRange, crate::output::chain_of(&e)))?;
+    let answer = answer.map_err(|e| ApiError::new(Code::OutOfRange, crate::errors::chain_of(&e)))?;
     Ok(Json(json!({ "what_if": question.what_if, "answer": serde_json::to_value(&answer).unwrap_or_default() })))
 }

@@ -7,7 +7,8 @@ use fleet::book::{ClaimError, IntentError, NodeError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::store::{EditError, StoreError, WriteError};
+use crate::pacing::TooFast;
+use crate::store::{Crossed, StoreError, Unread, WriteError};
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $code:literal, $status:ident, $title:literal;)*) => {
@@ -188,6 +189,7 @@ impl From<IntentError> for ApiError {
         match error {
             IntentError::Node(error) => error.into(),
             IntentError::Unknown(_) | IntentError::UnknownOffer(_) => Self::new(Code::NotFound, error.to_string()),
+            IntentError::Illegal(_) => Self::new(Code::WrongState, error.to_string()),
         }
     }
 }
@@ -205,16 +207,26 @@ impl From<WriteError> for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         // What the database says is for the operator's log, not for every client.
-        tracing::error!(error = %crate::output::chain_of(&error), "the database cannot be used");
+        tracing::error!(error = %crate::errors::chain_of(&error), "the database cannot be used");
         Self::new(Code::Storage, "nothing was changed; the server's log says why")
     }
 }
 
-impl From<EditError> for ApiError {
-    fn from(error: EditError) -> Self {
-        match error {
-            EditError::Crossed { .. } => Self::new(Code::EditCrossed, error.to_string()),
-            EditError::Store(error) => error.into(),
-        }
+impl From<Crossed> for ApiError {
+    fn from(error: Crossed) -> Self {
+        Self::new(Code::EditCrossed, error.to_string())
+    }
+}
+
+impl From<Unread> for ApiError {
+    fn from(error: Unread) -> Self {
+        Self::new(Code::Storage, error.to_string())
+    }
+}
+
+impl From<TooFast> for ApiError {
+    fn from(error: TooFast) -> Self {
+        let wait_s = u32::try_from(error.wait_ms.unsigned_abs().div_ceil(1000)).unwrap_or(60);
+        Self { retry_after_s: Some(wait_s), ..Self::new(Code::RateLimited, error.to_string()) }
     }
 }

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use control::learning::Learnt;
 use health::rates::{Counts, Interval, Place, Rates};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::Listed;
 use super::auth::{Caller, Role};
 use super::problem::ApiError;
-use super::{App, Listed};
-use crate::loops::Learnt;
+use crate::app::App;
 
 /// A rate with its 90 % interval.
 #[derive(Debug, Serialize, ToSchema)]
@@ -92,6 +93,6 @@ impl RatesView {
 )]
 pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Listed<RatesView>>, ApiError> {
     caller.may(Role::Viewer)?;
-    let learnt = Learnt::read(&app.store).await?;
+    let learnt: Learnt = app.store.single_or_default().await?;
     Ok(Json(Listed { items: learnt.health.places().map(RatesView::of).collect(), next: None }))
 }

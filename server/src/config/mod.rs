@@ -1,23 +1,19 @@
 //! The configuration of `pilotlight serve`: one TOML file. Unknown keys are errors, with their file and line.
 
-mod budget;
-mod class;
-mod diagnostics;
 mod provider;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use control::weekly::Diagnostics;
 use fleet::UsdMicros;
 use fleet::book::Limits;
-use planner::input::Policy;
+use planner::input::{LeadTime, Policy};
 use planner::rolling::Rules;
+use protocol::{BudgetSpec, ClassSpec};
 use serde::Deserialize;
 
-pub use budget::BudgetSpec;
-pub use class::{ClassError, ClassSpec};
-pub use diagnostics::Diagnostics;
 pub use provider::{AwsPart, AwsRegionPart, ProviderPart, sim_offer};
 
 /// The file.
@@ -115,6 +111,15 @@ pub struct Prior {
     pub min_hold_s: u32,
 }
 
+impl Prior {
+    /// As the planner takes it.
+    #[must_use]
+    pub fn prior(&self) -> planner::gather::Prior {
+        let lead_time = LeadTime { cdf: self.lead_time.clone() };
+        planner::gather::Prior { lead_time, min_hold_s: self.min_hold_s }
+    }
+}
+
 impl Default for Prior {
     fn default() -> Self {
         Self { lead_time: vec![(120.0, 0.0), (300.0, 0.7), (600.0, 1.0)], min_hold_s: 60 }
@@ -182,7 +187,7 @@ impl Config {
     /// The first thing that makes no sense, by its key.
     pub fn check(&self) -> anyhow::Result<()> {
         for spec in &self.class {
-            spec.rule()?;
+            spec.rule_of_server()?;
         }
         for (i, part) in self.provider.iter().enumerate() {
             part.check(self)?;
@@ -222,7 +227,7 @@ impl Config {
             bail!("limits.{key}: {value} is under a second");
         }
         self.budget.check().map_err(|what| anyhow::anyhow!("budget.{what}"))?;
-        self.diagnostics.check()?;
+        self.diagnostics.check().map_err(|what| anyhow::anyhow!(what))?;
         Ok(())
     }
 

@@ -5,79 +5,116 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use providers::SimProvider;
-use serde_json::json;
+use fleet::{NodeState, Remedy};
+use health::Verdict;
+use protocol::agent::{Checks, Desired, Diagnosis, Gate, Register, Registered, Report, Work};
+use providers::sim_provider::Host as SimHost;
+use providers::{Clock, SimProvider};
 use tokio::sync::watch;
 
 use super::Caller;
-use crate::clock;
+
+/// One host's agent.
+#[derive(Debug, Clone, Default)]
+struct Agent {
+    /// What it got when it registered.
+    token: Option<String>,
+    stage: Stage,
+}
 
 /// Where an agent is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Agent {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Starting,
     Registered,
-    Passed { beat_at_ms: i64 },
+    Passed {
+        beat_at_ms: i64,
+    },
     Failed,
 }
 
 /// Time between heartbeats, milliseconds.
 const BEAT_MS: i64 = 10_000;
+/// Hosts are looked at this often.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-pub async fn play(api: Caller, clouds: Vec<Arc<SimProvider>>, mut stop: watch::Receiver<bool>) {
+pub async fn play(api: Caller, clouds: Vec<Arc<SimProvider>>, clock: Clock, mut stop: watch::Receiver<bool>) {
     let mut agents: BTreeMap<String, Agent> = BTreeMap::new();
-    // What each host got when it registered.
-    let mut tokens: BTreeMap<String, String> = BTreeMap::new();
     loop {
-        let now_ms = clock::now_ms();
-        let hosts: Vec<_> = clouds.iter().flat_map(|c| c.hosts()).collect();
-        agents.retain(|id, _| hosts.iter().any(|h| h.instance.id == *id));
-        tokens.retain(|id, _| agents.contains_key(id));
-        for host in hosts.iter().filter(|h| h.agent_at_ms <= now_ms) {
-            let api = api.with(tokens.get(&host.instance.id).unwrap_or(&host.join));
-            let (id, boot) = (&host.instance.id, format!("boot-{}", host.agent_at_ms));
-            let path = format!("/v1/agents/{id}/report");
-            let gate =
-                |verdict: &str| json!({ "boot": boot, "checks": "gate", "verdict": verdict, "reason": "simulated" });
-            let next = match agents.get(id) {
-                None => {
-                    let body = json!({ "instance": id, "boot": boot, "gpus": host.gpus });
-                    let (status, told) = api.post("/v1/agents/register", &body).await;
-                    if let Some(token) = told.get("token").and_then(|t| t.as_str()) {
-                        tokens.insert(id.clone(), token.to_owned());
-                    }
-                    // The launch may not be answered yet: it tries again.
-                    (status == StatusCode::OK).then_some(Agent::Registered)
-                }
-                Some(Agent::Registered) if host.gate_at_ms <= now_ms => {
-                    let (status, _) = api.post(&path, &gate(if host.passes { "pass" } else { "fail" })).await;
-                    let answered =
-                        if host.passes { Agent::Passed { beat_at_ms: now_ms + BEAT_MS } } else { Agent::Failed };
-                    (status == StatusCode::OK).then_some(answered)
-                }
-                Some(Agent::Passed { beat_at_ms }) if *beat_at_ms <= now_ms => {
-                    let body = json!({ "boot": boot, "checks": "passive", "verdict": "pass" });
-                    let (_, answer) = api.post(&path, &body).await;
-                    if answer.get("state").is_some_and(|s| s == "diagnosing") {
-                        let desired = api.get(&format!("/v1/agents/{id}/desired?wait_s=0")).await;
-                        let tests = desired.get("tests").cloned().unwrap_or_default();
-                        let diagnosis = json!({ "tests": tests, "action": "nothing" });
-                        let body =
-                            json!({ "boot": boot, "checks": "diagnosis", "verdict": "pass", "diagnosis": diagnosis });
-                        api.post(&path, &body).await;
-                    }
-                    // Heard again after a silence: the gate follows.
-                    let again = answer.get("state").is_some_and(|s| s == "checking");
-                    Some(if again { Agent::Registered } else { Agent::Passed { beat_at_ms: now_ms + BEAT_MS } })
-                }
-                _ => None,
-            };
-            if let Some(next) = next {
-                agents.insert(id.clone(), next);
+        step(&api, &clouds, &mut agents, clock.now_ms()).await;
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|s| *s) => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
+/// What the agents of all hosts do at a moment.
+async fn step(api: &Caller, clouds: &[Arc<SimProvider>], agents: &mut BTreeMap<String, Agent>, now_ms: i64) {
+    let hosts: BTreeMap<String, SimHost> =
+        clouds.iter().flat_map(|c| c.hosts()).map(|h| (h.instance.id.clone(), h)).collect();
+    agents.retain(|id, _| hosts.contains_key(id));
+    for (id, host) in hosts.iter().filter(|(_, h)| h.agent_at_ms <= now_ms) {
+        let agent = agents.entry(id.clone()).or_default();
+        let api = api.with(agent.token.as_ref().unwrap_or(&host.join));
+        next(&api, host, agent, now_ms).await;
+    }
+}
+
+async fn next(api: &Caller, host: &SimHost, agent: &mut Agent, now_ms: i64) {
+    let (id, boot) = (&host.instance.id, format!("boot-{}", host.agent_at_ms));
+    let path = format!("/v1/agents/{id}/report");
+    let report = |checks: Checks, verdict: Verdict| Report {
+        boot: boot.clone(),
+        checks,
+        verdict,
+        reason: "simulated".into(),
+        seq: None,
+    };
+    match agent.stage {
+        Stage::Starting => {
+            let body = Register { instance: id.clone(), boot, gpus: host.gpus };
+            let (status, told) = api.post("/v1/agents/register", &body).await;
+            // The launch may not be answered yet: it tries again.
+            if let Ok(Registered { token, .. }) = serde_json::from_value(told)
+                && status == StatusCode::OK
+            {
+                agent.token = token.or_else(|| agent.token.take());
+                agent.stage = Stage::Registered;
             }
         }
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(200)) => {}
-            _ = stop.wait_for(|s| *s) => return,
+        Stage::Registered if host.gate_at_ms <= now_ms => {
+            let verdict = if host.passes { Verdict::Pass } else { Verdict::Fail };
+            let (status, _) = api.post(&path, &report(Checks::Gate(Gate::default()), verdict)).await;
+            if status == StatusCode::OK {
+                let passed = Stage::Passed { beat_at_ms: now_ms + BEAT_MS };
+                agent.stage = if host.passes { passed } else { Stage::Failed };
+            }
         }
+        Stage::Passed { beat_at_ms } if beat_at_ms <= now_ms => {
+            let beat = report(Checks::Passive { conditions: Vec::new() }, Verdict::Pass);
+            let (_, answer) = api.post(&path, &beat).await;
+            let state = serde_json::from_value::<Registered>(answer).ok().map(|r| r.state);
+            if state == Some(NodeState::Diagnosing) {
+                let desired = api.get(&format!("/v1/agents/{id}/desired?wait_s=0")).await;
+                if let Ok(Desired { health: Work::Diagnose { tests }, .. }) = serde_json::from_value(desired) {
+                    let diagnosis = Diagnosis {
+                        tests,
+                        remedy: Remedy::Nothing,
+                        error: None,
+                        yield_s: None,
+                        serials: Vec::new(),
+                        evidence: serde_json::Value::Null,
+                    };
+                    api.post(&path, &report(Checks::Diagnosis(diagnosis), Verdict::Pass)).await;
+                }
+            }
+            // Heard again after a silence: the gate follows.
+            let again = state == Some(NodeState::Checking);
+            agent.stage = if again { Stage::Registered } else { Stage::Passed { beat_at_ms: now_ms + BEAT_MS } };
+        }
+        Stage::Registered | Stage::Passed { .. } | Stage::Failed => {}
     }
 }

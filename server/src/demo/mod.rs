@@ -10,7 +10,7 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Method, Request, StatusCode, header};
 use fleet::rng::Rng;
-use providers::SimProvider;
+use providers::{Clock, SimProvider};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -19,14 +19,17 @@ use tower::ServiceExt;
 use crate::config::DemoPart;
 
 /// Plays the agents of simulated hosts until `stop` says so.
-pub fn play_hosts(router: Router, clouds: Vec<Arc<SimProvider>>, stop: watch::Receiver<bool>) {
-    tokio::spawn(hosts::play(Caller { router, secret: None }, clouds, stop));
+pub fn play_hosts(router: Router, clouds: Vec<Arc<SimProvider>>, clock: Clock, stop: watch::Receiver<bool>) {
+    tokio::spawn(hosts::play(Caller { router, secret: None }, clouds, clock, stop));
 }
 
 /// Plays clients until `stop` says so.
 pub fn play_clients(router: Router, demo: DemoPart, classes: Vec<String>, stop: watch::Receiver<bool>) {
     tokio::spawn(clients::play(Caller { router, secret: None }, demo, classes, stop));
 }
+
+/// Minutes of past demand that are made up.
+pub const PAST_STEPS: i64 = 120;
 
 /// Two hours of demand as the clients of a demo make it: `(class, milliseconds since 1970, claims)` by the minute.
 /// Claims that come at random and live for a while are Poisson in number.
@@ -35,7 +38,7 @@ pub fn past(demo: &DemoPart, classes: &[&str], now_ms: i64) -> Vec<(String, i64,
     let mut rng = Rng::new(3);
     let mean = demo.claims_per_min * demo.claim_mean_s / 60.0 / classes.len().max(1) as f64;
     let mut rows = Vec::new();
-    for minute in (1..=120).rev() {
+    for minute in (1..=PAST_STEPS).rev() {
         for class in classes {
             // As many as uniform draws multiply to under e^-mean (Knuth).
             let (mut count, mut product) = (-1.0, 1.0);

@@ -1,11 +1,11 @@
 //! Keeps the lead, or waits for it.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::Context;
+use crate::store::Write;
 
 /// Well within the lease, so that one slow write does not cost the lead.
 const EVERY: Duration = Duration::from_secs(3);
@@ -13,24 +13,25 @@ const EVERY: Duration = Duration::from_secs(3);
 pub async fn keep(context: Context, mut stop: watch::Receiver<bool>) {
     let app = &context.app;
     loop {
-        let term = match app.store.lead(&app.ledger, &context.holder).await {
+        let term = match app.ledger.lead(&context.holder).await {
             Ok(term) => term.unwrap_or(0),
             Err(error) => {
-                tracing::warn!(error = %crate::output::chain_of(&error), "cannot keep the lead");
+                tracing::warn!(error = %crate::errors::chain_of(&error), "cannot keep the lead");
                 0
             }
         };
-        let before = app.loops.term.swap(term, Ordering::AcqRel);
+        let before = app.board.set_term(term);
         if before != term {
             tracing::info!(term, "{}", if term > 0 { "this replica leads" } else { "another replica leads" });
             app.metrics.set_leads(term > 0);
         }
         tokio::select! {
-            () = tokio::time::sleep(EVERY) => {}
+            biased;
             _ = stop.wait_for(|s| *s) => break,
+            () = tokio::time::sleep(EVERY) => {}
         }
     }
-    app.loops.term.store(0, Ordering::Release);
+    app.board.set_term(0);
     // The next replica need not wait for the lease to run out.
-    let _ = app.store.step_down(&app.ledger, &context.holder).await;
+    let _ = app.ledger.record(Write::StepDown { holder: context.holder.to_string() }, None).await;
 }

@@ -1,10 +1,9 @@
-//! What the leader does over and over. Each loop takes no input: it looks at the state, does what is to be done, and can
-//! be run again at any time with the same result. It wakes by its timer or by a signal, and shows its last run.
+//! What the leader does over and over: shells around the decisions in `control`. Each loop takes no input: it looks at the
+//! state, does what is to be done, and can be run again at any time with the same result. It wakes by its timer or by a
+//! signal, and shows its last run. Each has one step that can be called by itself.
 
 mod act;
 mod breakers;
-mod fared;
-mod gather;
 mod lead;
 mod learn;
 mod observe;
@@ -13,142 +12,24 @@ mod plan;
 mod sample;
 mod weekly;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use fleet::OfferKey;
-use providers::{ErrorKind, Hint, Instance, InstanceState, Pace, Provider, ProviderError};
-use serde::Serialize;
+use control::observation::known_instances;
+use control::weekly::Diagnostics;
+use fleet::cloud::ErrorKind;
+use parking_lot::{Mutex, MutexGuard};
+use providers::{Clock, Pace, Provider, ProviderError};
 use tokio::sync::{Notify, watch};
-use utoipa::ToSchema;
 
-use crate::api::App;
-use crate::clock;
-use crate::config::{Diagnostics, Planning};
+use crate::app::App;
+use crate::board::Status;
+use crate::config::Planning;
+use crate::store::{Paused, StoreError, Unread};
 
-pub use breakers::{Closed, KIND as BREAKERS, Memory as BreakerMemory, OpenBreaker};
-pub use fared::{Health, place_of};
-pub use learn::{LIMITS, Learnt};
-pub use plan::PlanRecord;
-
-/// How a loop fares.
-#[derive(Debug, Clone, Default, Serialize, ToSchema)]
-pub struct Status {
-    /// What it is for.
-    pub about: &'static str,
-    /// Seconds between runs, unless it is woken.
-    pub period_s: f64,
-    /// Runs since the start.
-    pub runs: u64,
-    /// Runs that failed since the last that did not.
-    pub failures: u64,
-    /// When it last ran, milliseconds since 1970.
-    pub ran_at_ms: Option<i64>,
-    /// How long that took, milliseconds.
-    pub took_ms: i64,
-    /// What came of it.
-    pub result: String,
-    /// What went wrong last.
-    pub error: Option<String>,
-}
-
-/// The state of all loops, for the API.
-#[derive(Debug, Default)]
-pub struct Board {
-    loops: Mutex<BTreeMap<&'static str, Status>>,
-    /// Nothing is launched or released while it is set.
-    paused: AtomicBool,
-    /// What providers sell now; `None` until they were asked.
-    sold: Mutex<Option<BTreeSet<OfferKey>>>,
-    /// What providers tell of their offers, and when they did, milliseconds since 1970.
-    hints: Mutex<BTreeMap<OfferKey, (Hint, i64)>>,
-    /// The term in which the providers were last asked what they sell.
-    asked_in: AtomicI64,
-    /// Nodes that plans do not count, though they are there: their test may take them away for long.
-    uncounted: Mutex<BTreeSet<u64>>,
-    /// Term of this replica's lead; 0 while another leads.
-    term: AtomicI64,
-    /// Plans that were made wake the actor.
-    pub(crate) actor: Notify,
-}
-
-impl Board {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Status>> {
-        self.loops.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// All loops by name.
-    #[must_use]
-    pub fn all(&self) -> Vec<(&'static str, Status)> {
-        self.lock().iter().map(|(name, status)| (*name, status.clone())).collect()
-    }
-
-    /// Whether plans are acted on.
-    #[must_use]
-    pub fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::Acquire)
-    }
-
-    /// Stops or resumes acting on plans.
-    pub fn set_paused(&self, paused: bool) {
-        self.paused.store(paused, Ordering::Release);
-    }
-
-    /// Whether an offer can be bought now, as far as is known.
-    #[must_use]
-    pub fn is_sold(&self, offer: &OfferKey) -> bool {
-        let sold = self.sold.lock().unwrap_or_else(PoisonError::into_inner);
-        sold.as_ref().is_none_or(|s| s.contains(offer))
-    }
-
-    pub(crate) fn set_sold(&self, sold: BTreeSet<OfferKey>) {
-        *self.sold.lock().unwrap_or_else(PoisonError::into_inner) = Some(sold);
-    }
-
-    /// What the provider tells of an offer beside its price, and when it did, milliseconds since 1970.
-    #[must_use]
-    pub fn hint(&self, offer: &OfferKey) -> Option<(Hint, i64)> {
-        self.hints.lock().unwrap_or_else(PoisonError::into_inner).get(offer).cloned()
-    }
-
-    /// Whether plans count a node.
-    #[must_use]
-    pub fn counts(&self, node: u64) -> bool {
-        !self.uncounted.lock().unwrap_or_else(PoisonError::into_inner).contains(&node)
-    }
-
-    pub(crate) fn set_uncounted(&self, nodes: BTreeSet<u64>) {
-        *self.uncounted.lock().unwrap_or_else(PoisonError::into_inner) = nodes;
-    }
-
-    /// Whether the providers were asked in this term what they sell: before that a plan would go by what was long ago.
-    #[must_use]
-    pub fn was_asked_in(&self, term: i64) -> bool {
-        self.asked_in.load(Ordering::Acquire) == term
-    }
-
-    pub(crate) fn set_asked_in(&self, term: i64) {
-        self.asked_in.store(term, Ordering::Release);
-    }
-
-    /// Replaces what one provider told.
-    pub(crate) fn set_hints(&self, provider: &str, hints: Vec<Hint>) {
-        let mut all = self.hints.lock().unwrap_or_else(PoisonError::into_inner);
-        let now_ms = clock::now_ms();
-        all.retain(|offer, _| offer.provider != provider);
-        all.extend(hints.into_iter().map(|h| (h.offer.clone(), (h, now_ms))));
-    }
-
-    /// The term in which this replica leads, if it does.
-    #[must_use]
-    pub fn term(&self) -> Option<i64> {
-        Some(self.term.load(Ordering::Acquire)).filter(|t| *t > 0)
-    }
-}
+pub use plan::gather;
 
 /// A cloud account, and how fast it is asked.
 #[derive(Debug, Clone)]
@@ -161,8 +42,8 @@ pub struct Cloud {
 impl Cloud {
     /// An account that nobody has asked anything yet.
     #[must_use]
-    pub fn new(provider: Arc<dyn Provider>) -> Self {
-        let pace = Pace::new(provider.call_rate(), clock::now_ms());
+    pub fn new(provider: Arc<dyn Provider>, clock: &Clock) -> Self {
+        let pace = Pace::new(provider.call_rate(), clock.now_ms());
         Self { provider, pace: Arc::new(Mutex::new(pace)) }
     }
 
@@ -176,7 +57,7 @@ impl Cloud {
     }
 
     fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pace.lock()
     }
 }
 
@@ -203,132 +84,170 @@ impl fmt::Debug for Context {
 
 impl Context {
     /// Whether acting is paused, as any replica was told.
-    async fn paused(&self) -> Result<bool, crate::store::StoreError> {
-        let paused = self.app.store.document("switch", "paused").await?.is_some_and(|d| d.body == "true");
-        self.app.loops.set_paused(paused);
+    async fn paused(&self) -> Result<bool, StoreError> {
+        let Paused(paused) = self.app.store.single_or_default().await?;
+        self.app.board.set_paused(paused);
         Ok(paused)
     }
 
-    /// Tells a provider which of its instances run, as far as is known.
-    fn recall(&self, provider: &dyn Provider) {
-        let book = self.app.ledger.book();
-        let mine = book
-            .nodes()
-            .values()
-            .filter(|n| n.offer.provider == provider.name() && n.state != fleet::NodeState::Terminating);
-        let known: Vec<Instance> = mine
-            .filter_map(|n| {
-                Some(Instance {
-                    id: n.instance.clone()?,
-                    offer: n.offer.clone(),
-                    token: n.intent.map_or_else(String::new, |i| book.launch_token(i)),
-                    state: InstanceState::Running,
-                    launched_at_ms: n.asked_at_ms,
-                })
-            })
-            .collect();
+    /// Tells a provider which of its instances run. Where that is not known, it is told nothing.
+    fn recall(&self, provider: &dyn Provider) -> Result<(), Unread> {
+        let known = known_instances(&*self.app.book()?, provider.name());
         provider.recall(&known);
+        Ok(())
     }
 }
 
 /// A loop failed; the next run tries again.
 pub type LoopError = Box<dyn std::error::Error + Send + Sync>;
 
+/// A loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Loop {
+    /// Reads what the providers sell, at what price.
+    Offers,
+    /// Compares what the providers run with what is known.
+    Observe,
+    /// Decides what to launch and what to give back.
+    Plan,
+    /// Carries out what was decided.
+    Act,
+    /// Learns supply from how launches ended, and how nodes fare.
+    Learn,
+    /// Holds repairs of faults that come together.
+    Breakers,
+    /// Tests idle nodes, and gives them back when claims come.
+    Weekly,
+    /// Writes demand down for the forecast.
+    Sample,
+}
+
+impl Loop {
+    /// All of them, in the order of the data.
+    pub const ALL: [Self; 8] =
+        [Self::Offers, Self::Observe, Self::Plan, Self::Act, Self::Learn, Self::Breakers, Self::Weekly, Self::Sample];
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Offers => "offers",
+            Self::Observe => "observe",
+            Self::Plan => "plan",
+            Self::Act => "act",
+            Self::Learn => "learn",
+            Self::Breakers => "breakers",
+            Self::Weekly => "weekly",
+            Self::Sample => "sample",
+        }
+    }
+
+    fn about(self) -> &'static str {
+        match self {
+            Self::Offers => "read what the providers sell, at what price",
+            Self::Observe => "compare what the providers run with what is known",
+            Self::Plan => "decide what to launch and what to give back",
+            Self::Act => "carry out what was decided",
+            Self::Learn => "learn supply from how launches ended",
+            Self::Breakers => "hold repairs of faults that come together",
+            Self::Weekly => "test idle nodes, and give them back when claims come",
+            Self::Sample => "write demand down for the forecast",
+        }
+    }
+
+    fn period(self, context: &Context) -> Duration {
+        Duration::from_secs_f64(match self {
+            Self::Offers => 60.0,
+            Self::Observe => context.planning.observe_every_s,
+            Self::Plan => context.planning.every_s,
+            Self::Act => 1.0,
+            Self::Learn | Self::Breakers | Self::Sample => 5.0,
+            Self::Weekly => context.diagnostics.every_s,
+        })
+    }
+
+    /// What wakes it before its time.
+    fn signal(self, app: &App) -> Option<&Notify> {
+        match self {
+            Self::Plan => Some(&app.planner),
+            Self::Act => Some(&app.board.actor),
+            _ => None,
+        }
+    }
+
+    /// One run of it, in a term of this replica's lead.
+    ///
+    /// # Errors
+    /// Something could not be read, written or asked; the next run tries again.
+    pub async fn step(self, context: Context, term: i64) -> Result<String, LoopError> {
+        match self {
+            Self::Offers => offers::run(context, term).await,
+            Self::Observe => observe::run(context, term).await,
+            Self::Plan => plan::run(context, term).await,
+            Self::Act => act::run(context, term).await,
+            Self::Learn => learn::run(context, term).await,
+            Self::Breakers => breakers::run(context, term).await,
+            Self::Weekly => weekly::run(context, term).await,
+            Self::Sample => sample::run(context, term).await,
+        }
+    }
+}
+
 /// Starts all loops. They end when `stop` says so.
 pub fn start(context: &Context, stop: &watch::Receiver<bool>) {
-    let every = |seconds: f64| Duration::from_secs_f64(seconds);
-    let planning = Arc::clone(&context.planning);
-    let c = context;
-    tokio::spawn(lead::keep(c.clone(), stop.clone()));
-    spawn(c, stop, "offers", "read what the providers sell, at what price", every(60.0), |_| None, offers::run);
-    spawn(
-        c,
-        stop,
-        "observe",
-        "compare what the providers run with what is known",
-        every(planning.observe_every_s),
-        |_| None,
-        observe::run,
-    );
-    spawn(
-        c,
-        stop,
-        "plan",
-        "decide what to launch and what to give back",
-        every(planning.every_s),
-        |app| Some(&app.planner),
-        plan::run,
-    );
-    spawn(c, stop, "act", "carry out what was decided", every(1.0), |app| Some(&app.loops.actor), act::run);
-    spawn(c, stop, "learn", "learn supply from how launches ended", every(5.0), |_| None, learn::run);
-    spawn(c, stop, "breakers", "hold repairs of faults that come together", every(5.0), |_| None, breakers::run);
-    let tests = every(context.diagnostics.every_s);
-    spawn(c, stop, "weekly", "test idle nodes, and give them back when claims come", tests, |_| None, weekly::run);
-    spawn(c, stop, "sample", "write demand down for the forecast", every(5.0), |_| None, sample::run);
+    tokio::spawn(lead::keep(context.clone(), stop.clone()));
+    for which in Loop::ALL {
+        let (about, period_s) = (which.about(), which.period(context).as_secs_f64());
+        let status = Status { about, period_s, ..Status::default() };
+        context.app.board.statuses().insert(which.name(), status);
+        tokio::spawn(keep(context.clone(), which, stop.clone()));
+    }
 }
 
 /// A signal that comes often wakes a loop at most this often.
 const DEBOUNCE: Duration = Duration::from_secs(1);
+/// Whether this replica leads is looked at this often while it does not.
+const LEADS_EVERY: Duration = Duration::from_millis(100);
 
-fn spawn<F, R>(
-    context: &Context,
-    stop: &watch::Receiver<bool>,
-    name: &'static str,
-    about: &'static str,
-    period: Duration,
-    signal: fn(&App) -> Option<&Notify>,
-    run: F,
-) where
-    F: Fn(Context, i64) -> R + Send + Sync + 'static,
-    R: Future<Output = Result<String, LoopError>> + Send + 'static,
-{
-    let (context, mut stop) = (context.clone(), stop.clone());
-    let period_s = period.as_secs_f64();
-    context.app.loops.lock().insert(name, Status { about, period_s, ..Status::default() });
-    tokio::spawn(async move {
-        loop {
-            let woken = async {
-                match signal(&context.app) {
-                    Some(signal) => signal.notified().await,
-                    None => std::future::pending().await,
-                }
-            };
-            if let Some(term) = context.app.loops.term() {
-                // On a task of its own: one that panics has failed, and runs again like any other.
-                let task = tokio::spawn(run(context.clone(), term));
-                once(&context, name, async { task.await.unwrap_or_else(|error| Err(error.into())) }).await;
-                // The period counts from the end of a run; signals are gathered for a moment.
-                tokio::select! {
-                    () = async { tokio::time::sleep(DEBOUNCE.min(period)).await; woken.await } => {}
-                    () = tokio::time::sleep(period) => {}
-                    _ = stop.wait_for(|s| *s) => return,
-                }
-            } else {
-                tokio::select! {
-                    () = tokio::time::sleep(Duration::from_millis(100)) => {}
-                    _ = stop.wait_for(|s| *s) => return,
-                }
+/// Runs a loop for ever.
+async fn keep(context: Context, which: Loop, mut stop: watch::Receiver<bool>) {
+    let period = which.period(&context);
+    loop {
+        let woken = async {
+            match which.signal(&context.app) {
+                Some(signal) => signal.notified().await,
+                None => std::future::pending().await,
+            }
+        };
+        if let Some(term) = context.app.board.term() {
+            // On a task of its own: one that panics has failed, and runs again like any other.
+            let task = tokio::spawn(which.step(context.clone(), term));
+            once(&context, which, async { task.await.unwrap_or_else(|error| Err(error.into())) }).await;
+            // The period counts from the end of a run; signals are gathered for a moment.
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|s| *s) => return,
+                () = async { tokio::time::sleep(DEBOUNCE.min(period)).await; woken.await } => {}
+                () = tokio::time::sleep(period) => {}
+            }
+        } else {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|s| *s) => return,
+                () = tokio::time::sleep(LEADS_EVERY) => {}
             }
         }
-    });
+    }
 }
 
-/// Gathers a plan's inputs as the planner does, for benchmarks. Returns the number of nodes.
-///
-/// # Errors
-/// The database cannot be used.
-pub async fn measure_gather(app: &App, now_ms: i64) -> Result<usize, LoopError> {
-    Ok(gather::gather(app, &Planning::default(), now_ms).await?.nodes.len())
-}
-
-async fn once(context: &Context, name: &'static str, run: impl Future<Output = Result<String, LoopError>>) {
-    let began_ms = clock::now_ms();
+async fn once(context: &Context, which: Loop, run: impl Future<Output = Result<String, LoopError>>) {
+    let began_ms = context.app.now_ms();
     let result = run.await;
-    let mut board = context.app.loops.lock();
-    let status = board.entry(name).or_default();
+    let mut board = context.app.board.statuses();
+    let status = board.entry(which.name()).or_default();
     status.runs += 1;
     status.ran_at_ms = Some(began_ms);
-    status.took_ms = clock::now_ms() - began_ms;
+    status.took_ms = context.app.now_ms() - began_ms;
     match result {
         Ok(text) => {
             status.result = text;
@@ -336,8 +255,8 @@ async fn once(context: &Context, name: &'static str, run: impl Future<Output = R
             status.error = None;
         }
         Err(error) => {
-            let text = crate::output::chain_of(&*error);
-            tracing::warn!(name, error = %text, "a loop failed; it runs again");
+            let text = crate::errors::chain_of(&*error);
+            tracing::warn!(name = which.name(), error = %text, "a loop failed; it runs again");
             status.failures += 1;
             status.error = Some(text);
         }

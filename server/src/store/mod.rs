@@ -1,34 +1,35 @@
-//! The durable state, on SQLite or PostgreSQL with one SQL text.
+//! The durable state, on SQLite or PostgreSQL, or in memory for runs on virtual time.
 //!
-//! All writes of a process go through its [`Ledger`], which commits many operations at once. Writers of all processes
-//! lock the one row of `log_head` first, so that they come one after the other; whoever finds that `seq` has moved reads
-//! what changed before deciding anything. So a book in memory is never out of date when it decides, and a GPU is never
-//! given twice, nor a free one overlooked, with any number of replicas.
+//! All writes of a process go through its [`Ledger`], which commits many operations at once. Writers of all processes come
+//! one after the other; whoever finds that the log has moved reads what changed before deciding anything. So a book in
+//! memory is never out of date when it decides, and a GPU is never given twice, nor a free one overlooked, with any number
+//! of replicas.
 
-mod documents;
-mod gpus;
-mod lease;
+mod document;
 mod ledger;
-mod reads;
+mod memory;
+mod news;
 mod rows;
-mod writes;
+mod session;
+mod sql;
+mod write;
+mod writer;
 
-use std::str::FromStr;
-use std::sync::{Arc, Once};
-use std::time::Duration;
+use std::sync::Arc;
 
-use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
-use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::{AnyPool, ConnectOptions, SqlStr};
+use control::gpus::GpuRecord;
+use fleet::book::{Claim, Node};
 
-pub use documents::{Document, EditError};
-pub use gpus::{EvidenceRow, GpuFault, GpuRecord, change_gpus, gpu_names, write_evidence};
-pub use lease::Leadership;
-pub use ledger::{Ledger, OnConnection, WriteError};
-pub use reads::{AuditRow, EventRow, Page, PlanRow, TokenRow};
-pub use writes::{
-    EditedBy, audit, edit_document, forget_old, write_demand, write_document, write_new_document, write_plan,
+pub use document::{
+    ClosedBreakers, Crossed, Document, DocumentKey, DocumentKind, HostLimits, Named, OfferTable, Paused, Single,
+    Versioned,
 };
+pub use ledger::{BookRef, Ledger, OnBreach, Options, Pulse, Unread, WriteError};
+pub use memory::Memory;
+pub use rows::{AuditRow, EventRow, EvidenceRow, Leadership, Page, PlanRow, TokenRow};
+use session::Session;
+pub use sql::{Dialect, Sql};
+pub use write::{EditedBy, LEASE_MS, Write, Wrote, text_of};
 
 /// The database cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -67,44 +68,76 @@ pub enum StoreError {
         #[source]
         source: Arc<sqlx::Error>,
     },
+    /// What was to be written makes no sense.
+    #[error("{0}")]
+    Refused(&'static str),
+    /// The book is not known.
+    #[error("the state of the fleet is not known: the database could not be read")]
+    Unread,
+}
+
+impl From<Unread> for StoreError {
+    fn from(_: Unread) -> Self {
+        Self::Unread
+    }
+}
+
+impl From<Unread> for WriteError {
+    fn from(_: Unread) -> Self {
+        Self::Store(StoreError::Unread)
+    }
 }
 
 impl StoreError {
     fn database(doing: &'static str) -> impl Fn(sqlx::Error) -> Self {
         move |source| Self::Database { doing, source: Arc::new(source) }
     }
-}
 
-/// Which database it is, where the two differ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dialect {
-    /// A file, one machine.
-    Sqlite,
-    /// A server, many replicas.
-    Postgres,
-}
-
-impl Dialect {
-    /// The elements of the JSON array in a parameter, as rows with a column `value`.
-    fn elements(self, parameter: u32) -> String {
-        match self {
-            Self::Sqlite => format!("json_each(${parameter})"),
-            Self::Postgres => format!("json_array_elements(CAST(${parameter} AS JSON))"),
-        }
+    /// Whether it is the fault of what was written, and not of the database: another operation of the same batch may well
+    /// be written.
+    #[must_use]
+    pub fn is_of_the_operation(&self) -> bool {
+        let Self::Database { source, .. } = self else {
+            return matches!(self, Self::Record { .. } | Self::Refused(_));
+        };
+        let sqlx::Error::Database(error) = &**source else {
+            return matches!(**source, sqlx::Error::Encode(_) | sqlx::Error::ColumnDecode { .. });
+        };
+        let code = error.code().unwrap_or_default();
+        // PostgreSQL's classes 22 (data), 23 (constraints), 42 (a statement that makes no sense), 54 (limits); SQLite's
+        // primary codes 18 (too big), 19 (constraint), 20 (mismatch), 25 (range).
+        let of_postgres = code.len() == 5 && ["22", "23", "42", "54"].iter().any(|class| code.starts_with(class));
+        let primary = code.parse::<u32>().ok().filter(|_| code.len() < 5).map(|code| code & 0xff);
+        of_postgres || primary.is_some_and(|code| [18, 19, 20, 25].contains(&code))
     }
 }
 
-/// A database that is ready: connected, and migrated to this version.
 #[derive(Debug, Clone)]
-pub struct Store {
-    pool: AnyPool,
-    dialect: Dialect,
-    /// First part of the launch tokens of this database, and of no other.
-    token_prefix: Arc<str>,
+enum Backend {
+    Sql(Sql),
+    Memory(Memory),
 }
 
-/// Connections of one process. Claims need one; the rest are for reads.
-const CONNECTIONS_MAX: u32 = 8;
+/// The durable state, for reads.
+#[derive(Debug, Clone)]
+pub struct Store(Backend);
+
+macro_rules! reads {
+    ($($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
+        $(
+            $(#[$doc])*
+            ///
+            /// # Errors
+            /// The database cannot be used, or a record does not read.
+            pub async fn $name(&self, $($arg: $type),*) -> Result<$out, StoreError> {
+                match &self.0 {
+                    Backend::Sql(sql) => sql.$name($($arg),*).await,
+                    Backend::Memory(memory) => Ok(memory.$name($($arg),*).await),
+                }
+            }
+        )*
+    };
+}
 
 impl Store {
     /// Opens `sqlite:FILE` (made if it is not there) or `postgres://…`, and migrates it.
@@ -112,77 +145,26 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn open(url: &str) -> Result<Self, StoreError> {
-        static DRIVERS: Once = Once::new();
-        DRIVERS.call_once(sqlx::any::install_default_drivers);
-        let dialect = match url.split(':').next() {
-            Some("sqlite") => Dialect::Sqlite,
-            Some("postgres" | "postgresql") => Dialect::Postgres,
-            _ => return Err(StoreError::Url { url: without_password(url) }),
-        };
-        let mut url = url.to_owned();
-        if dialect == Dialect::Sqlite && !url.contains("mode=") {
-            url += if url.contains('?') { "&mode=rwc" } else { "?mode=rwc" };
-        }
-        let options = AnyConnectOptions::from_str(&url)
-            .map_err(|_| StoreError::Url { url: without_password(&url) })?
-            .disable_statement_logging();
-        let connected = AnyPoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
-            .acquire_timeout(Duration::from_secs(10))
-            .after_connect(move |connection, _| {
-                Box::pin(async move {
-                    if dialect == Dialect::Sqlite {
-                        // FULL: a commit is on the disk before anybody is told.
-                        let set = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000; \
-                                   PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 4000; PRAGMA cache_size = -32000";
-                        sqlx::raw_sql(set).execute(connection).await?;
-                    }
-                    Ok(())
-                })
-            })
-            .connect_with(options)
-            .await;
-        let pool = connected.map_err(StoreError::database("open the database"))?;
-        let mut store = Self { pool, dialect, token_prefix: Arc::from("") };
-        store.migrate().await?;
-        store.token_prefix = store.named().await?.into();
-        Ok(store)
+        Ok(Self(Backend::Sql(Sql::open(url).await?)))
     }
 
-    /// Gives the database a name at random the first time it is opened, by whichever replica is first.
-    async fn named(&self) -> Result<String, StoreError> {
-        let doing = StoreError::database("name the database");
-        let mut bits = [0_u8; 4];
-        getrandom::fill(&mut bits).map_err(|e| doing(sqlx::Error::Protocol(format!("no randomness: {e}"))))?;
-        let name = format!("pl-{:08x}", u32::from_le_bytes(bits));
-        let write = "INSERT INTO documents (kind, name, seq, version, body) VALUES ('fleet', 'token-prefix', 0, 1, $1) \
-                     ON CONFLICT (kind, name) DO NOTHING";
-        sqlx::query(write).bind(name).execute(&self.pool).await.map_err(&doing)?;
-        let read = "SELECT body FROM documents WHERE kind = 'fleet' AND name = 'token-prefix'";
-        sqlx::query_scalar(read).fetch_one(&self.pool).await.map_err(&doing)
-    }
-
-    /// Which database it is.
+    /// A store in memory.
     #[must_use]
-    pub fn dialect(&self) -> Dialect {
-        self.dialect
+    pub fn in_memory(memory: Memory) -> Self {
+        Self(Backend::Memory(memory))
     }
 
-    async fn migrate(&self) -> Result<(), StoreError> {
-        let texts = [
-            (1, "initial", include_str!("../../../migrations/0001_initial.sql")),
-            (2, "health", include_str!("../../../migrations/0002_health.sql")),
-        ];
-        let one = |(version, name, text): (i64, &'static str, &'static str)| {
-            Migration::new(version, name.into(), MigrationType::Simple, SqlStr::from_static(text), false)
-        };
-        let migrator = Migrator::with_migrations(texts.map(one).to_vec());
-        migrator.run(&self.pool).await.map_err(|error| match error {
-            sqlx::migrate::MigrateError::VersionMissing(migration) => StoreError::Newer { migration },
-            other => StoreError::Database {
-                doing: "migrate the database",
-                source: Arc::new(sqlx::Error::Migrate(Box::new(other))),
-            },
+    fn token_prefix(&self) -> &str {
+        match &self.0 {
+            Backend::Sql(sql) => &sql.token_prefix,
+            Backend::Memory(_) => "pl-memory",
+        }
+    }
+
+    async fn session(&self) -> Result<Session, StoreError> {
+        Ok(match &self.0 {
+            Backend::Sql(sql) => Session::Sql(Box::new(sql.session().await?)),
+            Backend::Memory(memory) => Session::Memory(Box::new(memory.session().await)),
         })
     }
 
@@ -191,25 +173,65 @@ impl Store {
     /// # Errors
     /// It does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query("SELECT 1").execute(&self.pool).await.map_err(StoreError::database("reach the database"))?;
-        Ok(())
+        match &self.0 {
+            Backend::Sql(sql) => sql.ping().await,
+            Backend::Memory(_) => Ok(()),
+        }
     }
-}
 
-fn without_password(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if at > scheme => format!("{}://…{}", &url[..scheme], &url[at..]),
-        _ => url.to_owned(),
+    /// The text of a document that is no JSON.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn text(&self, key: &DocumentKey) -> Result<Option<String>, StoreError> {
+        Ok(self.document(key).await?.map(|d| d.body))
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// What was written is one document of a kind, or none.
+    async fn document(&self, key: &DocumentKey) -> Result<Option<Document>, StoreError> {
+        match &self.0 {
+            Backend::Sql(sql) => sql.document(key).await,
+            Backend::Memory(memory) => Ok(memory.document(key).await),
+        }
+    }
 
-    #[test]
-    fn passwords_are_not_shown() {
-        assert_eq!(without_password("postgres://me:secret@db/x"), "postgres://…@db/x");
-        assert_eq!(without_password("mysql:x"), "mysql:x");
+    async fn documents(&self, kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
+        match &self.0 {
+            Backend::Sql(sql) => sql.documents(kind).await,
+            Backend::Memory(memory) => Ok(memory.documents(kind).await),
+        }
+    }
+
+    reads! {
+        /// What people did, after a number.
+        audits(page: Page) -> Vec<AuditRow>;
+        /// Events after a number.
+        events(page: Page) -> Vec<EventRow>;
+        /// The number of the last event that may be read.
+        last_seq() -> i64;
+        /// Nodes by number, also those that have ended; of one state where given.
+        nodes(state: Option<&str>, page: Page) -> Vec<Node>;
+        /// Claims by number, also those that have ended; of one state where given.
+        claims(state: Option<&str>, page: Page) -> Vec<Claim>;
+        /// One claim, also one that has ended.
+        claim(id: u64) -> Option<Claim>;
+        /// One node, also one that has ended.
+        node(id: u64) -> Option<Node>;
+        /// The newest plans up to `epoch`, the newest first.
+        plans(up_to_epoch: i64, limit: i64) -> Vec<PlanRow>;
+        /// Demand since a moment: `(class, milliseconds since 1970, claims)`, by time.
+        demand(since_ms: i64) -> Vec<(String, i64, f64)>;
+        /// Whether there ever was a token, revoked or not.
+        any_token_was_made() -> bool;
+        /// Tokens that are not revoked.
+        tokens() -> Vec<TokenRow>;
+        /// GPUs after a name, in the order of their names.
+        gpus(after: &str, limit: i64) -> Vec<GpuRecord>;
+        /// GPUs by their names; those that nobody has seen are left out.
+        gpus_named(names: &[String]) -> Vec<GpuRecord>;
+        /// Evidence of a node after a number.
+        evidence(node: u64, page: Page) -> Vec<EvidenceRow>;
+        /// Who leads now; an old term may have run out.
+        leadership() -> Leadership;
     }
 }

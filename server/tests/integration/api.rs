@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
-use server::api::{Code, agent_token, document, hash_of, join_secret};
-use server::clock::now_ms;
-use server::commands::serve::{Server, start};
+use server::api::{Code, document};
 use server::config::Config;
-use server::store::TokenRow;
+use server::secrets::{agent_token, join_secret};
+use server::serve::{Server, start};
+use server::store::{TokenRow, Write};
+use server::tokens::hash_of;
 use tokio::sync::watch;
 
 pub const CONFIG: &str = r#"
@@ -114,7 +115,7 @@ async fn a_claim_makes_the_fleet_grow_and_is_given_back() {
     for name in ["pilotlight_claims_total", "pilotlight_nodes", "pilotlight_claim_duration_seconds_bucket"] {
         assert!(text.contains(name), "{name} is missing");
     }
-    run.server.app.ledger.book().check().expect("sound");
+    run.server.app.book().expect("read").breaches().is_empty().then_some(()).expect("sound");
 }
 
 /// Paused, nothing is launched; and the fleet grows again after that.
@@ -165,7 +166,7 @@ async fn hostile_requests_get_an_answer_and_change_nothing() {
     }
     let after = run.get("/v1/events/last").await["seq"].as_i64();
     assert!(after <= seq.map(|s| s + 4), "one failed claim is all that is written: {seq:?} {after:?}");
-    assert!(run.server.app.ledger.book().claims().is_empty());
+    assert!(run.server.app.book().expect("read").claims().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -197,7 +198,7 @@ async fn tokens_open_what_their_role_may_do() {
     let store = &run.server.app.store;
     for (name, role) in [("v", "viewer"), ("s", "scheduler"), ("o", "operator")] {
         let row = TokenRow { name: name.into(), role: role.into(), hash: hash_of(name) };
-        store.put_token(&run.server.app.ledger, row).await.expect("written");
+        run.server.app.ledger.record(Write::PutToken(row), None).await.expect("written");
     }
     run.server.app.tokens.set(&store.tokens().await.expect("read"), true);
     let call = async |secret: &str, path: &str| {
@@ -210,7 +211,7 @@ async fn tokens_open_what_their_role_may_do() {
     assert_eq!(call("s", "/v1/claims").await, StatusCode::SERVICE_UNAVAILABLE, "allowed, and nothing is free");
     assert_eq!(call("s", "/v1/pause").await, StatusCode::FORBIDDEN);
     assert_eq!(call("o", "/v1/pause").await, StatusCode::OK);
-    store.revoke_token(&run.server.app.ledger, "o".into()).await.expect("written");
+    run.server.app.ledger.record(Write::RevokeToken("o".into()), None).await.expect("written");
     run.server.app.tokens.set(&store.tokens().await.expect("read"), true);
     assert_eq!(call("o", "/v1/resume").await, StatusCode::UNAUTHORIZED);
 }
@@ -230,8 +231,8 @@ async fn an_agent_speaks_for_its_own_launch_only() {
         let status = request.body(body.to_string()).send().await.expect("answers").status();
         assert_eq!(status, StatusCode::FORBIDDEN);
     }
-    let id = run.server.app.ledger.book().nodes().values().next().map(|n| n.id).expect("launched");
-    let token = agent_token(&run.server.app.join_key, id, now_ms());
+    let id = run.server.app.book().expect("read").nodes().values().next().map(|n| n.id).expect("launched");
+    let token = agent_token(&run.server.app.join_key, id, run.server.app.now_ms());
     let request = run.http.post(format!("{}/v1/agents/{instance}/report", run.server.url)).bearer_auth(token);
     let answer = request.body(body.to_string()).send().await.expect("answers");
     assert_eq!(answer.status(), StatusCode::CONFLICT, "a report of another boot changes nothing");
@@ -245,7 +246,7 @@ async fn a_join_secret_registers_once_and_reports_count_once() {
     let run = running_with(&CONFIG.replace("speed = 200.0", "speed = 1.0")).await;
     run.post("/v1/claims", &json!({ "class": "chat", "on_empty": "queue", "wait_s": 60 })).await;
     let launched = || {
-        let book = run.server.app.ledger.book();
+        let book = run.server.app.book().expect("read");
         book.nodes().values().find_map(|n| Some((n.id, n.instance.clone()?, n.intent?)))
     };
     let (id, instance, intent) = loop {
@@ -254,7 +255,7 @@ async fn a_join_secret_registers_once_and_reports_count_once() {
             None => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     };
-    let secret = join_secret(&run.server.app.join_key, &run.server.app.ledger.book().launch_token(intent));
+    let secret = join_secret(&run.server.app.join_key, &run.server.app.book().expect("read").launch_token(intent));
     let call = async |path: &str, secret: &str, body: Value| {
         let request = run.http.post(format!("{}{path}", run.server.url)).bearer_auth(secret).body(body.to_string());
         let answer = request.send().await.expect("answers");
@@ -274,7 +275,7 @@ async fn a_join_secret_registers_once_and_reports_count_once() {
     let mut forged = token.clone();
     forged.replace_range(4..5, "9");
     assert_eq!(call(&report, &forged, gate(1)).await.0, StatusCode::FORBIDDEN);
-    let old = agent_token(&run.server.app.join_key, id, now_ms() - 8 * 86_400_000);
+    let old = agent_token(&run.server.app.join_key, id, run.server.app.now_ms() - 8 * 86_400_000);
     assert_eq!(call(&report, &old, gate(1)).await.0, StatusCode::FORBIDDEN, "a week is its life");
     for _ in 0..2 {
         let (status, told) = call(&report, &token, gate(1)).await;
@@ -283,7 +284,7 @@ async fn a_join_secret_registers_once_and_reports_count_once() {
     }
     let (status, _) = call("/v1/agents/register", &secret, register("b1")).await;
     assert_eq!(status, StatusCode::FORBIDDEN, "the host has spoken with its token: the secret is used");
-    let aged = agent_token(&run.server.app.join_key, id, now_ms() - 2 * 86_400_000);
+    let aged = agent_token(&run.server.app.join_key, id, run.server.app.now_ms() - 2 * 86_400_000);
     let passive = json!({ "boot": "b1", "seq": 2, "checks": "passive", "verdict": "degraded",
         "conditions": [{ "cause": "xid:63", "effect": "reset-at-idle", "raised_at_ms": 0 }] });
     let (status, told) = call(&report, &aged, passive).await;
@@ -374,7 +375,7 @@ async fn callers_are_slowed_down_one_by_one() {
     let store = &run.server.app.store;
     for name in ["a", "b"] {
         let row = TokenRow { name: name.into(), role: "viewer".into(), hash: hash_of(name) };
-        store.put_token(&run.server.app.ledger, row).await.expect("written");
+        run.server.app.ledger.record(Write::PutToken(row), None).await.expect("written");
     }
     run.server.app.tokens.set(&store.tokens().await.expect("read"), true);
     let call = async |secret: &str| {
@@ -406,7 +407,7 @@ async fn agents_are_told_what_to_do() {
     let node = granted["gpus"][0]["node"].as_str().expect("text").to_owned();
     let instance = run.get(&format!("/v1/nodes/{node}")).await["instance"].as_str().expect("text").to_owned();
     let id = node.trim_start_matches("n-").parse().expect("a number");
-    let secret = agent_token(&run.server.app.join_key, id, now_ms());
+    let secret = agent_token(&run.server.app.join_key, id, run.server.app.now_ms());
     let desired = async |query: &str| {
         let url = format!("{}/v1/agents/{instance}/desired{query}", run.server.url);
         let answer = run.http.get(url).bearer_auth(&secret).send().await.expect("answers");

@@ -4,15 +4,14 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use server::api::agent_token;
-use server::clock::now_ms;
+use server::secrets::agent_token;
 
 use crate::api::Running;
 use crate::gpus::{gated, quiet};
 
 /// What its agent says of a node that has passed its gate.
 async fn passive(run: &Running, id: u64, instance: &str, cause: &str) {
-    let token = agent_token(&run.server.app.join_key, id, now_ms());
+    let token = agent_token(&run.server.app.join_key, id, run.server.app.now_ms());
     let body = json!({
         "boot": "b1", "seq": 9, "checks": "passive", "verdict": "fail",
         "conditions": [{ "cause": cause, "effect": "quarantine", "raised_at_ms": 0, "text": "a test" }],
@@ -38,8 +37,8 @@ async fn until(run: &Running, path: &str, so: impl Fn(&[Value]) -> bool) -> Vec<
 async fn a_cause_that_many_have_in_common_holds_its_nodes_until_it_is_closed() {
     let run = quiet().await;
     // Before this nothing is counted: what was is over.
-    let looked = |l: &(&str, server::loops::Status)| l.0 == "breakers" && l.1.runs > 0;
-    while !run.server.app.loops.all().iter().any(looked) {
+    let looked = |l: &(&str, server::board::Status)| l.0 == "breakers" && l.1.runs > 0;
+    while !run.server.app.board.all().iter().any(looked) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let mut nodes = Vec::new();
@@ -55,7 +54,7 @@ async fn a_cause_that_many_have_in_common_holds_its_nodes_until_it_is_closed() {
     assert_eq!(of, [(&json!("driver:580.1"), &json!("open")), (&json!("xid:79"), &json!("open"))], "{open:?}");
     // A node that has ended is forgotten.
     let ends = || {
-        let book = run.server.app.ledger.book();
+        let book = run.server.app.book().expect("read");
         let ends = |i: &fleet::book::Intent, id: u64| i.action == fleet::book::IntentAction::Terminate { node: id };
         let ended = |id: u64| {
             let gone = book.nodes().get(&id).is_none_or(|n| n.state == fleet::NodeState::Terminating);

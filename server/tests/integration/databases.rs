@@ -22,6 +22,15 @@ impl Drop for Database {
     }
 }
 
+/// Runs a statement in a database, beside the server.
+pub async fn execute(url: &str, text: &'static str) {
+    use sqlx::Connection;
+    sqlx::any::install_default_drivers();
+    let mut connection = sqlx::AnyConnection::connect(url).await.expect("opens");
+    sqlx::raw_sql(text).execute(&mut connection).await.expect("runs");
+    connection.close().await.expect("closes");
+}
+
 /// A SQLite file.
 pub fn sqlite() -> Option<Database> {
     let folder = tempfile::tempdir().expect("temp");

@@ -1,9 +1,9 @@
 //! Physical GPUs are known across the nodes that they are rented as.
 
+use fleet::LaunchAnswer;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use server::api::agent_token;
-use server::clock::now_ms;
+use server::secrets::agent_token;
 
 use crate::api::{CONFIG, Running, running_with};
 
@@ -17,7 +17,7 @@ pub async fn quiet() -> Running {
 /// A node of a host with these GPUs that has registered and whose gate has said this; its state then.
 pub async fn gated(run: &Running, instance: &str, serials: &[&str], verdict: &str) -> (u64, Value) {
     let offer = loop {
-        if let Some(offer) = run.server.app.ledger.book().offers().first() {
+        if let Some(offer) = run.server.app.book().expect("read").offers().first() {
             break offer.key.clone();
         }
         tokio::task::yield_now().await;
@@ -26,11 +26,11 @@ pub async fn gated(run: &Running, instance: &str, serials: &[&str], verdict: &st
     let made = run.server.app.ledger.write(move |book, now_ms| {
         let intent = book.intend_launch(1, &offer, 1, 60_000, now_ms).expect("known");
         book.intent_sent(intent, now_ms).expect("open");
-        book.launched(intent, &[name], "by a test", now_ms).expect("open");
+        book.launched(intent, &[name.clone()], LaunchAnswer::Launched, "by a test", now_ms).expect("open");
         book.nodes().values().find(|n| n.intent == Some(intent)).expect("made").id
     });
     let id = made.await.expect("written");
-    let token = agent_token(&run.server.app.join_key, id, now_ms());
+    let token = agent_token(&run.server.app.join_key, id, run.server.app.now_ms());
     let say = async |path: &str, body: Value| {
         let request = run.http.post(format!("{}{path}", run.server.url)).bearer_auth(&token).body(body.to_string());
         let answer = request.send().await.expect("answers");
@@ -41,7 +41,8 @@ pub async fn gated(run: &Running, instance: &str, serials: &[&str], verdict: &st
         json!({ "outcomes": [{ "check": "memory", "numbers": [{ "name": "read_gbps", "value": 4000.0 }] }] });
     let gate = json!({
         "boot": "b1", "seq": 1, "checks": "gate", "verdict": verdict, "reason": "a test", "serials": serials,
-        "driver": "580.1", "evidence": evidence,
+        "driver": "580.1", "evidence": evidence, "mend": if verdict == "pass" { "nothing" } else { "replace" },
+        "failed_check": if verdict == "pass" { Value::Null } else { json!("memory") },
     });
     say(&format!("/v1/agents/{instance}/report"), gate).await;
     (id, run.get(&format!("/v1/nodes/n-{id}")).await)
@@ -92,7 +93,7 @@ async fn a_gate_answers_the_state_that_asked_for_it() {
         book.nodes()[&id].since_ms
     };
     let version = ledger.write(lent).await.expect("written");
-    let token = agent_token(&run.server.app.join_key, id, now_ms());
+    let token = agent_token(&run.server.app.join_key, id, run.server.app.now_ms());
     let say = async |body: Value| {
         let url = format!("{}/v1/agents/i-1/report", run.server.url);
         let sent = run.http.post(url).bearer_auth(&token).body(body.to_string()).send().await.expect("answers");
@@ -100,7 +101,7 @@ async fn a_gate_answers_the_state_that_asked_for_it() {
     };
     let found = json!({
         "boot": "b1", "seq": 2, "checks": "diagnosis", "verdict": "fail", "reason": "memory failed once", "serials": ["g-1"],
-        "diagnosis": { "tests": "2", "action": "repeat" },
+        "tests": "2", "remedy": "recheck",
     });
     let (status, told) = say(found).await;
     assert_eq!((status, &told["state"]), (StatusCode::OK, &json!("checking")), "{told}");
@@ -111,8 +112,8 @@ async fn a_gate_answers_the_state_that_asked_for_it() {
         (StatusCode::OK, &json!("checking")),
         "the short one is not enough now: {told}"
     );
-    let now = ledger.book().nodes()[&id].since_ms;
-    assert!(now > version && !ledger.book().nodes()[&id].gate_is_short());
+    let now = ledger.book().expect("read").nodes()[&id].since_ms;
+    assert!(now > version && !ledger.book().expect("read").nodes()[&id].gate_is_short());
     let (_, told) = say(gate(4, now)).await;
     assert_eq!(told["state"], "idle", "{told}");
     let gpu = run.get("/v1/gpus").await["items"][0].clone();
@@ -130,8 +131,8 @@ async fn without_serials_the_instance_is_what_is_known() {
     gated(&run, "i-1", &[], "pass").await;
     assert_eq!(run.get("/v1/gpus").await["items"][0]["serial"], "sim:i-1");
     let long = vec!["x".repeat(65)];
-    let id = run.server.app.ledger.book().nodes().keys().next().copied().expect("one");
-    let token = agent_token(&run.server.app.join_key, id, now_ms());
+    let id = run.server.app.book().expect("read").nodes().keys().next().copied().expect("one");
+    let token = agent_token(&run.server.app.join_key, id, run.server.app.now_ms());
     let body = json!({ "boot": "b1", "checks": "gate", "verdict": "pass", "serials": long });
     let request = run.http.post(format!("{}/v1/agents/i-1/report", run.server.url)).bearer_auth(token);
     assert_eq!(

@@ -1,17 +1,20 @@
-//! What any database must do, run on SQLite and on PostgreSQL.
+//! What any store must do, run on SQLite, on PostgreSQL, and in memory.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use fleet::book::{Book, ClaimError, ClaimRequest, ClassRule, Held, Limits};
-use fleet::{ClaimState, Offer, OnEmpty};
-use server::config::ClassSpec;
+use control::gpus::{GpuChange, Tested};
+use fleet::book::{Book, ClaimError, ClaimRequest, ClassRule, Held, HeldCause, Limits};
+use fleet::{ClaimState, LaunchAnswer, Offer, OnEmpty};
+use protocol::{BudgetSpec, ClassSpec};
+use providers::Clock;
 use server::store::{
-    Document, EditError, EvidenceRow, Ledger, Page, Store, StoreError, WriteError, change_gpus, edit_document,
-    write_document, write_evidence,
+    Crossed, DocumentKey, EventRow, EvidenceRow, Ledger, Memory, OfferTable, Options, Page, Single, Store, StoreError,
+    Write, WriteError, text_of,
 };
 
-use crate::databases::{self, Database};
+use crate::databases;
 
 const CLASS: &str = r#"
 name = "small"
@@ -49,37 +52,53 @@ pub fn ask(key: Option<&str>) -> ClaimRequest {
 pub fn idle(book: &mut Book, nodes: u32, now_ms: i64) {
     let intent = book.intend_launch(1, &offer().key, nodes, 60_000, now_ms).expect("known");
     let instances: Vec<String> = (0..nodes).map(|i| format!("x-{intent}-{i}")).collect();
-    book.launched(intent, &instances, "done", now_ms).expect("open");
+    book.launched(intent, &instances, LaunchAnswer::Launched, "done", now_ms).expect("open");
     let ids: Vec<u64> = book.nodes().values().filter(|n| n.intent == Some(intent)).map(|n| n.id).collect();
     for id in ids {
         book.register(id, "b", 8, now_ms).expect("booting");
-        book.gate(id, "b", &fleet::book::Gate::Passed, "passed", now_ms).expect("checking");
+        book.gate(id, "b", &fleet::book::Gate::passed(), "passed", now_ms).expect("checking");
     }
 }
 
-async fn opened(database: &Database) -> (Store, Ledger) {
-    let store = Store::open(&database.url).await.expect("opens");
-    let ledger = Ledger::start(&store, Limits::default()).await.expect("reads");
+/// A store that can be opened again and again.
+pub enum Place {
+    Database(databases::Database),
+    Memory(Memory),
+}
+
+impl Place {
+    pub async fn store(&self) -> Store {
+        match self {
+            Self::Database(database) => Store::open(&database.url).await.expect("opens"),
+            Self::Memory(memory) => Store::in_memory(memory.clone()),
+        }
+    }
+}
+
+fn options(clock: Clock) -> Options {
+    let on_breach = Arc::new(|breach: &fleet::invariants::Breach| panic!("{breach}"));
+    Options { limits: Limits::default(), clock, ticks: true, on_breach }
+}
+
+async fn opened(place: &Place) -> (Store, Ledger) {
+    let store = place.store().await;
+    let ledger = Ledger::start(&store, options(Clock::system())).await.expect("reads");
     (store, ledger)
 }
 
 /// With a class, an offer and `nodes` idle nodes of 8 GPUs.
-async fn filled(database: &Database, nodes: u32) -> (Store, Ledger) {
-    let (store, ledger) = opened(database).await;
-    for (kind, name, body) in [
-        ("class", "small", serde_json::to_string(&rule()).expect("text")),
-        ("offers", "all", serde_json::to_string(&vec![offer()]).expect("text")),
-    ] {
-        let document = Document { kind: kind.into(), name: name.into(), version: 0, body };
-        write_document(&ledger, document, None).await.expect("written");
-    }
+async fn filled(place: &Place, nodes: u32) -> (Store, Ledger) {
+    let (store, ledger) = opened(place).await;
+    let class = text_of(&rule(), "class").expect("text");
+    ledger.edit(DocumentKey::Class("small".into()), class, None, None).await.expect("written").expect("new");
+    ledger.put(&OfferTable(vec![offer()]), None).await.expect("written");
     ledger.write(move |book, now_ms| idle(book, nodes, now_ms)).await.expect("written");
     (store, ledger)
 }
 
 async fn claim(ledger: &Ledger, key: Option<&str>) -> Result<u64, ClaimError> {
     let ask = ask(key);
-    let done = ledger.write_keyed(ask.key.clone(), move |book, now_ms| book.claim(ask, now_ms)).await;
+    let done = ledger.write_keyed(ask.key.clone(), move |book, now_ms| book.claim(ask.clone(), now_ms)).await;
     done.expect("durable").map(|(id, _)| id)
 }
 
@@ -88,13 +107,19 @@ macro_rules! conformance {
         mod $name {
             #[tokio::test(flavor = "multi_thread")]
             async fn sqlite() {
-                super::check::$name(&super::databases::sqlite().expect("always there")).await;
+                let database = super::databases::sqlite().expect("always there");
+                super::check::$name(&super::Place::Database(database)).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn memory() {
+                super::check::$name(&super::Place::Memory(super::Memory::default())).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]
             async fn postgres() {
                 if let Some(database) = super::databases::postgres() {
-                    super::check::$name(&database).await;
+                    super::check::$name(&super::Place::Database(database)).await;
                 }
             }
         }
@@ -108,9 +133,8 @@ conformance!(
     edits_that_cross_are_refused,
     an_old_leader_writes_nothing,
     the_log_has_every_change_in_order,
-    a_batch_that_fails_changes_nothing,
+    one_bad_operation_fails_alone,
     what_is_known_of_gpus_is_kept,
-    a_newer_database_is_refused,
     a_replica_that_fell_far_behind_reads_everything,
 );
 
@@ -119,9 +143,9 @@ mod check {
 
     /// 64 clients on two replicas against 40 GPUs: 40 get one, nobody gets another's, nobody is sent away while one is
     /// free.
-    pub async fn n_gpus_are_given_n_times(database: &Database) {
-        let (_, first) = filled(database, 5).await;
-        let (store, second) = opened(database).await;
+    pub async fn n_gpus_are_given_n_times(place: &Place) {
+        let (_, first) = filled(place, 5).await;
+        let (store, second) = opened(place).await;
         let clients = (0..64).map(|i| {
             let ledger = if i % 2 == 0 { first.clone() } else { second.clone() };
             tokio::spawn(async move { claim(&ledger, None).await })
@@ -140,76 +164,81 @@ mod check {
         first.write(move |book, now_ms| book.release(id, "done", now_ms)).await.expect("durable").expect("open");
         claim(&second, None).await.expect("one is free");
         assert!(matches!(claim(&first, None).await, Err(ClaimError::Empty { .. })));
-        second.book().check().expect("sound");
+        assert_eq!(second.book().expect("read").breaches(), []);
     }
 
-    pub async fn what_was_acknowledged_survives(database: &Database) {
+    pub async fn what_was_acknowledged_survives(place: &Place) {
         let id = {
-            let (_, ledger) = filled(database, 1).await;
+            let (_, ledger) = filled(place, 1).await;
             claim(&ledger, None).await.expect("free")
         };
-        let (store, ledger) = opened(database).await;
-        let book_claim = ledger.book().claims().get(&id).cloned().expect("known after a restart");
+        let (store, ledger) = opened(place).await;
+        let book_claim = ledger.book().expect("read").claims().get(&id).cloned().expect("known after a restart");
         assert_eq!(book_claim.state, ClaimState::Granted);
         assert_eq!(store.claim(id).await.expect("read"), Some(book_claim));
-        assert_eq!(ledger.book().free_gpus(0), 7);
-        ledger.book().check().expect("sound");
+        assert_eq!(ledger.book().expect("read").free_gpus(0), 7);
+        assert_eq!(ledger.book().expect("read").breaches(), []);
         let next = claim(&ledger, None).await.expect("free");
         assert!(next > id, "numbers are never given again");
     }
 
-    pub async fn a_retry_finds_its_claim_on_any_replica(database: &Database) {
-        let (_, first) = filled(database, 1).await;
-        let (_, second) = opened(database).await;
+    pub async fn a_retry_finds_its_claim_on_any_replica(place: &Place) {
+        let (_, first) = filled(place, 1).await;
+        let (_, second) = opened(place).await;
         let id = claim(&first, Some("k")).await.expect("free");
         assert_eq!(claim(&second, Some("k")).await, Ok(id));
         first.write(move |book, now_ms| book.release(id, "done", now_ms)).await.expect("durable").expect("open");
         assert_eq!(claim(&second, Some("k")).await, Ok(id), "also after it has ended");
         let mut other = ask(Some("k"));
         other.digest = "another request".into();
-        let refused = second.write_keyed(Some("k".into()), move |book, now_ms| book.claim(other, now_ms)).await;
+        let refused = second.write_keyed(Some("k".into()), move |book, now_ms| book.claim(other.clone(), now_ms)).await;
         assert_eq!(refused.expect("durable"), Err(ClaimError::KeyReused(id)));
     }
 
-    pub async fn edits_that_cross_are_refused(database: &Database) {
-        let (store, ledger) = opened(database).await;
-        let edit = |expected: i64| {
-            let ledger = ledger.clone();
-            async move {
-                let document = Document { kind: "note".into(), name: "a".into(), version: 0, body: "1".into() };
-                edit_document(&ledger, document, Some(expected), None, None).await.expect("durable")
-            }
+    pub async fn edits_that_cross_are_refused(place: &Place) {
+        let (store, ledger) = opened(place).await;
+        let edit = async |expected: i64| {
+            let body = text_of(&BudgetSpec::default(), "budget").expect("text");
+            ledger.edit(BudgetSpec::KEY, body, Some(expected), Some(("ops".into(), "edit"))).await.expect("durable")
         };
-        assert!(matches!(edit(3).await, Err(EditError::Crossed { now: 0, .. })));
-        assert_eq!(edit(0).await.expect("new"), 1);
-        assert_eq!(edit(1).await.expect("edited"), 2);
-        assert!(matches!(edit(1).await, Err(EditError::Crossed { now: 2, .. })));
-        assert_eq!(store.document("note", "a").await.expect("read").map(|d| d.version), Some(2));
+        assert!(matches!(edit(3).await, Err(Crossed { now: 0, .. })));
+        assert_eq!(edit(0).await, Ok(1));
+        assert_eq!(edit(1).await, Ok(2));
+        assert!(matches!(edit(1).await, Err(Crossed { now: 2, .. })));
+        let now = store.single::<BudgetSpec>().await.expect("read").expect("there");
+        assert_eq!((now.version, now.record), (2, BudgetSpec::default()));
+        let audits = store.audits(Page { after: 0, limit: 10 }).await.expect("read");
+        assert_eq!(audits.len(), 2, "an edit that is refused is not in the audit log: {audits:?}");
+        ledger.edit(BudgetSpec::KEY, String::new(), Some(2), None).await.expect("durable").expect("deleted");
+        assert_eq!(store.single::<BudgetSpec>().await.expect("read"), None);
+        assert_eq!(edit(0).await, Ok(4), "versions go on after a deletion");
     }
 
-    pub async fn an_old_leader_writes_nothing(database: &Database) {
-        let (store, first) = filled(database, 1).await;
-        let (_, second) = opened(database).await;
-        let old = store.lead(&first, "a").await.expect("durable").expect("nobody led");
-        assert_eq!(store.lead(&second, "b").await.expect("durable"), None, "one leads");
-        assert_eq!(store.lead(&first, "a").await.expect("durable"), Some(old), "keeping the lead keeps the term");
-        store.step_down(&first, "a").await.expect("durable");
-        let new = store.lead(&second, "b").await.expect("durable").expect("it is free");
+    pub async fn an_old_leader_writes_nothing(place: &Place) {
+        let (_, first) = filled(place, 1).await;
+        let (_, second) = opened(place).await;
+        let old = first.lead("a").await.expect("durable").expect("nobody led");
+        assert_eq!(second.lead("b").await.expect("durable"), None, "one leads");
+        assert_eq!(first.lead("a").await.expect("durable"), Some(old), "keeping the lead keeps the term");
+        first.record(Write::StepDown { holder: "a".into() }, None).await.expect("durable");
+        let new = second.lead("b").await.expect("durable").expect("it is free");
         assert!(new > old);
         let late = first.write_as_leader(old, |book, now_ms| book.intend_release(1, 2, now_ms).is_ok()).await;
         assert!(matches!(late, Err(WriteError::NotLeader)), "{late:?}");
-        assert!(first.book().intents().is_empty(), "nothing was changed");
+        let late = first.record(Write::Demand(vec![("small".into(), 1, 1.0)]), Some(old)).await;
+        assert!(matches!(late, Err(WriteError::NotLeader)), "{late:?}");
+        assert!(first.book().expect("read").intents().is_empty(), "nothing was changed");
         second.write_as_leader(new, |_, _| ()).await.expect("the new one may");
     }
 
-    pub async fn the_log_has_every_change_in_order(database: &Database) {
-        let (store, ledger) = filled(database, 1).await;
+    pub async fn the_log_has_every_change_in_order(place: &Place) {
+        let (store, ledger) = filled(place, 1).await;
         let id = claim(&ledger, None).await.expect("free");
         ledger.write(move |book, now_ms| book.heartbeat(id, None, now_ms)).await.expect("durable").expect("open");
         ledger.write(move |book, now_ms| book.release(id, "done", now_ms)).await.expect("durable").expect("open");
         let mut all = Vec::new();
         loop {
-            let after = all.last().map_or(0, |e: &server::store::EventRow| e.seq);
+            let after = all.last().map_or(0, |e: &EventRow| e.seq);
             let page = store.events(Page { after, limit: 3 }).await.expect("read");
             if page.is_empty() {
                 break;
@@ -218,70 +247,77 @@ mod check {
         }
         assert!(all.windows(2).all(|w| w[0].seq < w[1].seq));
         let of = |subject: &str| -> Vec<String> {
-            let mine = all.iter().filter(|e| e.subject == subject);
-            mine.map(|e| format!("{}>{}", e.from_state, e.to_state)).collect()
+            let mine = all.iter().filter(|e| e.change.what.subject() == subject);
+            mine.map(|e| e.change.what.states()).map(|(from, to)| format!("{from}>{to}")).collect()
         };
         assert_eq!(of("claim"), [">granted", "granted>active", "active>released"]);
         let life =
             [">requested", "requested>booting", "booting>checking", "checking>idle", "idle>claimed", "claimed>idle"];
         assert_eq!(of("node"), life);
-        assert!(all.iter().all(|e| !e.reason.is_empty()), "every change has its reason");
+        assert!(all.iter().all(|e| !e.change.reason.is_empty()), "every change has its reason");
     }
 
-    pub async fn a_batch_that_fails_changes_nothing(database: &Database) {
-        let (store, ledger) = filled(database, 1).await;
+    /// One operation that no database takes, among many that all take: it alone fails.
+    pub async fn one_bad_operation_fails_alone(place: &Place) {
+        let (store, ledger) = filled(place, 4).await;
         let seq = store.last_seq().await.expect("read");
-        let (first, broken) = tokio::join!(
-            // Both may be of one batch: then both fail.
-            ledger.write(|book, now_ms| book.claim(ask(None), now_ms)),
-            ledger.statements(
-                None,
-                Box::new(|_, _| {
-                    Box::pin(async {
-                        let source = std::sync::Arc::new(sqlx_error());
-                        Err(StoreError::Database { doing: "break", source })
-                    })
-                })
-            ),
-        );
-        assert!(broken.is_err());
-        let granted = u64::from(first.is_ok_and(|c| c.is_ok()));
-        assert_eq!(ledger.book().free_gpus(0), 8 - granted, "the book is what is committed");
-        ledger.book().check().expect("sound");
-        // And it goes on.
-        claim(&ledger, None).await.expect("free");
+        // The same plan a second time: a number that is there already.
+        let plan = || ledger.record(Write::Plan { epoch: 7, body: "{}".into() }, None);
+        plan().await.expect("the first");
+        let tasks = (0..24).map(|n| {
+            let ledger = ledger.clone();
+            tokio::spawn(async move {
+                if n % 6 == 5 {
+                    let again = Write::Plan { epoch: 7, body: "{}".into() };
+                    return ledger.record(again, None).await.is_err();
+                }
+                claim(&ledger, Some(&format!("k{n}"))).await.is_ok()
+            })
+        });
+        for (n, task) in tasks.collect::<Vec<_>>().into_iter().enumerate() {
+            assert!(task.await.expect("runs"), "operation {n}");
+        }
+        assert_eq!(ledger.book().expect("read").free_gpus(0), 32 - 20, "the book is what is committed");
+        assert_eq!(ledger.book().expect("read").breaches(), []);
+        let (_, other) = opened(place).await;
+        assert_eq!(other.book().expect("read").free_gpus(0), 12, "and so are others'");
         assert!(store.last_seq().await.expect("read") > seq);
     }
 
-    fn sqlx_error() -> sqlx::Error {
-        sqlx::Error::RowNotFound
-    }
-
-    pub async fn a_replica_that_fell_far_behind_reads_everything(database: &Database) {
-        let (_, first) = filled(database, 2).await;
-        let (_, second) = opened(database).await;
+    pub async fn a_replica_that_fell_far_behind_reads_everything(place: &Place) {
+        let (_, first) = filled(place, 2).await;
+        let (_, second) = opened(place).await;
         let kept = claim(&second, None).await.expect("free");
         for _ in 0..14 {
             claim(&first, None).await.expect("free");
         }
         first.write(move |book, now_ms| book.release(kept, "done", now_ms)).await.expect("durable").expect("open");
         // Years pass: what changed is not listed any more.
-        server::store::forget_old(&first, i64::MAX / 2, None).await.expect("durable");
+        let late = Ledger::start(&place.store().await, Options::of_a_command(Clock::new(|| i64::MAX / 2)))
+            .await
+            .expect("reads");
+        late.record(Write::ForgetOld, None).await.expect("durable");
         claim(&second, None).await.expect("two are free");
         claim(&second, None).await.expect("one is free");
         assert!(matches!(claim(&second, None).await, Err(ClaimError::Empty { .. })));
-        assert_eq!(second.book().claims().len(), 16);
-        second.book().check().expect("sound");
+        assert_eq!(second.book().expect("read").claims().len(), 16);
+        assert_eq!(second.book().expect("read").breaches(), []);
     }
 
-    pub async fn what_is_known_of_gpus_is_kept(database: &Database) {
-        let (store, ledger) = opened(database).await;
+    pub async fn what_is_known_of_gpus_is_kept(place: &Place) {
+        let (store, ledger) = filled(place, 1).await;
+        let node = ledger.book().expect("read").nodes().values().next().cloned().expect("one");
         let names: Vec<String> = ["g-1", "g-2", "g-3"].map(str::to_owned).to_vec();
-        change_gpus(&ledger, names.clone(), |gpu| gpu.seen_at_ms += 5).await.expect("made");
-        change_gpus(&ledger, names[1..2].to_vec(), |gpu| gpu.seen_at_ms += 5).await.expect("changed");
+        let seen = |tested| GpuChange::Seen { node: Box::new(node.clone()), tested, fault: None };
+        let change = async |names: &[String], change| {
+            ledger.record(Write::Gpus { names: names.to_vec(), change }, None).await.expect("durable")
+        };
+        change(&names, seen(Tested::No)).await;
+        change(&names[1..2], seen(Tested::Failed)).await;
         let all = store.gpus("", 10).await.expect("reads");
-        let seen: Vec<(&str, i64)> = all.iter().map(|g| (g.serial.as_str(), g.seen_at_ms)).collect();
-        assert_eq!(seen, [("g-1", 5), ("g-2", 10), ("g-3", 5)]);
+        let known: Vec<(&str, u64, u32)> =
+            all.iter().map(|g| (g.serial.as_str(), g.node, g.history.failures)).collect();
+        assert_eq!(known, [("g-1", node.id, 0), ("g-2", node.id, 1), ("g-3", node.id, 0)]);
         assert_eq!(store.gpus("g-1", 1).await.expect("reads")[0].serial, "g-2");
         assert_eq!(store.gpus_named(&["g-3".into(), "g-4".into()]).await.expect("reads").len(), 1);
         let row = |node: u64| EvidenceRow {
@@ -294,36 +330,36 @@ mod check {
             body: serde_json::json!({ "n": 1.5 }),
         };
         for node in [4, 5, 4] {
-            write_evidence(&ledger, row(node)).await.expect("durable");
+            ledger.record(Write::Evidence(row(node)), None).await.expect("durable");
         }
         let mine = store.evidence(4, Page { after: 0, limit: 10 }).await.expect("reads");
         assert_eq!(mine.iter().map(|e| e.id).collect::<Vec<_>>(), [1, 3]);
         assert_eq!(mine[0], EvidenceRow { id: 1, ..row(4) });
         // What is held back is known to every replica.
-        let (_, second) = opened(database).await;
-        let held = Held { causes: vec![("a/b/c".into(), "xid:79".into(), Some(3))] };
-        let body = serde_json::to_string(&held).expect("JSON");
-        let document = Document { kind: "breakers".into(), name: "held".into(), version: 0, body };
-        write_document(&ledger, document, None).await.expect("durable");
+        let (_, second) = opened(place).await;
+        let held = Held { causes: vec![HeldCause { cell: "a/b/c".into(), cause: "xid:79".into(), canary: Some(3) }] };
+        ledger.put(&held, None).await.expect("durable");
         second.write(|_, _| ()).await.expect("catches up");
-        assert_eq!(*second.book().held(), held);
-        server::store::forget_old(&ledger, i64::MAX / 2, None).await.expect("durable");
+        assert_eq!(*second.book().expect("read").held(), held);
+        let late = Options::of_a_command(Clock::new(|| i64::MAX / 2));
+        let late = Ledger::start(&place.store().await, late).await.expect("reads");
+        late.record(Write::ForgetOld, None).await.expect("durable");
         assert!(store.gpus("", 10).await.expect("reads").is_empty(), "long ago");
         assert!(store.evidence(4, Page { after: 0, limit: 10 }).await.expect("reads").is_empty());
     }
+}
 
-    pub async fn a_newer_database_is_refused(database: &Database) {
-        let (store, ledger) = opened(database).await;
-        let run: server::store::OnConnection = Box::new(|connection, _| {
-            Box::pin(async move {
-                let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
-                             SELECT 9999, 'newer', success, checksum, 0 FROM _sqlx_migrations LIMIT 1";
-                sqlx::query(newer).execute(connection).await.expect("written");
-                Ok(())
-            })
-        });
-        ledger.statements(None, run).await.expect("durable");
-        drop((store, ledger));
+/// A newer version's database is refused, and nothing in it is changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_database_is_refused() {
+    for database in [databases::sqlite(), databases::postgres()].into_iter().flatten() {
+        drop(Store::open(&database.url).await.expect("opens"));
+        databases::execute(
+            &database.url,
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+             SELECT 9999, 'newer', success, checksum, 0 FROM _sqlx_migrations LIMIT 1",
+        )
+        .await;
         tokio::time::sleep(Duration::from_millis(50)).await;
         let refused = Store::open(&database.url).await;
         assert!(matches!(refused, Err(StoreError::Newer { migration: 9999 })), "{refused:?}");

@@ -126,7 +126,7 @@ pub enum SimError {
         /// Virtual time.
         at_s: f64,
         /// Which.
-        source: fleet::invariants::Broken,
+        source: fleet::invariants::Breach,
     },
     /// The policy gave no decision.
     #[error("at {at_s} s: {what}")]

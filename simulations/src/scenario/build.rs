@@ -6,6 +6,7 @@ use fleet::rng::Rng;
 use fleet::{Market, Offer, UsdMicros};
 use planner::input::{LeadTime, Policy as Weights};
 use planner::scenarios::History;
+use protocol::ClassSpec;
 use providers::catalogue::rental_market::{self, Listing, RentalMarket};
 use providers::catalogue::{self, GateRules};
 use providers::sim::{SimOffer, Steps};
@@ -13,7 +14,7 @@ use providers::sim::{SimOffer, Steps};
 use super::{Scenario, ScenarioError, traces};
 use crate::claims;
 use crate::engine::{Disturbance, Setup, SimClass};
-use crate::parts::{ClassPart, PartError};
+use crate::parts::{self, PartError};
 use planner::rolling::Rules as LiveRules;
 
 /// Seconds of each run before anything is counted: the fleet fills.
@@ -59,10 +60,10 @@ pub fn prepare(scenario: &Scenario, folder: &Path, data: Option<&Path>) -> Resul
     let (offers, market) = offers(scenario, &find)?;
     let mut demand = Vec::new();
     for part in &scenario.class {
-        let members = part.members(&series)?;
+        let members = parts::series_of(part, &series)?;
         let scaled = series.claims(&members, part.gpus_per_claim);
         demand.push(scaled.iter().map(|v| (v * scenario.scale).round()).collect::<Vec<f64>>());
-        let class = part.class()?;
+        let class = parts::rule(part)?.class;
         let served = offers.iter().any(|o| fleet::yields(o, &class, None).is_ok());
         if !served {
             let what = format!("class '{}'", part.name);
@@ -188,7 +189,7 @@ fn supply(
     };
     let mut all: Vec<SimOffer> = offers.iter().map(plain).collect();
     for (i, part) in scenario.supply_for.iter().enumerate() {
-        let hits = part.matching.members(offers, &format!("supply_for[{i}]"))?;
+        let hits = parts::members(&part.matching, offers, &format!("supply_for[{i}]"))?;
         for (turn, p) in hits.into_iter().enumerate() {
             let offer = &mut all[p];
             let nodes = part.nodes.unwrap_or(base.nodes);
@@ -273,7 +274,7 @@ impl Prepared {
             learns_health: scenario.supply.learns_health,
             notice_s: scenario.supply.notice_s,
             rate_per_min: scenario.supply.launches_per_min.unwrap_or(f64::INFINITY),
-            quotas: scenario.quota.iter().map(|q| q.quota(&self.offers)).collect::<Result<_, _>>()?,
+            quotas: scenario.quota.iter().map(|q| parts::quota(q, &self.offers)).collect::<Result<_, _>>()?,
             classes,
             claims: stream,
             disturbances,
@@ -316,13 +317,13 @@ impl Prepared {
         }
         if part == Part::Test {
             for (i, outage) in self.scenario.outage.iter().enumerate() {
-                let offers = outage.matching.members(&self.offers, &format!("outage[{i}]"))?;
+                let offers = parts::members(&outage.matching, &self.offers, &format!("outage[{i}]"))?;
                 let at = offset_s + outage.at_h * 3600.0;
                 all.push((at, Disturbance::Down(offers.clone())));
                 all.push((at + outage.hours * 3600.0, Disturbance::Up(offers)));
             }
             for (i, price) in self.scenario.price.iter().enumerate() {
-                let offers = price.matching.members(&self.offers, &format!("price[{i}]"))?;
+                let offers = parts::members(&price.matching, &self.offers, &format!("price[{i}]"))?;
                 all.push((offset_s + price.at_h * 3600.0, Disturbance::Price(offers, price.factor)));
             }
             for silence in &self.scenario.silence {
@@ -360,6 +361,7 @@ fn after(steps: &Steps, from_s: f64) -> Steps {
     Steps(std::iter::once((0.0, steps.at(from_s))).chain(later).collect())
 }
 
-fn sim_class(part: &ClassPart, claim_mean_s: f64) -> Result<SimClass, PartError> {
-    Ok(SimClass { class: part.class()?, wait_s: part.wait_s, on_empty: part.on_empty, claim_mean_s })
+fn sim_class(spec: &ClassSpec, claim_mean_s: f64) -> Result<SimClass, PartError> {
+    let rule = parts::rule(spec)?;
+    Ok(SimClass { class: rule.class, wait_s: spec.wait_s, on_empty: rule.on_empty, claim_mean_s })
 }

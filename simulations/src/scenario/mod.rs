@@ -9,7 +9,9 @@ use planner::input::Survive;
 use providers::sim::Dist;
 use serde::Deserialize;
 
-use crate::parts::{ClassPart, DemandPart, Matching, PartError, QuotaPart};
+use protocol::{ClassSpec, Matching, QuotaSpec};
+
+use crate::parts::{DemandPart, PartError};
 
 pub use build::{Part, Prepared, prepare};
 
@@ -34,10 +36,10 @@ pub struct Scenario {
     /// Offers.
     pub offers: OffersPart,
     /// Classes.
-    pub class: Vec<ClassPart>,
+    pub class: Vec<ClassSpec>,
     /// Quotas.
     #[serde(default)]
-    pub quota: Vec<QuotaPart>,
+    pub quota: Vec<QuotaSpec>,
     /// Supply of every offer.
     pub supply: SupplyPart,
     /// Supply of some.

@@ -68,7 +68,7 @@ pub fn account(fleet: &str) -> Account {
 pub fn provider(ec2: Arc<dyn Ec2>, fleet: &str, image: &str) -> AwsProvider {
     let template = Template { image: Some(image.into()), ..Template::default() };
     let region = Region { name: "us-east-1".into(), template, subnets: BTreeMap::new(), ec2 };
-    AwsProvider::new(account(fleet), vec![region], clock)
+    AwsProvider::new(account(fleet), vec![region], providers::Clock::new(clock))
 }
 
 fn fake(room: usize) -> (Arc<FakeEc2>, AwsProvider) {
@@ -188,7 +188,7 @@ fn two_regions() -> (Arc<FakeEc2>, Arc<FakeEc2>, AwsProvider) {
         ec2: Arc::clone(ec2) as Arc<dyn Ec2>,
     };
     let regions = vec![region("us-east-1", &east), region("us-west-2", &west)];
-    let cloud = AwsProvider::new(account("tests"), regions, clock);
+    let cloud = AwsProvider::new(account("tests"), regions, providers::Clock::new(clock));
     (east, west, cloud)
 }
 

@@ -76,7 +76,7 @@ async fn refusals_keep_their_meaning() {
     let template = Template { image: Some(IMAGE.into()), ..Template::default() };
     let subnets = BTreeMap::from([("us-east-1a".to_owned(), "subnet-0123456789abcdef0".to_owned())]);
     let region = Region { name: "us-east-1".into(), template, subnets, ec2: Arc::new(ec2) };
-    let wrong = AwsProvider::new(account("tests"), vec![region], clock);
+    let wrong = AwsProvider::new(account("tests"), vec![region], providers::Clock::new(clock));
     let error = wrong.launch(&request(&key(Market::OnDemand), "t9", 1)).await.expect_err("no such subnet");
     assert_eq!(error.kind, ErrorKind::Configuration, "{error}");
 }

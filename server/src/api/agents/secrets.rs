@@ -1,43 +1,19 @@
-//! What hosts prove themselves with. A launch gives each host a join secret in its user data, which registers a host once;
-//! from then on it has a token of its own, which is made anew each day. Neither is stored: both are made of the server's key.
+//! Which host a request comes from.
 
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 
-use crate::api::App;
-use crate::api::auth::{bearer, hash_of};
+use crate::api::auth::bearer;
 use crate::api::problem::{ApiError, Code};
-use crate::clock;
+use crate::app::App;
+use crate::secrets::{agent_token, host_secret, join_secret};
 
 /// A token is taken for so long: a host that hears nothing for a week is not one any more. Milliseconds.
 const TOKEN_LIFE_MS: i64 = 7 * 86_400_000;
 /// A token that is older is replaced, milliseconds.
 const TOKEN_RENEWED_MS: i64 = 86_400_000;
-
-/// A text that only who has the key can make. Hashed twice under the key, as HMAC does, so that nothing can be appended.
-fn seal(key: &str, text: &str) -> String {
-    hash_of(&format!("{key}/{}", hash_of(&format!("{key}/{text}"))))
-}
-
-/// The secret with which the hosts of one launch join.
-#[must_use]
-pub fn join_secret(key: &str, token: &str) -> String {
-    format!("plj_{}", seal(key, token))
-}
-
-/// The secret with which one machine that you own joins, whichever launch takes it.
-#[must_use]
-pub fn host_secret(key: &str, instance: &str) -> String {
-    join_secret(key, &format!("host/{instance}"))
-}
-
-/// The token of a host that has joined as a node.
-#[must_use]
-pub fn agent_token(key: &str, node: u64, issued_ms: i64) -> String {
-    format!("pla_{node}_{issued_ms}_{}", seal(key, &format!("agent/{node}/{issued_ms}")))
-}
 
 /// The secret of a request, whatever it opens.
 #[derive(Debug)]
@@ -69,17 +45,16 @@ impl Secret {
     /// # Errors
     /// It is none, of another host, or too old.
     pub fn host(&self, app: &App, instance: &str) -> Result<Host, ApiError> {
-        let host = self.token(app).filter(|host| {
-            let book = app.ledger.book();
-            book.nodes().get(&host.id).is_some_and(|n| n.instance.as_deref() == Some(instance))
-        });
-        admitted(app, host, instance)
+        let book = app.book()?;
+        let of_instance =
+            |host: &Host| book.nodes().get(&host.id).is_some_and(|n| n.instance.as_deref() == Some(instance));
+        admitted(app, self.token(app).filter(of_instance), instance)
     }
 
     fn token(&self, app: &App) -> Option<Host> {
         let mut parts = self.0.strip_prefix("pla_")?.split('_');
         let (id, issued_ms) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        let age_ms = clock::now_ms().checked_sub(issued_ms)?;
+        let age_ms = app.now_ms().checked_sub(issued_ms)?;
         let good = agent_token(&app.join_key, id, issued_ms) == self.0 && age_ms < TOKEN_LIFE_MS;
         good.then_some(Host { id, renews: age_ms > TOKEN_RENEWED_MS })
     }
@@ -94,7 +69,7 @@ impl Secret {
             return self.host(app, instance);
         }
         let found = {
-            let book = app.ledger.book();
+            let book = app.book()?;
             let own = host_secret(&app.join_key, instance) == self.0;
             let of_launch = |i: u64| join_secret(&app.join_key, &book.launch_token(i)) == self.0;
             let mut mine = book.nodes_of(instance).filter(|n| own || n.intent.is_some_and(of_launch));

@@ -290,18 +290,18 @@ impl<'a> World<'a> {
     }
 
     fn check_invariants(&self) -> Result<(), SimError> {
-        let nodes = self.alive.iter().map(|&id| {
+        let over = |&id: &u32| {
             let node = &self.nodes[id as usize];
-            invariants::NodeView { id: u64::from(id), state: node.state, gpus: node.gpus }
-        });
-        let claims = self.alive.iter().flat_map(|&id| {
-            self.nodes[id as usize].claims.iter().map(move |&claim| invariants::ClaimView {
-                id: u64::from(claim),
-                node: u64::from(id),
-                gpus: self.setup.classes[self.claims[claim as usize].class as usize].class.gpus_per_claim,
-            })
-        });
-        invariants::check(nodes, claims).map_err(|source| SimError::Invariant { at_s: self.now_s(), source })
+            let gpus = |c: &u32| self.setup.classes[self.claims[*c as usize].class as usize].class.gpus_per_claim;
+            node.claims.iter().map(gpus).sum::<u32>() > node.gpus
+        };
+        match self.alive.iter().copied().find(|id| over(id)) {
+            Some(id) => {
+                let source = invariants::Breach::new(invariants::Invariant::Cap1, format!("node {id}"));
+                Err(SimError::Invariant { at_s: self.now_s(), source })
+            }
+            None => Ok(()),
+        }
     }
 
     fn finish(mut self) -> Result<Outcome, SimError> {

@@ -1,0 +1,228 @@
+//! Everything that a plan is made from, as the book and what was learnt have it: the one assembly, for the server and for
+//! the simulator.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fleet::book::{Book, Tally};
+use fleet::{Class, Offer, OfferKey};
+use planner::gather::{Estimate, ObservedNode, Prior};
+use planner::input::{Commitment, Quota};
+use planner::rolling::Moment;
+use planner::scenarios::{Declared, History};
+use protocol::{ForecastSpec, QuotaSpec};
+
+use crate::learning::Learnt;
+use crate::offers::{Market, commitment};
+use crate::outcomes::place_of;
+use crate::sampler::{STEP_S, demand};
+
+/// What is looked at.
+#[derive(Debug)]
+pub struct Known<'a> {
+    /// Nodes, claims, offers and classes.
+    pub book: &'a Book,
+    /// What launches and nodes have taught.
+    pub learnt: &'a Learnt,
+    /// What is sold, and what providers hint at.
+    pub market: &'a Market,
+    /// Nodes that plans do not count, though they are there.
+    pub uncounted: &'a BTreeSet<u64>,
+    /// What is assumed of an offer until launches tell more.
+    pub prior: &'a Prior,
+    /// The same for single offers, where something else is assumed of them.
+    pub prior_of: &'a BTreeMap<OfferKey, Prior>,
+    /// Quotas of the accounts.
+    pub quotas: &'a [QuotaSpec],
+    /// Demand that was declared.
+    pub forecasts: &'a [ForecastSpec],
+    /// Periods of a plan.
+    pub periods: usize,
+    /// Now, milliseconds since 1970.
+    pub now_ms: i64,
+}
+
+/// What was gathered; `planner::rolling::Moment` borrows from it. Shapes: `P` offers, `K` classes, `N` nodes.
+#[derive(Debug)]
+pub struct Inputs {
+    /// Now, seconds since 1970.
+    pub now_s: f64,
+    /// Offers that are sold or have nodes, `[P]`.
+    pub offers: Vec<Offer>,
+    /// Their supply, `[P]`.
+    pub estimates: Vec<Estimate>,
+    /// Classes, `[K]`.
+    pub classes: Vec<Class>,
+    /// Mean life of a claim, seconds, `[K]`.
+    pub claim_mean_s: Vec<f64>,
+    /// Nodes that take or will take claims, `[N]`.
+    pub nodes: Vec<ObservedNode>,
+    /// Their numbers, `[N]`.
+    pub ids: Vec<u64>,
+    /// Hits and misses, `[K]`.
+    pub judged: Vec<Tally>,
+    /// Demand, `[K]` rows.
+    pub history: History,
+    /// Quotas.
+    pub quotas: Vec<Quota>,
+    /// What is paid for whether used or not.
+    pub commitments: Vec<Commitment>,
+    /// Demand that was declared.
+    pub declared: Vec<Declared>,
+}
+
+impl Inputs {
+    /// Gathers them.
+    #[must_use]
+    pub fn of(known: &Known<'_>, history: History) -> Self {
+        let (book, now_s) = (known.book, known.now_ms as f64 / 1000.0);
+        let (ids, nodes) = observed(known);
+        let (estimates, commitments) = estimates(known, now_s);
+        let judged = |name: &String| book.tallies().get(name).copied().unwrap_or_default();
+        let names: Vec<&String> = book.classes().keys().collect();
+        Self {
+            now_s,
+            offers: book.offers().to_vec(),
+            estimates,
+            classes: book.classes().values().map(|r| r.class.clone()).collect(),
+            claim_mean_s: book.classes().values().map(|r| r.claim_mean_s).collect(),
+            nodes,
+            ids,
+            judged: book.classes().keys().map(judged).collect(),
+            history,
+            quotas: quotas(known.quotas, book.offers()),
+            commitments,
+            declared: declared(known.forecasts, &names, known.now_ms),
+        }
+    }
+
+    /// As the planner takes it, for the plan with this number.
+    #[must_use]
+    pub fn moment(&self, epoch: u64) -> Moment<'_> {
+        Moment {
+            now_s: self.now_s,
+            epoch,
+            offers: &self.offers,
+            estimates: &self.estimates,
+            classes: &self.classes,
+            claim_mean_s: &self.claim_mean_s,
+            nodes: &self.nodes,
+            quotas: &self.quotas,
+            commitments: &self.commitments,
+            declared: &self.declared,
+            judged: &self.judged,
+            history: &self.history,
+        }
+    }
+}
+
+/// Nodes that plans count, with their numbers.
+fn observed(known: &Known<'_>) -> (Vec<u64>, Vec<ObservedNode>) {
+    let book = known.book;
+    let classes: BTreeMap<&str, usize> =
+        book.classes().keys().enumerate().map(|(k, name)| (name.as_str(), k)).collect();
+    let mut claims: BTreeMap<u64, BTreeMap<usize, u32>> = BTreeMap::new();
+    for claim in book.claims().values().filter(|c| c.state.is_live()) {
+        let Some(&k) = classes.get(claim.class.as_str()) else { continue };
+        let each = book.classes()[&claim.class].class.gpus_per_claim.max(1);
+        for part in &claim.parts {
+            *claims.entry(part.node).or_default().entry(k).or_default() += (part.gpus.count() / each).max(1);
+        }
+    }
+    let (mut ids, mut nodes) = (Vec::new(), Vec::new());
+    for node in book.nodes().values() {
+        // One that is lent to diagnostics comes back within the time that claims wait.
+        let lent = node.diagnosis.is_some() && node.care.is_none();
+        let serves = node.takes_claims() || node.state.is_arriving() || lent;
+        let counted = serves && !known.uncounted.contains(&node.id);
+        let Some(offer) = book.offer(&node.offer).filter(|_| counted) else { continue };
+        ids.push(node.id);
+        nodes.push(ObservedNode {
+            offer,
+            age_s: (known.now_ms - node.asked_at_ms).max(0) as f64 / 1000.0,
+            healthy: node.takes_claims() || lent,
+            claims: claims.get(&node.id).map(|c| c.iter().map(|(k, n)| (*k, *n)).collect()).unwrap_or_default(),
+        });
+    }
+    (ids, nodes)
+}
+
+/// What is expected of each offer, and what is paid for in any case.
+fn estimates(known: &Known<'_>, now_s: f64) -> (Vec<Estimate>, Vec<Commitment>) {
+    let book = known.book;
+    let place = |offer: &Offer| place_of(&offer.key, &offer.gpu.to_string());
+    let health = known.learnt.health.briefs(book.offers().iter().map(place));
+    let mut commitments = Vec::new();
+    let one = |(p, offer): (usize, &Offer)| {
+        let hint = known.market.hint(&offer.key);
+        let (learnt, fill) = (known.learnt.supply.get(&offer.key), hint.and_then(|(h, _)| h.fill));
+        let prior = known.prior_of.get(&offer.key).unwrap_or(known.prior);
+        let mut estimate = Estimate::of(offer, learnt, fill, &health[&place(offer)], prior, now_s);
+        if let Some((hint, at_ms)) = hint {
+            commitments.extend(commitment(p, hint, known.periods));
+            if let Some(room) = hint.launch_limit_nodes {
+                // What was asked for since takes of the room that was told.
+                let since = book.nodes().values().filter(|n| n.offer == offer.key && n.asked_at_ms >= *at_ms).count();
+                let left = (f64::from(room) - since as f64).max(0.0);
+                estimate.launch_limit_nodes = estimate.launch_limit_nodes.min(left);
+            }
+        }
+        // Its nodes are still of use; more of them cannot be had.
+        if !known.market.is_sold(&offer.key) {
+            estimate.launch_limit_nodes = 0.0;
+        }
+        estimate
+    };
+    let estimates = book.offers().iter().enumerate().map(one).collect();
+    (estimates, commitments)
+}
+
+/// The quotas over `offers`. One over offers that are not sold now limits nothing.
+#[must_use]
+pub fn quotas(specs: &[QuotaSpec], offers: &[Offer]) -> Vec<Quota> {
+    let quota = |spec: &QuotaSpec| {
+        let hits = spec.matching.members(offers);
+        let members = hits.iter().map(|p| (*p, f64::from(offers[*p].gpus_per_node))).collect();
+        (!hits.is_empty()).then(|| Quota { name: spec.name.clone(), members, limit: spec.limit_gpus })
+    };
+    specs.iter().filter_map(quota).collect()
+}
+
+/// What was declared, in seconds from now; of classes that are there, and not over.
+fn declared(forecasts: &[ForecastSpec], classes: &[&String], now_ms: i64) -> Vec<Declared> {
+    let from_now_s = |at_ms: i64| at_ms.saturating_sub(now_ms) as f64 / 1000.0;
+    let one = |f: &ForecastSpec| {
+        let class = classes.iter().position(|name| **name == f.class)?;
+        let (from_s, until_s) = (from_now_s(f.from_ms), from_now_s(f.until_ms));
+        (until_s > 0.0).then_some(Declared { class, from_s, until_s, claims: f.claims })
+    };
+    forecasts.iter().filter_map(one).collect()
+}
+
+/// Demand in equal steps up to now, of `(class, milliseconds since 1970, claims)` by time. A step that nobody wrote down
+/// (the server was off) repeats the one before.
+#[must_use]
+pub fn history(book: &Book, past: &[(String, i64, f64)], now_ms: i64) -> History {
+    let step_ms = i64::from(STEP_S) * 1000;
+    let first_ms = past.first().map_or(now_ms, |row| row.1) / step_ms;
+    let steps = usize::try_from(now_ms / step_ms - first_ms).unwrap_or(0);
+    let index: BTreeMap<&str, usize> = book.classes().keys().enumerate().map(|(k, n)| (n.as_str(), k)).collect();
+    let mut claims = vec![vec![f64::NAN; steps]; index.len()];
+    for (class, at_ms, value) in past {
+        let at = usize::try_from(at_ms / step_ms - first_ms).unwrap_or(0);
+        if let Some(k) = index.get(class.as_str()).filter(|_| at < steps) {
+            claims[*k][at] = *value;
+        }
+    }
+    let now = demand(book);
+    for (row, name) in claims.iter_mut().zip(book.classes().keys()) {
+        let mut last = 0.0;
+        for value in row.iter_mut() {
+            if value.is_nan() {
+                *value = last;
+            }
+            last = *value;
+        }
+        row.push(now.get(name).copied().unwrap_or(0) as f64);
+    }
+    History { step_s: STEP_S, claims }
+}

@@ -1,0 +1,155 @@
+//! What a plan becomes: the record that is written down, and the intents that carry it out.
+
+use fleet::book::{Book, Node};
+use fleet::{NodeState, OfferKey};
+use planner::input::PlanInput;
+use planner::plan::{Launch, Plan};
+use protocol::BudgetSpec;
+use serde::{Deserialize, Serialize};
+
+/// A plan with what it was made from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PlanRecord {
+    /// The plan.
+    pub plan: Plan,
+    /// Its input, so that it can be made again and asked what if.
+    pub input: PlanInput,
+    /// What was done with it.
+    pub acted: Acted,
+}
+
+/// What was done with a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Acted {
+    /// It is carried out.
+    Yes,
+    /// It is only shown.
+    DryRun,
+    /// It was made while acting was paused.
+    Paused,
+}
+
+impl Acted {
+    /// The word used in output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Yes => "yes",
+            Self::DryRun => "dry-run",
+            Self::Paused => "paused",
+        }
+    }
+}
+
+/// What a plan asks for, within what an operator allows.
+#[derive(Debug, Clone)]
+pub struct Wanted<'a> {
+    /// Number of the plan.
+    pub epoch: u64,
+    /// Nodes to launch.
+    pub launches: &'a [Launch],
+    /// Nodes to give back.
+    pub releases: &'a [u64],
+    /// The operator's guards.
+    pub budget: &'a BudgetSpec,
+    /// A launch that has no answer after this time is given up, milliseconds.
+    pub launch_expires_ms: i64,
+}
+
+/// What was intended.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Intended {
+    /// Nodes that will be launched.
+    pub launched: u32,
+    /// Nodes that will be given back.
+    pub released: u32,
+    /// Launches that a guard holds back.
+    pub held_back: Vec<HeldBack>,
+}
+
+/// Launches that a guard holds back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldBack {
+    /// Of which offer.
+    pub offer: OfferKey,
+    /// How many nodes.
+    pub nodes: u32,
+    /// By which guard.
+    pub by: Guard,
+}
+
+/// A limit that holds whatever a plan says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// Dollars an hour.
+    Spend,
+    /// Nodes a minute.
+    Launches,
+}
+
+impl Guard {
+    /// What it is called.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Spend => "spend guard",
+            Self::Launches => "launch guard",
+        }
+    }
+}
+
+const MINUTE_MS: i64 = 60_000;
+/// More nodes than a guard ever lets through.
+const NODES_MAX: f64 = 1e6;
+
+/// Writes the intents of a plan, within the operator's guards (CAP-6).
+pub fn intend(book: &mut Book, wanted: &Wanted<'_>, now_ms: i64) -> Intended {
+    let mut done = Intended::default();
+    for node in rather_idle(book, wanted.releases) {
+        // One that was claimed meanwhile stays.
+        done.released += u32::from(book.intend_release(wanted.epoch, node, now_ms).is_ok());
+    }
+    let price =
+        |book: &Book, key: &OfferKey| book.offer(key).map_or(0.0, |p| book.offers()[p].price_usd_micros_per_h.usd());
+    let billed = |n: &&Node| n.state.is_billed() || n.state == NodeState::Requested;
+    let mut spend_usd_per_h: f64 = book.nodes().values().filter(billed).map(|n| price(book, &n.offer)).sum();
+    let recent = |n: &&Node| now_ms - n.asked_at_ms < MINUTE_MS;
+    let asked = u32::try_from(book.nodes().values().filter(recent).count()).unwrap_or(u32::MAX);
+    let mut room = wanted.budget.launch_guard_nodes_per_min.saturating_sub(asked);
+    for launch in wanted.launches {
+        let each = price(book, &launch.offer);
+        let affordable = match wanted.budget.spend_guard_usd_per_h {
+            Some(guard) if each > 0.0 => ((guard - spend_usd_per_h) / each).floor().clamp(0.0, NODES_MAX) as u32,
+            _ => u32::MAX,
+        };
+        let nodes = launch.nodes.min(room).min(affordable);
+        if nodes < launch.nodes {
+            let by = if affordable < launch.nodes.min(room) { Guard::Spend } else { Guard::Launches };
+            let nodes = launch.nodes - nodes;
+            done.held_back.push(HeldBack { offer: launch.offer.clone(), nodes, by });
+        }
+        let asked =
+            |book: &mut Book| book.intend_launch(wanted.epoch, &launch.offer, nodes, wanted.launch_expires_ms, now_ms);
+        if nodes > 0 && asked(book).is_ok() {
+            done.launched += nodes;
+            room -= nodes;
+            spend_usd_per_h += each * f64::from(nodes);
+        }
+    }
+    done
+}
+
+/// The same nodes, but idle ones in place of those in diagnostics, whose test would be for nothing.
+fn rather_idle(book: &Book, releases: &[u64]) -> Vec<u64> {
+    let state = |id: &u64| book.nodes().get(id).map(|n| (n.state, &n.offer));
+    let mut chosen: Vec<u64> = releases.to_vec();
+    for at in 0..chosen.len() {
+        let Some((NodeState::Diagnosing, offer)) = state(&chosen[at]) else { continue };
+        let free = |n: &&Node| n.state == NodeState::Idle && n.offer == *offer && !chosen.contains(&n.id);
+        if let Some(idle) = book.nodes().values().find(free).map(|n| n.id) {
+            chosen[at] = idle;
+        }
+    }
+    chosen
+}

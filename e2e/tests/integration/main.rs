@@ -1,0 +1,18 @@
+//! Real processes: the control plane, agents, databases, and what happens when one of them goes away.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+#![allow(clippy::print_stdout, reason = "tests say what they skip and measure")]
+
+#[cfg(feature = "aws")]
+mod aws;
+mod daemon;
+#[path = "../../../server/tests/integration/databases.rs"]
+mod databases;
+mod diagnosed_weekly;
+#[cfg(feature = "aws")]
+#[path = "../../../providers/tests/moto/mod.rs"]
+mod moto;
+mod process;
+mod replicas;
+mod serving;
+#[path = "../../../snapshot-agent/tests/integration/stand.rs"]
+mod stand;

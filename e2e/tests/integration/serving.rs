@@ -1,0 +1,118 @@
+//! `pilotlight serve` as a process.
+#![allow(clippy::disallowed_methods, reason = "a real server takes real time")]
+
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use reqwest::{Client, StatusCode};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::stand::binary;
+
+/// A server that runs, until it is killed or forgotten.
+pub struct Serving {
+    /// Where it listens.
+    pub url: String,
+    /// For calls to it.
+    pub http: Client,
+    process: Child,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = log.iter().find(|line| line.contains(SECRET) || line.contains("plj_"));
+        assert!(std::thread::panicking() || told.is_none(), "a secret in the log: {told:?}");
+    }
+}
+
+/// What no log may have.
+pub const SECRET: &str = "a-secret-nobody-may-log";
+
+/// Starts the server in a folder that has `pilotlight.toml`. `wrapper`: a command in front of it.
+pub async fn serve(folder: &Path, database: &str, wrapper: &[&str]) -> Serving {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let server = binary("pilotlight").display().to_string();
+    let all = [wrapper, &[server.as_str(), "serve", "--config", "pilotlight.toml", "--database", database]].concat();
+    let mut process = Command::new(all[0])
+        .args(&all[1..])
+        .current_dir(folder)
+        .env("AWS_ACCESS_KEY_ID", "key")
+        .env("AWS_SECRET_ACCESS_KEY", SECRET)
+        .env("NO_COLOR", "1")
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("starts");
+    let mut lines = BufReader::new(process.stderr.take().expect("piped")).lines();
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&log);
+    let note = move |line: &str| {
+        eprintln!("{line}");
+        noted.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_owned());
+    };
+    let url = loop {
+        let line = lines.next_line().await.expect("text").expect("it says where it listens");
+        note(&line);
+        if let Some(rest) = line.strip_prefix("pilotlight listens on ") {
+            break rest.split(' ').next().expect("a URL").to_owned();
+        }
+    };
+    tokio::spawn(async move {
+        while let Ok(Some(line)) = lines.next_line().await {
+            note(&line);
+        }
+    });
+    Serving { url, http: Client::new(), process, log }
+}
+
+impl Serving {
+    /// A read that succeeds.
+    pub async fn get(&self, path: &str) -> Value {
+        let got = self.http.get(format!("{}{path}", self.url)).send().await.expect("answers");
+        assert!(got.status().is_success(), "{path}: {}", got.status());
+        got.json().await.expect("JSON")
+    }
+
+    /// A call; status 0 where nobody answers.
+    pub async fn try_post(&self, path: &str, secret: Option<&str>, body: &Value) -> (u16, Value) {
+        let mut request = self.http.post(format!("{}{path}", self.url)).body(body.to_string());
+        if let Some(secret) = secret {
+            request = request.bearer_auth(secret);
+        }
+        match request.timeout(Duration::from_secs(20)).send().await {
+            Ok(sent) => (sent.status().as_u16(), sent.json().await.unwrap_or_default()),
+            Err(_) => (0, Value::Null),
+        }
+    }
+
+    /// A call that is answered.
+    pub async fn post(&self, path: &str, secret: Option<&str>, body: &Value) -> (StatusCode, Value) {
+        let (status, answer) = self.try_post(path, secret, body).await;
+        (StatusCode::from_u16(status).expect("answers"), answer)
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.process.id().expect("runs")
+    }
+
+    /// Kills it without warning.
+    pub async fn kill(mut self) {
+        self.process.kill().await.expect("killed");
+    }
+}
+
+/// Waits until something is so.
+pub async fn until(what: &str, limit: Duration, mut met: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    while !met().await {
+        assert!(began.elapsed() < limit, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}

@@ -1,0 +1,52 @@
+//! Lends idle nodes to diagnostics and calls them back; see [`control::weekly`].
+
+use std::collections::BTreeMap;
+
+use control::gpus::GpuRecord;
+use control::plan::PlanRecord;
+use control::weekly::{WeeklyMemory, decide};
+
+use super::{Context, LoopError};
+
+pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
+    let rules = &*context.diagnostics;
+    if !rules.enabled {
+        return Ok("off".into());
+    }
+    if context.planning.dry_run || context.paused().await? {
+        return Ok("paused".into());
+    }
+    let (app, now_ms) = (&context.app, context.app.now_ms());
+    let mut memory: WeeklyMemory = app.store.single_or_default().await?;
+    let gpus: BTreeMap<String, GpuRecord> =
+        app.store.gpus("", i64::MAX).await?.into_iter().map(|g| (g.serial.clone(), g)).collect();
+    let newest = app.store.plans(i64::MAX, 1).await?;
+    // One of another version says nothing of what is wanted now.
+    let plan: Option<PlanRecord> = newest.first().and_then(|p| serde_json::from_str(&p.body).ok());
+    let (orders, remembers, changes) = {
+        let book = app.book()?;
+        let looked = memory.look(&book, rules, now_ms);
+        let orders = decide(&book, &gpus, &memory, plan.as_ref(), rules, now_ms);
+        let ordered = memory.ordered(&orders);
+        let changes = orders.changes(&book);
+        (orders, looked || ordered, changes)
+    };
+    if remembers {
+        app.ledger.put(&memory, Some(term)).await?;
+    }
+    app.metrics.tested(orders.due, orders.stale);
+    app.board.set_uncounted(orders.uncounted.clone());
+    let text = format!(
+        "{} due, {} stale, {} diagnosing, {} lent, {} called back{}",
+        orders.due,
+        orders.stale,
+        orders.diagnosing,
+        orders.lend.len(),
+        orders.call_back.len(),
+        orders.why
+    );
+    if changes {
+        app.ledger.write_as_leader(term, move |book, now_ms| orders.carry_out(book, now_ms)).await?;
+    }
+    Ok(text)
+}

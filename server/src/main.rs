@@ -1,7 +1,0 @@
-//! The `pilotlight` command.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    server::main()
-}

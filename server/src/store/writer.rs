@@ -1,0 +1,376 @@
+//! The task behind a [`Ledger`](super::Ledger): batches, commits, and what becomes of a batch that cannot be committed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fleet::book::{Book, Changes};
+use parking_lot::RwLock;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::ledger::{Known, Options, Pulse, WriteError};
+use super::session::Session;
+use super::{Store, StoreError, Write, Wrote};
+
+/// Operations of one commit.
+const BATCH_MAX: usize = 256;
+/// Leases and deadlines are looked at this often.
+const TICK: Duration = Duration::from_millis(250);
+/// A longer time between two batches means that the server or its database was away, milliseconds.
+const AWAY_MS: i64 = 5_000;
+/// Silent agents are looked for this often, milliseconds.
+const NODES_EVERY_MS: i64 = 1000;
+/// The whole book is held against the invariants this often, milliseconds.
+const CHECKED_EVERY_MS: i64 = 60_000;
+/// A book that could not be read is tried again after this time, milliseconds; until then nobody waits for it.
+const READ_AGAIN_MS: i64 = 250;
+
+/// An operation on the book that can be made again.
+pub(super) trait Operation: Send {
+    /// Whether somebody waits for it.
+    fn is_wanted(&self) -> bool;
+    /// Runs it; what an earlier run said is forgotten.
+    fn run(&mut self, book: &mut Book, now_ms: i64);
+    /// Tells what came of it.
+    fn answer(self: Box<Self>, outcome: Result<(), WriteError>);
+}
+
+/// What is to be done.
+pub(super) enum Work {
+    /// On the book.
+    Book(Box<dyn Operation>),
+    /// Beside it.
+    Write { write: Write, wrote: Option<Wrote>, send: oneshot::Sender<Result<Wrote, WriteError>> },
+}
+
+/// One operation of a batch.
+pub(super) struct Job {
+    /// Idempotency key that the operation asks for.
+    pub key: Option<String>,
+    /// Term of the leader that must still lead.
+    pub fence: Option<i64>,
+    /// What.
+    pub work: Work,
+}
+
+impl Job {
+    fn answer(self, outcome: Result<(), WriteError>) {
+        match self.work {
+            Work::Book(operation) => operation.answer(outcome),
+            Work::Write { wrote, send, .. } => {
+                let _ = send.send(outcome.and_then(|()| wrote.ok_or(WriteError::Closed)));
+            }
+        }
+    }
+}
+
+/// A batch that was not committed.
+struct Failed {
+    error: StoreError,
+    /// Operations had run: the book in memory is not what is in the database.
+    book_is_dirty: bool,
+}
+
+/// What the writer task has.
+pub(super) struct Writer {
+    store: Store,
+    options: Options,
+    known: Arc<RwLock<Known>>,
+    /// Everything up to this number is in the book.
+    seen: i64,
+    nodes_at_ms: i64,
+    checked_at_ms: i64,
+    seq: watch::Sender<i64>,
+    pulse: watch::Sender<Pulse>,
+    /// When the database last took a batch, milliseconds since 1970; at the start, when anybody last wrote.
+    alive_at_ms: i64,
+    /// When the book was last tried to be read, milliseconds since 1970, and why it was not.
+    tried_at_ms: i64,
+    unread_since: Option<StoreError>,
+    /// The writer's own connection, whose cache stays warm; opened anew after an error.
+    session: Option<Session>,
+}
+
+impl Writer {
+    pub fn new(
+        store: Store,
+        options: Options,
+        known: Arc<RwLock<Known>>,
+        seq: watch::Sender<i64>,
+        pulse: watch::Sender<Pulse>,
+    ) -> Self {
+        Self {
+            store,
+            options,
+            known,
+            seen: 0,
+            nodes_at_ms: 0,
+            checked_at_ms: 0,
+            seq,
+            pulse,
+            alive_at_ms: 0,
+            tried_at_ms: 0,
+            unread_since: None,
+            session: None,
+        }
+    }
+
+    pub async fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let mut batch = Vec::new();
+            tokio::select! {
+                // In this order, so that runs on virtual time repeat.
+                biased;
+                taken = queue.recv_many(&mut batch, BATCH_MAX) => if taken == 0 { return },
+                _ = tick.tick() => {}
+            }
+            self.take(batch).await;
+        }
+    }
+
+    fn now_ms(&self) -> i64 {
+        self.options.clock.now_ms()
+    }
+
+    /// Commits a batch, and answers all of it.
+    async fn take(&mut self, batch: Vec<Job>) {
+        if let Err(error) = self.readable().await {
+            batch.into_iter().for_each(|job| job.answer(Err(error.clone().into())));
+            return;
+        }
+        // Halves that wait; a batch that fails by its own fault is split until the guilty operation is alone.
+        let mut parts = vec![batch];
+        while let Some(mut part) = parts.pop() {
+            let Err(failed) = self.commit(&mut part).await else {
+                self.tell();
+                part.into_iter().for_each(|job| job.answer(Ok(())));
+                continue;
+            };
+            if let Err(error) = self.recover(&failed).await {
+                let rest = part.into_iter().chain(parts.into_iter().flatten());
+                rest.for_each(|job| job.answer(Err(error.clone().into())));
+                return;
+            }
+            if part.len() > 1 && failed.error.is_of_the_operation() {
+                let second = part.split_off(part.len() / 2);
+                parts.extend([second, part]);
+            } else {
+                part.into_iter().for_each(|job| job.answer(Err(failed.error.clone().into())));
+            }
+        }
+    }
+
+    fn tell(&mut self) {
+        let pulse = Pulse { alive_at_ms: self.alive_at_ms, seq: self.seen };
+        self.pulse.send_replace(pulse);
+        self.seq.send_if_modified(|seq| std::mem::replace(seq, self.seen) != self.seen);
+    }
+
+    /// After a batch that failed: the book is what is in the database, or nobody has it.
+    async fn recover(&mut self, failed: &Failed) -> Result<(), StoreError> {
+        let error = crate::errors::chain_of(&failed.error);
+        if !failed.book_is_dirty {
+            tracing::warn!(error, "a commit could not begin");
+            return if failed.error.is_of_the_operation() { Ok(()) } else { Err(failed.error.clone()) };
+        }
+        tracing::error!(error, "a commit failed; the book is read anew");
+        *self.known.write() = Known::Unread;
+        self.read_anew().await.map_err(|_| failed.error.clone())
+    }
+
+    /// Reads a book that is not known, but not more often than makes sense.
+    async fn readable(&mut self) -> Result<(), StoreError> {
+        if matches!(*self.known.read(), Known::Read(_)) {
+            return Ok(());
+        }
+        let just_tried = (0..READ_AGAIN_MS).contains(&(self.now_ms() - self.tried_at_ms));
+        match &self.unread_since {
+            Some(error) if just_tried => Err(error.clone()),
+            _ => self.read_anew().await,
+        }
+    }
+
+    /// Reads all that is open.
+    pub async fn read_anew(&mut self) -> Result<(), StoreError> {
+        self.tried_at_ms = self.now_ms();
+        let read = self.try_read().await;
+        self.unread_since = read.as_ref().err().cloned();
+        match &read {
+            Ok(()) => self.tell(),
+            Err(error) => {
+                tracing::error!(error = crate::errors::chain_of(error), "the state of the fleet cannot be read");
+            }
+        }
+        read
+    }
+
+    async fn try_read(&mut self) -> Result<(), StoreError> {
+        let mut session = self.session().await?;
+        let mut book = Book::with_token_prefix(self.options.limits, self.store.token_prefix());
+        let begun = async {
+            let (seq, next_id) = session.begin().await?;
+            let news = session.news(0).await?;
+            session.rollback().await?;
+            Ok::<_, StoreError>((seq, next_id, news))
+        };
+        let (seq, next_id, news) = match begun.await {
+            Ok(begun) => begun,
+            Err(error) => return Err(session.give_up(error).await),
+        };
+        self.session = Some(session);
+        self.alive_at_ms = self.alive_at_ms.max(news.last_at_ms);
+        news.tell(&mut book);
+        book.skip_ids(next_id);
+        book.take_changes();
+        self.seen = seq;
+        *self.known.write() = Known::Read(Box::new(book));
+        Ok(())
+    }
+
+    async fn session(&mut self) -> Result<Session, StoreError> {
+        match self.session.take() {
+            Some(session) => Ok(session),
+            None => self.store.session().await,
+        }
+    }
+
+    /// Runs `change` on the book, which is read.
+    fn on_book<T>(&self, change: impl FnOnce(&mut Book) -> T) -> Result<T, StoreError> {
+        match &mut *self.known.write() {
+            Known::Read(book) => Ok(change(book)),
+            Known::Unread => Err(StoreError::Unread),
+        }
+    }
+
+    async fn commit(&mut self, batch: &mut Vec<Job>) -> Result<(), Failed> {
+        let clean = |error| Failed { error, book_is_dirty: false };
+        let mut session = self.session().await.map_err(clean)?;
+        match self.transact(&mut session, batch).await {
+            Ok(()) => self.session = Some(session),
+            Err(failed) => {
+                let Failed { error, book_is_dirty } = failed;
+                return Err(Failed { error: session.give_up(error).await, book_is_dirty });
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins with a book that is up to date.
+    async fn begin(&mut self, session: &mut Session, keys: &[String], fenced: bool) -> Result<Option<i64>, StoreError> {
+        let (seq, next_id) = session.begin().await?;
+        if seq != self.seen {
+            let news = session.news(self.seen).await?;
+            self.alive_at_ms = self.alive_at_ms.max(news.last_at_ms);
+            if news.all {
+                let mut book = Book::with_token_prefix(self.options.limits, self.store.token_prefix());
+                news.tell(&mut book);
+                *self.known.write() = Known::Read(Box::new(book));
+            } else {
+                self.on_book(|book| news.tell(book))?;
+            }
+            self.seen = seq;
+        }
+        self.on_book(|book| book.skip_ids(next_id))?;
+        if !keys.is_empty() {
+            let known = session.claims_of_keys(keys).await?;
+            self.on_book(|book| known.iter().filter(|c| !c.is_open()).for_each(|c| book.know_ended(c)))?;
+        }
+        if fenced { session.leader_term().await.map(Some) } else { Ok(None) }
+    }
+
+    async fn transact(&mut self, session: &mut Session, batch: &mut Vec<Job>) -> Result<(), Failed> {
+        let clean = |error| Failed { error, book_is_dirty: false };
+        let keys: Vec<String> = batch.iter().filter_map(|j| j.key.clone()).collect();
+        let fenced = batch.iter().any(|j| j.fence.is_some());
+        let leader = self.begin(session, &keys, fenced).await.map_err(clean)?;
+        let now_ms = self.now_ms();
+        let allowed: Vec<bool> = batch.iter().map(|job| job.fence.is_none() || job.fence == leader).collect();
+        let (fenced_off, mut kept): (Vec<_>, Vec<_>) =
+            std::mem::take(batch).into_iter().zip(allowed).partition(|(_, allowed)| !allowed);
+        fenced_off.into_iter().for_each(|(job, _)| job.answer(Err(WriteError::NotLeader)));
+        let dirty = |error| Failed { error, book_is_dirty: true };
+        let done = self.apply(session, &mut kept, now_ms).await.map_err(dirty);
+        *batch = kept.into_iter().map(|(job, _)| job).collect();
+        let (changes, wrote) = done?;
+        if changes.is_empty() && !wrote {
+            session.rollback().await.map_err(clean)?;
+            self.alive_at_ms = now_ms;
+            return Ok(());
+        }
+        if wrote {
+            let news = session.book_documents(self.seen).await.map_err(dirty)?;
+            self.on_book(|book| news.tell(book)).map_err(dirty)?;
+        }
+        let (rows, next_id) =
+            self.on_book(|book| (session.rows(book, &changes, self.seen), book.next_id())).map_err(dirty)?;
+        let last = rows.last();
+        session.commit(rows, next_id, now_ms).await.map_err(dirty)?;
+        self.seen = last;
+        self.alive_at_ms = now_ms;
+        self.committed(&changes, now_ms).map_err(dirty)
+    }
+
+    /// Runs the operations of a batch, and what happens by itself. Returns what changed of the book, and whether
+    /// anything was written beside it.
+    async fn apply(
+        &mut self,
+        session: &mut Session,
+        batch: &mut [(Job, bool)],
+        now_ms: i64,
+    ) -> Result<(Changes, bool), StoreError> {
+        let gap_ms = now_ms - self.alive_at_ms;
+        if self.alive_at_ms > 0 && gap_ms > AWAY_MS && self.options.ticks {
+            tracing::warn!(seconds = gap_ms / 1000, "nobody could be heard for a while; leases do not count it");
+            self.on_book(|book| book.forgive(gap_ms))?;
+        }
+        let (next_seq, mut wrote_any) = (self.seen + 1, false);
+        for (job, _) in batch.iter_mut() {
+            match &mut job.work {
+                // Where nobody waits any more nothing is done.
+                Work::Book(operation) if operation.is_wanted() => {
+                    self.on_book(|book| operation.run(book, now_ms))?;
+                }
+                Work::Book(_) => {}
+                Work::Write { write, wrote, .. } => {
+                    *wrote = Some(session.apply(write, next_seq, now_ms).await?);
+                    wrote_any = true;
+                }
+            }
+        }
+        let nodes_are_due = self.options.ticks && now_ms - self.nodes_at_ms >= NODES_EVERY_MS;
+        let ticks = self.options.ticks;
+        let changes = self.on_book(|book| {
+            if ticks {
+                book.tick(now_ms);
+            }
+            if nodes_are_due {
+                book.tick_nodes(now_ms);
+            }
+            book.forget_keys();
+            book.take_changes()
+        })?;
+        if nodes_are_due {
+            self.nodes_at_ms = now_ms;
+        }
+        Ok((changes, wrote_any))
+    }
+
+    /// After a commit: the invariants, of what changed and each minute of all; then what has ended is forgotten.
+    fn committed(&mut self, changes: &Changes, now_ms: i64) -> Result<(), StoreError> {
+        let whole = now_ms - self.checked_at_ms >= CHECKED_EVERY_MS;
+        if whole {
+            self.checked_at_ms = now_ms;
+        }
+        let breaches = self.on_book(|book| {
+            let breaches = if whole { book.breaches() } else { book.breaches_in(changes) };
+            book.forget_ended(changes);
+            breaches
+        })?;
+        for breach in &breaches {
+            tracing::error!(invariant = %breach.invariant, what = breach.what, "an invariant does not hold: a bug");
+            (self.options.on_breach)(breach);
+        }
+        Ok(())
+    }
+}

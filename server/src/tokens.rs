@@ -1,0 +1,100 @@
+//! Tokens: what each may do. Secrets are 256 random bits; the database has their SHA-256.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use sha2::{Digest, Sha256};
+
+use crate::store::TokenRow;
+
+/// What a token may do. Each role may do what the ones before it may, except agents, who speak only of their node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Reads.
+    Viewer,
+    /// Claims.
+    Scheduler,
+    /// Edits, pauses, drains.
+    Operator,
+    /// Speaks for one node.
+    Agent,
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Self; 4] = [Self::Viewer, Self::Scheduler, Self::Operator, Self::Agent];
+
+    /// The word used in files and output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Scheduler => "scheduler",
+            Self::Operator => "operator",
+            Self::Agent => "agent",
+        }
+    }
+
+    /// The role of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|r| r.name() == name)
+    }
+}
+
+/// SHA-256 of a secret, hexadecimal.
+#[must_use]
+pub fn hash_of(secret: &str) -> String {
+    Sha256::digest(secret.as_bytes()).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A new secret: `pl_` and 256 random bits, hexadecimal.
+///
+/// # Errors
+/// The system has no randomness.
+pub fn new_secret() -> Result<String, getrandom::Error> {
+    let mut bits = [0_u8; 32];
+    getrandom::fill(&mut bits)?;
+    Ok(format!("pl_{}", bits.iter().map(|b| format!("{b:02x}")).collect::<String>()))
+}
+
+/// The tokens that may be used, by hash.
+#[derive(Debug, Default)]
+pub struct Tokens(RwLock<ByHash>);
+
+#[derive(Debug, Default)]
+struct ByHash {
+    by_hash: HashMap<String, (Arc<str>, Role)>,
+    /// Without any token, and on loopback only, everybody is an operator.
+    open: bool,
+}
+
+impl Tokens {
+    /// Replaces what is known. `open` lets everybody in while there is no token.
+    pub fn set(&self, rows: &[TokenRow], open: bool) {
+        let by_hash: HashMap<_, _> = rows
+            .iter()
+            .filter_map(|t| Some((t.hash.clone(), (Arc::from(t.name.as_str()), Role::named(&t.role)?))))
+            .collect();
+        let open = open && by_hash.is_empty();
+        *self.0.write() = ByHash { by_hash, open };
+    }
+
+    /// Whether any token is known.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        !self.0.read().by_hash.is_empty()
+    }
+
+    /// Name and role of whoever has this secret; of whoever has none while everybody is let in.
+    #[must_use]
+    pub fn caller(&self, secret: Option<&str>) -> Option<(Arc<str>, Role)> {
+        let known = self.0.read();
+        match secret {
+            // Looked up by hash, so that timing says nothing of the secret.
+            Some(secret) => known.by_hash.get(&hash_of(secret)).map(|(name, role)| (Arc::clone(name), *role)),
+            None => known.open.then(|| (Arc::from("anonymous"), Role::Operator)),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! A database that an older version wrote.

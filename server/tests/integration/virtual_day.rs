@@ -1,0 +1,1 @@
+//! The whole server through virtual time.

@@ -1,0 +1,308 @@
+//! The link to the control plane: one call at a time, the newest state only, and pauses that grow while nobody answers.
+
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use health::Verdict;
+use health::condition::Condition;
+use protocol::agent::{self, Checks, Registered, Report};
+
+use super::client::{Client, ClientError};
+use super::state::{State, UnreportedDiagnosis, UnreportedGate};
+use super::{Message, now, now_ms};
+
+/// Heartbeats until the control plane says how many.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Pauses after calls that failed: 1, 2, 4, … seconds, this at most.
+/// Well under the silence after which a node is lost.
+const PAUSE_MAX: Duration = Duration::from_secs(20);
+/// A pass of the gate that is older is not told any more, milliseconds.
+const PASS_LIFE_MS: i64 = 120_000;
+/// Conditions of one report; the control plane takes as many.
+const CONDITIONS_MAX: usize = 1000;
+/// Longest wait of a poll.
+const POLL: Duration = Duration::from_secs(30);
+
+/// What is said.
+#[derive(Debug, Clone)]
+pub enum Subject {
+    /// The agent is there.
+    Register,
+    /// All that is wrong now.
+    Passive {
+        /// In a word.
+        verdict: Verdict,
+        /// What could not be seen.
+        reason: String,
+        /// All of it.
+        conditions: Vec<Condition>,
+    },
+    /// What the gate said.
+    Gate(Box<UnreportedGate>),
+    /// What diagnostics said.
+    Diagnosis(Box<UnreportedDiagnosis>),
+}
+
+/// A call, whole.
+#[derive(Debug, Clone)]
+struct Call {
+    secret: String,
+    boot: String,
+    seq: u64,
+    gpus: u32,
+    subject: Subject,
+}
+
+/// What became of a call.
+#[derive(Debug)]
+pub struct Sent {
+    subject: Subject,
+    answer: Result<Registered, ClientError>,
+}
+
+/// The link.
+#[derive(Debug)]
+pub struct Link {
+    calls: SyncSender<Call>,
+    secret: String,
+    /// GPUs of the host.
+    pub gpus: u32,
+    /// Time between heartbeats.
+    pub heartbeat: Duration,
+    /// The state is to be stored.
+    pub changed: bool,
+    in_flight: bool,
+    /// This boot is known to the control plane.
+    pub registered: bool,
+    /// The next registration is made with the join secret.
+    tries_secret: bool,
+    /// A gate that passed is not what it was: it is to run again.
+    pub stale_gate: bool,
+    next: Option<Subject>,
+    failures: u32,
+    not_before: Option<Instant>,
+    last_error: Option<String>,
+    token: Arc<Mutex<Option<String>>>,
+    patience: f64,
+}
+
+impl Link {
+    /// Starts the threads that call.
+    pub fn start(client: Client, secret: String, to: SyncSender<Message>, patience: f64) -> Self {
+        let (calls, waiting) = sync_channel::<Call>(1);
+        let caller = client.clone();
+        let answers = to.clone();
+        std::thread::spawn(move || {
+            while let Ok(call) = waiting.recv() {
+                let answer = make(&caller, &call);
+                if answers.send(Message::Sent(Sent { subject: call.subject, answer })).is_err() {
+                    return;
+                }
+            }
+        });
+        // Nothing is asked for before this boot is known to the control plane: what it wants is of another until then.
+        let token = Arc::new(Mutex::new(None));
+        let known = Arc::clone(&token);
+        std::thread::spawn(move || poll(&client, &known, &to, patience));
+        Self {
+            calls,
+            secret,
+            gpus: 0,
+            heartbeat: HEARTBEAT,
+            changed: false,
+            in_flight: false,
+            registered: false,
+            tries_secret: false,
+            stale_gate: false,
+            next: None,
+            failures: 0,
+            not_before: None,
+            last_error: None,
+            token,
+            patience,
+        }
+    }
+
+    /// Says something as soon as it can be said; what waited before is out of date.
+    pub fn say(&mut self, subject: Subject) {
+        self.next = Some(subject);
+    }
+
+    /// Makes the next call, if there is one and the line is free.
+    pub fn tick(&mut self, state: &mut State) {
+        if self.in_flight || self.not_before.is_some_and(|at| now() < at) {
+            return;
+        }
+        // A pass proves what was then: not what was found since, nor what an hour may have done.
+        let is_stale = |g: &UnreportedGate| {
+            let old = now_ms().saturating_sub(g.at_ms) > PASS_LIFE_MS;
+            g.verdict == Verdict::Pass && (old || !state.host.standing().claimable)
+        };
+        if state.unreported.as_ref().is_some_and(is_stale) {
+            state.unreported = None;
+            self.stale_gate = true;
+            self.changed = true;
+        }
+        let subject = if !self.registered {
+            Subject::Register
+        } else if let Some(gate) = state.unreported.as_ref().filter(|g| g.seq.is_some() || state.undiagnosed.is_none())
+        {
+            // One that has its number already goes first: numbers rise.
+            Subject::Gate(Box::new(gate.clone()))
+        } else if let Some(diagnosis) = &state.undiagnosed {
+            Subject::Diagnosis(Box::new(diagnosis.clone()))
+        } else if let Some(next) = self.next.take() {
+            next
+        } else {
+            return;
+        };
+        // What is sent again keeps its number.
+        let kept = match &subject {
+            Subject::Gate(gate) => gate.seq,
+            Subject::Diagnosis(diagnosis) => diagnosis.seq,
+            Subject::Register | Subject::Passive { .. } => None,
+        };
+        let seq = kept.unwrap_or_else(|| {
+            state.report_seq += 1;
+            state.report_seq
+        });
+        match &subject {
+            Subject::Gate(_) => state.unreported.iter_mut().for_each(|g| g.seq = Some(seq)),
+            Subject::Diagnosis(_) => state.undiagnosed.iter_mut().for_each(|d| d.seq = Some(seq)),
+            Subject::Register | Subject::Passive { .. } => {}
+        }
+        self.changed |= kept != Some(seq) && matches!(subject, Subject::Gate(_) | Subject::Diagnosis(_));
+        let joins = self.tries_secret && matches!(subject, Subject::Register);
+        let token = state.token.clone().filter(|_| !joins);
+        let secret = token.unwrap_or_else(|| self.secret.clone());
+        let call = Call { secret, boot: state.boot.clone(), seq, gpus: self.gpus, subject };
+        self.in_flight = self.calls.try_send(call).is_ok();
+    }
+
+    /// Notes what became of a call.
+    pub fn sent(&mut self, sent: Sent, state: &mut State) {
+        self.in_flight = false;
+        match sent.answer {
+            Ok(told) => {
+                if self.last_error.take().is_some() || !self.registered {
+                    tracing::info!(state = told.state.name(), "the control plane answers");
+                }
+                self.failures = 0;
+                self.not_before = None;
+                self.registered = true;
+                self.tries_secret = false;
+                self.heartbeat = Duration::from_secs(u64::from(told.heartbeat_s.clamp(1, 300)));
+                state.report_seq = state.report_seq.max(told.report_seq);
+                let token = told.token.or_else(|| state.token.clone());
+                if let Some(token) = token {
+                    *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.clone());
+                    state.token = Some(token);
+                    self.changed = true;
+                }
+                self.told(&sent.subject, state);
+            }
+            Err(error) => self.failed(&error, &sent.subject, state),
+        }
+    }
+
+    /// It is known, or not wanted: it is not sent again.
+    fn told(&mut self, subject: &Subject, state: &mut State) {
+        match subject {
+            Subject::Gate(_) => state.unreported = None,
+            Subject::Diagnosis(_) => state.undiagnosed = None,
+            Subject::Register | Subject::Passive { .. } => return,
+        }
+        self.changed = true;
+    }
+
+    fn failed(&mut self, error: &ClientError, subject: &Subject, state: &mut State) {
+        let text = match error {
+            ClientError::Unreachable(source) => format!("{error}: {source}"),
+            other => other.to_string(),
+        };
+        if self.last_error.as_ref() != Some(&text) {
+            tracing::warn!("{text}");
+            self.last_error = Some(text);
+        }
+        if let ClientError::Refused { status, .. } = error {
+            // The token has run out, or the boot is another to it: the host says again who it is. Whatever it is told, it
+            // keeps its token: who refuses it may be wrong, and nothing else opens the door again. The join secret is tried
+            // in turn with it, for a launch that does not know the token of the one before.
+            self.registered = false;
+            if error.is_stranger() && matches!(subject, Subject::Register) {
+                self.tries_secret = !self.tries_secret;
+            }
+            if *status == 409 {
+                // The node is not being checked any more, or is another: what was said is not wanted.
+                self.told(subject, state);
+            }
+        }
+        self.failures = self.failures.saturating_add(1);
+        let pause = Duration::from_secs(1 << self.failures.min(6)).min(PAUSE_MAX).mul_f64(self.patience);
+        self.not_before = Some(now() + pause);
+    }
+}
+
+fn make(client: &Client, call: &Call) -> Result<Registered, ClientError> {
+    let report = |checks: Checks, verdict: Verdict, reason: &str| Report {
+        boot: call.boot.clone(),
+        checks,
+        verdict,
+        reason: reason.to_owned(),
+        seq: Some(call.seq),
+    };
+    let report = match &call.subject {
+        Subject::Register => return client.register(&call.secret, &call.boot, call.gpus),
+        Subject::Passive { verdict, reason, conditions } => {
+            report(Checks::Passive { conditions: worst_of(conditions) }, *verdict, reason)
+        }
+        Subject::Gate(gate) => report(Checks::Gate(gate.said.clone()), gate.verdict, &gate.reason),
+        Subject::Diagnosis(d) => report(Checks::Diagnosis(d.said.clone()), d.verdict, &d.reason),
+    };
+    client.report(&call.secret, &report)
+}
+
+/// Conditions as they are told: the worst first, as many as the control plane takes.
+fn worst_of(conditions: &[Condition]) -> Vec<agent::Condition> {
+    let mut worst: Vec<&Condition> = conditions.iter().collect();
+    worst.sort_by_key(|c| (c.shadow, std::cmp::Reverse(c.effect)));
+    let told = |c: &&Condition| agent::Condition {
+        cause: c.cause.to_string(),
+        gpu: c.gpu.map(|gpu| gpu.to_string()),
+        effect: c.effect,
+        shadow: c.shadow,
+        raised_at_ms: c.raised_at_ms,
+        text: c.text.clone(),
+    };
+    worst.iter().take(CONDITIONS_MAX).map(told).collect()
+}
+
+/// Polls for the desired state for ever.
+fn poll(client: &Client, token: &Mutex<Option<String>>, to: &SyncSender<Message>, patience: f64) {
+    let mut known = None;
+    let mut pause = Duration::from_secs(1);
+    loop {
+        let secret = token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(secret) = secret else {
+            std::thread::sleep(Duration::from_secs(1).mul_f64(patience));
+            continue;
+        };
+        match client.desired(&secret, known, POLL) {
+            Ok(desired) => {
+                pause = Duration::from_secs(1);
+                if known != Some(desired.version) {
+                    known = Some(desired.version);
+                    if to.send(Message::Desired(desired)).is_err() {
+                        return;
+                    }
+                }
+            }
+            // The link says what is wrong.
+            Err(_) => {
+                std::thread::sleep(pause.mul_f64(patience));
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The agent's command line.
+
+use std::process::ExitCode;
+
+use snapshot_agent::cli;
+use snapshot_agent::probe::Hardware;
+
+fn main() -> ExitCode {
+    cli::main(&mut Hardware::default(), &cli::Switches::default())
+}
