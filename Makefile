@@ -36,14 +36,14 @@ soak: setup
 test-aws: setup
 	@scripts/setup-moto
 	target/moto/bin/python -m openapi_spec_validator docs/openapi.json
-	cargo $(CARGO_TEST) --workspace --features server/aws $(if $(findstring nextest,$(CARGO_TEST)),-E 'test(aws::)',aws::)
+	cargo $(CARGO_TEST) --workspace --features cli/aws,e2e/aws $(if $(findstring nextest,$(CARGO_TEST)),-E 'test(aws::)',aws::)
 
 lint: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
 release: setup
-	cargo build --release --workspace --features server/aws --bins --examples
+	cargo build --release --workspace --features cli/aws --bins --examples
 
 bench: bench-scale bench-solvers bench-forecast bench-claims bench-simulation
 

@@ -164,7 +164,7 @@ impl FromStr for WhatIf {
     fn from_str(text: &str) -> Result<Self, UnknownQuestion> {
         let bad = |form: &'static str| UnknownQuestion { text: text.to_owned(), form };
         let number = |t: &str| t.parse::<f64>().ok().filter(|v| v.is_finite());
-        let kinds = "quota:, price:, lift-regions:, hit-rate: or budget:";
+        let kinds = "KIND:… where KIND is quota, price, lift-regions, hit-rate or budget";
         let (kind, rest) = text.split_once(':').ok_or_else(|| bad(kinds))?;
         let (quota, price, hit_rate) = ("quota:NAME=+8", "price:TEXT*1.2", "hit-rate:CLASS=0.999");
         let budget = "budget:200 (dollars an hour) or budget:none";

@@ -27,7 +27,8 @@ pub async fn open(config: &Config, clock: &Clock) -> anyhow::Result<Clouds> {
     let (mut clouds, mut sims): Clouds = (Vec::new(), Vec::new());
     if config.provider.is_empty() && config.demo.is_some() {
         for (name, offers) in by_provider(demo_offers()) {
-            sims.push(simulated(&name, offers, 20.0, 8.0, &demo_lead(), 0.05, 1, clock));
+            let supply = offers.iter().map(|o| sim_offer(o, 8.0, &demo_lead(), 0.05)).collect();
+            sims.push(Arc::new(SimProvider::new(&name, offers, supply, 20.0, 1, clock.clone())));
         }
     }
     for part in &config.provider {
@@ -35,7 +36,8 @@ pub async fn open(config: &Config, clock: &Clock) -> anyhow::Result<Clouds> {
             ProviderPart::Sim { offers, speed, capacity, lead, boot_failure, seed } => {
                 lead.check().map_err(|what| anyhow::anyhow!("provider.lead: {what}"))?;
                 for (name, offers) in by_provider(table(&config.folder.join(offers))?) {
-                    sims.push(simulated(&name, offers, *speed, *capacity, lead, *boot_failure, *seed, clock));
+                    let supply = offers.iter().map(|o| sim_offer(o, *capacity, lead, *boot_failure)).collect();
+                    sims.push(Arc::new(SimProvider::new(&name, offers, supply, *speed, *seed, clock.clone())));
                 }
             }
             ProviderPart::Static { name, offers, hosts } => {
@@ -107,20 +109,6 @@ fn by_provider(offers: Vec<Offer>) -> BTreeMap<String, Vec<Offer>> {
         all.entry(offer.key.provider.clone()).or_insert_with(Vec::new).push(offer);
     }
     all
-}
-
-fn simulated(
-    name: &str,
-    offers: Vec<Offer>,
-    speed: f64,
-    capacity: f64,
-    lead: &Dist,
-    boot_failure: f64,
-    seed: u64,
-    clock: &Clock,
-) -> Arc<SimProvider> {
-    let supply = offers.iter().map(|o| sim_offer(o, capacity, lead, boot_failure)).collect();
-    Arc::new(SimProvider::new(name, offers, supply, speed, seed, clock.clone()))
 }
 
 fn demo_lead() -> Dist {

@@ -42,7 +42,7 @@ fn a_diagnostic_is_judged() {
     let ran = run_in(&folder, &args);
     assert_eq!(ran.code, 5, "{}", ran.err);
     expect![[r#"
-        fail: quarantine
+        fail: replace
           GPU 2 is missing
           memory on GPU 1, DCGM_FR_UNCORRECTABLE_ROW_REMAP (reset): A pending row remap was found on GPU 1.
           not measured: memory has no result on GPU 2

@@ -6,6 +6,7 @@
 mod aws;
 mod daemon;
 #[path = "../../../server/tests/integration/databases.rs"]
+#[allow(dead_code, reason = "the server's own tests use the rest")]
 mod databases;
 mod diagnosed_weekly;
 #[cfg(feature = "aws")]
@@ -15,4 +16,5 @@ mod process;
 mod replicas;
 mod serving;
 #[path = "../../../snapshot-agent/tests/integration/stand.rs"]
+#[allow(dead_code, reason = "the agent's own tests use the rest")]
 mod stand;

@@ -388,7 +388,7 @@ impl Session {
                 let (now, term, until_ms) = &mut tables.lease;
                 let (mine, over) = (now == holder, *until_ms < now_ms);
                 if mine || over {
-                    *term += i64::from(!(mine && !over));
+                    *term += i64::from(!mine || over);
                     now.clone_from(holder);
                     *until_ms = now_ms + LEASE_MS;
                 }

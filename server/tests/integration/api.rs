@@ -414,7 +414,7 @@ async fn agents_are_told_what_to_do() {
         answer.json::<Value>().await.expect("JSON")
     };
     let now = desired("").await;
-    assert_eq!(now["work"], "serve", "{now}");
+    assert_eq!(now["health"]["work"], "serve", "{now}");
     let known = format!("?known={}&wait_s=30", now["version"]);
     let waits = desired(&known);
     let drains = async {
@@ -423,7 +423,7 @@ async fn agents_are_told_what_to_do() {
     };
     let began = tokio::time::Instant::now();
     let (told, (status, _)) = tokio::join!(waits, drains);
-    assert_eq!((status, &told["work"]), (StatusCode::OK, &json!("drain")), "{told}");
+    assert_eq!((status, &told["health"]["work"]), (StatusCode::OK, &json!("drain")), "{told}");
     assert!(began.elapsed() < Duration::from_secs(10), "it did not wait for the end");
     let same = desired(&format!("?known={}&wait_s=0.1", told["version"])).await;
     assert_eq!(same["version"], told["version"]);

@@ -51,7 +51,7 @@ async fn a_cause_that_many_have_in_common_holds_its_nodes_until_it_is_closed() {
     }
     let open = until(&run, "/v1/breakers", |b| b.iter().any(|b| b["cause"] == "xid:79")).await;
     let of: Vec<(&Value, &Value)> = open.iter().map(|b| (&b["cause"], &b["state"])).collect();
-    assert_eq!(of, [(&json!("driver:580.1"), &json!("open")), (&json!("xid:79"), &json!("open"))], "{open:?}");
+    assert_eq!(of, [(&json!("xid:79"), &json!("open")), (&json!("driver:580.1"), &json!("open"))], "{open:?}");
     // A node that has ended is forgotten.
     let ends = || {
         let book = run.server.app.book().expect("read");

@@ -26,7 +26,7 @@ pub async fn gated(run: &Running, instance: &str, serials: &[&str], verdict: &st
     let made = run.server.app.ledger.write(move |book, now_ms| {
         let intent = book.intend_launch(1, &offer, 1, 60_000, now_ms).expect("known");
         book.intent_sent(intent, now_ms).expect("open");
-        book.launched(intent, &[name.clone()], LaunchAnswer::Launched, "by a test", now_ms).expect("open");
+        book.launched(intent, std::slice::from_ref(&name), LaunchAnswer::Launched, "by a test", now_ms).expect("open");
         book.nodes().values().find(|n| n.intent == Some(intent)).expect("made").id
     });
     let id = made.await.expect("written");
