@@ -12,9 +12,11 @@ mod diagnosed_weekly;
 #[cfg(feature = "aws")]
 #[path = "../../../providers/tests/moto/mod.rs"]
 mod moto;
+mod outages;
 mod process;
 mod replicas;
 mod serving;
+mod shared;
 #[path = "../../../snapshot-agent/tests/integration/stand.rs"]
 #[allow(dead_code, reason = "the agent's own tests use the rest")]
 mod stand;

@@ -97,6 +97,12 @@ impl Serving {
         (StatusCode::from_u16(status).expect("answers"), answer)
     }
 
+    /// Stops it where it stands (`-STOP`), as a machine does that loses power with its connections open; `-CONT` thaws it.
+    pub fn signal(&self, signal: &str) {
+        let sent = std::process::Command::new("kill").args([signal, &self.id().to_string()]).status();
+        assert!(sent.is_ok_and(|s| s.success()), "{signal}");
+    }
+
     /// Its process.
     pub fn id(&self) -> u32 {
         self.process.id().expect("runs")

@@ -8,17 +8,29 @@ use std::time::Duration;
 pub struct Database {
     /// What to open.
     pub url: String,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     server: Option<Child>,
 }
 
-impl Drop for Database {
-    fn drop(&mut self) {
-        if let Some(server) = &mut self.server {
+impl Database {
+    /// Ends the PostgreSQL server as a crash would; what it has is there when it is started again.
+    pub fn stop(&mut self) {
+        if let Some(mut server) = self.server.take() {
             // Postgres ends at once on SIGQUIT, with its children.
             let _ = Command::new("kill").args(["-QUIT", &server.id().to_string()]).status();
             let _ = server.wait();
         }
+    }
+
+    /// Starts the PostgreSQL server again.
+    pub fn start(&mut self) {
+        self.server = Some(run_postgres(&binaries().expect("it ran before"), self.folder.path()));
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -34,7 +46,7 @@ pub async fn execute(url: &str, text: &'static str) {
 /// A SQLite file.
 pub fn sqlite() -> Option<Database> {
     let folder = tempfile::tempdir().expect("temp");
-    Some(Database { url: format!("sqlite:{}", folder.path().join("test.db").display()), _folder: folder, server: None })
+    Some(Database { url: format!("sqlite:{}", folder.path().join("test.db").display()), folder, server: None })
 }
 
 fn binaries() -> Option<PathBuf> {
@@ -74,18 +86,23 @@ pub fn postgres() -> Option<Database> {
         .status()
         .expect("initdb starts");
     assert!(made.success(), "initdb failed");
-    let server = unprivileged(&bin.join("postgres"), folder.path())
-        .args(["-D", &data.display().to_string(), "-k", &folder.path().display().to_string(), "-h", ""])
+    let server = run_postgres(&bin, folder.path());
+    let url = format!("postgres://pilotlight@localhost/postgres?host={}", folder.path().display());
+    Some(Database { url, folder, server: Some(server) })
+}
+
+fn run_postgres(bin: &Path, folder: &Path) -> Child {
+    let server = unprivileged(&bin.join("postgres"), folder)
+        .args(["-D", &folder.join("data").display().to_string(), "-k", &folder.display().to_string(), "-h", ""])
         .args(["-c", "fsync=off", "-c", "max_connections=60"])
         .spawn()
         .expect("postgres starts");
-    let url = format!("postgres://pilotlight@localhost/postgres?host={}", folder.path().display());
     let began = (0..400).find(|_| {
         std::thread::sleep(Duration::from_millis(50));
-        ready(&bin, folder.path())
+        ready(bin, folder)
     });
     assert!(began.is_some(), "PostgreSQL did not start within 20 s");
-    Some(Database { url, _folder: folder, server: Some(server) })
+    server
 }
 
 fn ready(bin: &Path, folder: &Path) -> bool {
