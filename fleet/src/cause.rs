@@ -26,7 +26,7 @@ pub enum Cause {
     Passive,
     /// Its proof of health is too old.
     StaleProof,
-    /// A version of the driver, which has a point in it; `driver:2` is a condition.
+    /// A version of the driver; `driver:2`, its own verdict, is a condition.
     Driver(String),
     /// An image.
     Image(String),
@@ -64,7 +64,7 @@ impl From<&str> for Cause {
             Some(("dcgm", error)) => {
                 error.parse().map_or_else(|_| Self::Condition(text.into()), |e| Self::Diagnosis(Some(e)))
             }
-            Some(("driver", version)) if version.contains('.') => Self::Driver(version.to_owned()),
+            Some(("driver", version)) if !is_verdict(version) => Self::Driver(version.to_owned()),
             Some(("image", name)) => Self::Image(name.to_owned()),
             Some(_) => Self::Condition(text.to_owned()),
             None => match text {
@@ -77,6 +77,11 @@ impl From<&str> for Cause {
             },
         }
     }
+}
+
+/// The driver's own verdict is a number of one or two digits (nvmlDeviceGetRecoveryAction); versions are longer.
+fn is_verdict(word: &str) -> bool {
+    word.len() <= 2 && word.bytes().all(|b| b.is_ascii_digit())
 }
 
 impl From<String> for Cause {
@@ -169,6 +174,10 @@ mod tests {
         }
         assert_eq!(Cause::from("driver:2"), Cause::Condition("driver:2".into()), "the driver's own verdict");
         assert_eq!(Cause::from("driver:580.1"), Cause::Driver("580.1".into()));
+        for version in ["580", "580.82.09", "r580-custom"] {
+            let cause = Cause::Driver(version.into());
+            assert_eq!(Cause::from(cause.to_string()), cause, "a version reads back as one");
+        }
         assert_eq!(Cause::from("dcgm:14"), Cause::Diagnosis(Some(14)));
     }
 

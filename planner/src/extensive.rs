@@ -1,7 +1,7 @@
 //! The whole problem with every offer in every demand path and no pooling: slow, plain, and what any other solver can
 //! be given to check an optimum.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use solver::{Col, Lp};
 
@@ -17,14 +17,14 @@ pub struct Extensive {
     /// Key of each column.
     pub cols: Vec<ColKey>,
     /// Index of each row.
-    pub rows: HashMap<RowKey, usize>,
+    pub rows: BTreeMap<RowKey, usize>,
 }
 
 /// Builds it. Columns: about `sources × served classes × periods × paths`.
 #[must_use]
 pub fn build(input: &PlanInput, model: &Model) -> Extensive {
     let links = columns::links(input, model);
-    let mut form = Extensive { lp: Lp::default(), cols: Vec::new(), rows: HashMap::new() };
+    let mut form = Extensive { lp: Lp::default(), cols: Vec::new(), rows: BTreeMap::new() };
     let (rows, mut cols) = columns::shared(input, model);
     form.add_rows(&rows);
     for r in 0..model.spreads.len() {

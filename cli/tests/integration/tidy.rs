@@ -26,6 +26,8 @@ fn forbidden(code: &str) -> Option<&'static str> {
         "std::net",
         "rand::",
         "async fn",
+        "HashMap",
+        "HashSet",
         "println!",
         "eprintln!",
         "dbg!",
@@ -40,9 +42,10 @@ fn pure_rooms_are_pure() {
     assert_eq!(forbidden("fn f() {\n  let t = std::time::Instant::now();\n}"), Some("std::time"), "finds nothing");
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut found = Vec::new();
-    for room in ["fleet", "health", "planner", "solver"] {
+    for room in ["fleet", "health", "protocol", "control", "planner", "solver"] {
         sources(&root.join(room).join("src"), &mut found);
     }
+    assert_eq!(forbidden("use std::collections::HashMap;"), Some("HashMap"), "the order of a hash is no input");
     assert!(found.len() > 20, "only {} files: the rooms have moved", found.len());
     for path in found {
         let code = std::fs::read_to_string(&path).expect("readable");
@@ -64,4 +67,28 @@ fn files_stay_short() {
         let lines = std::fs::read_to_string(&path).expect("readable").lines().count();
         assert!(lines <= 600, "{} has {lines} lines: split it by meaning", path.display());
     }
+}
+
+/// docs/invariants.md is written from the list in `fleet`: `UPDATE_EXPECT=1` writes it.
+#[test]
+fn invariants_are_documented() {
+    let mut text = String::from(
+        "# Invariants\n\n\
+         Properties that hold at every moment. `fleet/src/invariants.rs` is the one list; this page is written from it.\n\n\
+         - **book**: every server checks its own book, after each commit what changed, and each minute all of it.\n\
+         - **decision**: whoever decides it counts a breach there.\n\
+         - **tests**: types and tests hold it; no moment's state would show a breach.\n\n\
+         A breach is a bug: `pilotlight_invariant_breaches_total` counts it by number, the log says who broke it, and \
+         an alarm\non more than 0 is worth being woken for.\n\n\
+         | number | what holds | why | checked by |\n|---|---|---|---|\n",
+    );
+    for invariant in fleet::invariants::Invariant::ALL {
+        let by = match invariant.checked_by() {
+            fleet::invariants::CheckedBy::Book => "book",
+            fleet::invariants::CheckedBy::Decision => "decision",
+            fleet::invariants::CheckedBy::Tests => "tests",
+        };
+        text += &format!("| {invariant} | {} | {} | {by} |\n", invariant.text(), invariant.why());
+    }
+    expect_test::expect_file!["../../../docs/invariants.md"].assert_eq(&text);
 }

@@ -14,7 +14,7 @@ use super::{Book, Node, NodeChange, NodeError, NodeFacts};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pending {
     /// What it needs: a recheck, a reset or a reboot.
-    #[serde(alias = "care")]
+    #[serde(rename = "care", alias = "remedy")]
     pub remedy: Remedy,
     /// For what: the same cause is not mended twice.
     pub cause: Cause,

@@ -92,7 +92,9 @@ fn breach_of(node: &Node) -> Option<Breach> {
         let what = format!("node n-{id} is {} and has {} claimed GPUs", state.name(), node.gpus - node.free.count());
         return Some(Breach::new(Invariant::Cap5, what));
     }
-    if state == NodeState::Idle && (node.proof_at_ms.is_none() || node.boot.is_none()) {
+    // One that waits for its repair has lost its proof, and is given to nobody.
+    let is_given = state == NodeState::Idle && node.care.is_none();
+    if is_given && (node.proof_at_ms.is_none() || node.boot.is_none()) {
         return Some(Breach::new(Invariant::Hlt1, format!("node n-{id} is idle without a proof of this boot")));
     }
     if node.free.count() > node.gpus {

@@ -15,7 +15,7 @@ mod nodes;
 mod records;
 mod shelves;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::admission;
 use crate::offer::{Offer, OfferKey};
@@ -64,7 +64,7 @@ pub struct Book {
     /// First part of launch tokens.
     token_prefix: String,
     offers: Vec<Offer>,
-    offer_index: HashMap<OfferKey, usize>,
+    offer_index: BTreeMap<OfferKey, usize>,
     classes: BTreeMap<String, ClassRule>,
     /// Offers that serve a class within its price caps, in the order in which they are tried.
     within: BTreeMap<String, Vec<usize>>,
@@ -72,11 +72,11 @@ pub struct Book {
     above: BTreeMap<String, Vec<usize>>,
     nodes: BTreeMap<u64, Node>,
     /// Nodes by the cloud's name for them.
-    by_instance: HashMap<String, BTreeSet<u64>>,
+    by_instance: BTreeMap<String, BTreeSet<u64>>,
     claims: BTreeMap<u64, Claim>,
-    keys: HashMap<String, u64>,
+    keys: BTreeMap<String, u64>,
     /// Claims that have ended and whose key is asked for again: `(claim, digest)`.
-    ended_keys: HashMap<String, (u64, String)>,
+    ended_keys: BTreeMap<String, (u64, String)>,
     tallies: BTreeMap<String, Tally>,
     intents: BTreeMap<u64, Intent>,
     shelves: Vec<Shelf>,

@@ -373,6 +373,9 @@ impl Book {
     /// Nobody could be heard for so long, because the server or its database was away: leases, proofs and silences do not
     /// count that time. Waiting clients have deadlines of their own, which stay.
     pub fn forgive(&mut self, gap_ms: i64) {
+        // All of it is written: another replica, or this one after a crash, must not count the time either.
+        self.changes.nodes.extend(self.nodes.keys());
+        self.changes.claims.extend(self.claims.values().filter(|c| c.state.is_live()).map(|c| c.id));
         for node in self.nodes.values_mut() {
             node.heard_at_ms = node.heard_at_ms.map(|at| at.saturating_add(gap_ms));
             node.proof_at_ms = node.proof_at_ms.map(|at| at.saturating_add(gap_ms));

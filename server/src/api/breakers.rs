@@ -83,8 +83,17 @@ pub async fn close(
     };
     open.remove(at);
     app.audit(&caller.name, "close breaker", &format!("{} {}", which.cell, which.cause)).await?;
-    let mut closed: ClosedBreakers = app.store.single_or_default().await?;
-    closed.0.push(Closed { cell: which.cell.into(), cause: which.cause.into(), at_ms: app.now_ms() });
-    app.ledger.put(&closed, None).await?;
-    Ok(Json(Listed { items: open, next: None }))
+    let it = Closed { cell: which.cell.into(), cause: which.cause.into(), at_ms: app.now_ms() };
+    // Others close breakers too, and the loop takes away what it has heard.
+    let mut crossed = None;
+    for _ in 0..8 {
+        let read = app.store.single::<ClosedBreakers>().await?;
+        let (version, mut closed) = read.map_or((0, ClosedBreakers::default()), |d| (d.version, d.record));
+        closed.0.push(it.clone());
+        match app.ledger.edit_single(&closed, version).await? {
+            Ok(_) => return Ok(Json(Listed { items: open, next: None })),
+            Err(other) => crossed = Some(other),
+        }
+    }
+    Err(crossed.map_or_else(|| ApiError::new(Code::Busy, "try again"), Into::into))
 }

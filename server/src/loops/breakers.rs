@@ -27,10 +27,9 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
             break;
         }
     }
-    let ClosedBreakers(closed) = app.store.single_or_default().await?;
-    faults.forget(&closed, now_ms);
-    if !closed.is_empty() {
-        app.ledger.put(&ClosedBreakers::default(), Some(term)).await?;
+    let closed = app.store.single::<ClosedBreakers>().await?;
+    if let Some(closed) = &closed {
+        faults.forget(&closed.record.0, now_ms);
     }
     let learnt: Learnt = app.store.single_or_default().await?;
     let (new, changed) = {
@@ -48,6 +47,10 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     }
     if changed {
         app.ledger.put(&faults.held(), Some(term)).await?;
+    }
+    // Only now, and only what was read: what a person closes meanwhile is for the next look.
+    if let Some(closed) = closed.filter(|c| !c.record.0.is_empty()) {
+        let _ = app.ledger.edit_single(&ClosedBreakers::default(), closed.version).await?;
     }
     Ok(format!("{} open, {} faults in the last hour", faults.open.len(), faults.faults()))
 }

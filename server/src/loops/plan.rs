@@ -14,7 +14,7 @@ use protocol::BudgetSpec;
 use super::{Context, LoopError};
 use crate::app::App;
 use crate::config::Planning;
-use crate::store::{Write, text_of};
+use crate::store::{StoreError, Write, text_of};
 
 /// Days of demand that are read.
 const HISTORY_DAYS: i64 = 8;
@@ -56,8 +56,11 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     if inputs.classes.is_empty() || inputs.offers.is_empty() {
         return Ok(format!("{} classes, {} offers: nothing to plan", inputs.classes.len(), inputs.offers.len()));
     }
-    // What an older version remembered is forgotten.
-    let mut memory: Memory = app.store.single_or_default().await.unwrap_or_default();
+    let mut memory: Memory = match app.store.single_or_default().await {
+        // What an older version remembered is forgotten; what cannot be read now is not.
+        Err(StoreError::Record { .. }) => Memory::default(),
+        read => read?,
+    };
     let last = app.store.plans(i64::MAX, 1).await?.first().map_or(0, |p| p.epoch);
     let rules = context.planning.rules(&budget)?;
     let epoch = last + 1;

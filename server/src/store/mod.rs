@@ -71,6 +71,9 @@ pub enum StoreError {
     /// What was to be written makes no sense.
     #[error("{0}")]
     Refused(&'static str),
+    /// The database does not answer.
+    #[error("the database did not answer within 45 s")]
+    Silent,
     /// The book is not known.
     #[error("the state of the fleet is not known: the database could not be read")]
     Unread,

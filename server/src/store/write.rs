@@ -115,6 +115,15 @@ impl Ledger {
         self.record(Write::Document { key: T::KEY, body, expected: None, by: None }, term).await.map(drop)
     }
 
+    /// Writes the one document of its kind where it still is what was read at `expected`; 0: it was not there.
+    ///
+    /// # Errors
+    /// Outer: it was not written. Inner: somebody else was faster.
+    pub async fn edit_single<T: Single>(&self, record: &T, expected: i64) -> Result<Result<i64, Crossed>, WriteError> {
+        let body = text_of(record, T::KEY.words().0)?;
+        self.edit(T::KEY, body, Some(expected), None).await
+    }
+
     /// Edits a document, which somebody has read at `expected`. An empty body deletes it. Returns its version.
     ///
     /// # Errors

@@ -23,6 +23,9 @@ const NODES_EVERY_MS: i64 = 1000;
 const CHECKED_EVERY_MS: i64 = 60_000;
 /// A book that could not be read is tried again after this time, milliseconds; until then nobody waits for it.
 const READ_AGAIN_MS: i64 = 250;
+/// A database whose machine has gone answers nothing, and no error either. Longer than its own limits on locks and
+/// statements.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(45);
 
 /// An operation on the book that can be made again.
 pub(super) trait Operation: Send {
@@ -66,8 +69,29 @@ impl Job {
 /// A batch that was not committed.
 struct Failed {
     error: StoreError,
+    at: Stage,
+}
+
+/// How far a batch came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nothing of it had been looked at: it is the log, or the database, and no job's fault.
+    Log,
+    /// The keys of its jobs were looked up.
+    Keys,
     /// Operations had run: the book in memory is not what is in the database.
-    book_is_dirty: bool,
+    Applied,
+}
+
+impl Failed {
+    fn of_the_log(error: StoreError) -> Self {
+        Self { error, at: Stage::Log }
+    }
+
+    /// Whether the other jobs of the batch may well be written.
+    fn is_of_a_job(&self) -> bool {
+        self.at != Stage::Log && self.error.is_of_the_operation()
+    }
 }
 
 /// What the writer task has.
@@ -152,7 +176,7 @@ impl Writer {
                 rest.for_each(|job| job.answer(Err(error.clone().into())));
                 return;
             }
-            if part.len() > 1 && failed.error.is_of_the_operation() {
+            if part.len() > 1 && failed.is_of_a_job() {
                 let second = part.split_off(part.len() / 2);
                 parts.extend([second, part]);
             } else {
@@ -170,9 +194,9 @@ impl Writer {
     /// After a batch that failed: the book is what is in the database, or nobody has it.
     async fn recover(&mut self, failed: &Failed) -> Result<(), StoreError> {
         let error = crate::errors::chain_of(&failed.error);
-        if !failed.book_is_dirty {
+        if failed.at != Stage::Applied {
             tracing::warn!(error, "a commit could not begin");
-            return if failed.error.is_of_the_operation() { Ok(()) } else { Err(failed.error.clone()) };
+            return if failed.is_of_a_job() { Ok(()) } else { Err(failed.error.clone()) };
         }
         tracing::error!(error, "a commit failed; the book is read anew");
         *self.known.write() = Known::Unread;
@@ -206,6 +230,11 @@ impl Writer {
     }
 
     async fn try_read(&mut self) -> Result<(), StoreError> {
+        let read = tokio::time::timeout(ANSWERED_WITHIN, self.read_book()).await;
+        read.unwrap_or(Err(StoreError::Silent))
+    }
+
+    async fn read_book(&mut self) -> Result<(), StoreError> {
         let mut session = self.session().await?;
         let mut book = Book::with_token_prefix(self.options.limits, self.store.token_prefix());
         let begun = async {
@@ -244,20 +273,21 @@ impl Writer {
     }
 
     async fn commit(&mut self, batch: &mut Vec<Job>) -> Result<(), Failed> {
-        let clean = |error| Failed { error, book_is_dirty: false };
-        let mut session = self.session().await.map_err(clean)?;
-        match self.transact(&mut session, batch).await {
-            Ok(()) => self.session = Some(session),
-            Err(failed) => {
-                let Failed { error, book_is_dirty } = failed;
-                return Err(Failed { error: session.give_up(error).await, book_is_dirty });
+        let mut session = self.session().await.map_err(Failed::of_the_log)?;
+        match tokio::time::timeout(ANSWERED_WITHIN, self.transact(&mut session, batch)).await {
+            Ok(Ok(())) => self.session = Some(session),
+            Ok(Err(failed)) => return Err(Failed { error: session.give_up(failed.error).await, ..failed }),
+            Err(_) => {
+                // Nobody may be there to hear that it is given up.
+                tokio::spawn(tokio::time::timeout(ANSWERED_WITHIN, session.give_up(StoreError::Silent)));
+                return Err(Failed { error: StoreError::Silent, at: Stage::Applied });
             }
         }
         Ok(())
     }
 
     /// Begins with a book that is up to date.
-    async fn begin(&mut self, session: &mut Session, keys: &[String], fenced: bool) -> Result<Option<i64>, StoreError> {
+    async fn begin(&mut self, session: &mut Session, fenced: bool) -> Result<Option<i64>, StoreError> {
         let (seq, next_id) = session.begin().await?;
         if seq != self.seen {
             let news = session.news(self.seen).await?;
@@ -272,29 +302,34 @@ impl Writer {
             self.seen = seq;
         }
         self.on_book(|book| book.skip_ids(next_id))?;
-        if !keys.is_empty() {
-            let known = session.claims_of_keys(keys).await?;
-            self.on_book(|book| known.iter().filter(|c| !c.is_open()).for_each(|c| book.know_ended(c)))?;
-        }
         if fenced { session.leader_term().await.map(Some) } else { Ok(None) }
     }
 
+    /// Claims of earlier tries with the same keys are known again.
+    async fn know_keys(&mut self, session: &mut Session, keys: &[String]) -> Result<(), StoreError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let known = session.claims_of_keys(keys).await?;
+        self.on_book(|book| known.iter().filter(|c| !c.is_open()).for_each(|c| book.know_ended(c)))
+    }
+
     async fn transact(&mut self, session: &mut Session, batch: &mut Vec<Job>) -> Result<(), Failed> {
-        let clean = |error| Failed { error, book_is_dirty: false };
         let keys: Vec<String> = batch.iter().filter_map(|j| j.key.clone()).collect();
         let fenced = batch.iter().any(|j| j.fence.is_some());
-        let leader = self.begin(session, &keys, fenced).await.map_err(clean)?;
+        let leader = self.begin(session, fenced).await.map_err(Failed::of_the_log)?;
+        self.know_keys(session, &keys).await.map_err(|error| Failed { error, at: Stage::Keys })?;
         let now_ms = self.now_ms();
         let allowed: Vec<bool> = batch.iter().map(|job| job.fence.is_none() || job.fence == leader).collect();
         let (fenced_off, mut kept): (Vec<_>, Vec<_>) =
             std::mem::take(batch).into_iter().zip(allowed).partition(|(_, allowed)| !allowed);
         fenced_off.into_iter().for_each(|(job, _)| job.answer(Err(WriteError::NotLeader)));
-        let dirty = |error| Failed { error, book_is_dirty: true };
+        let dirty = |error| Failed { error, at: Stage::Applied };
         let done = self.apply(session, &mut kept, now_ms).await.map_err(dirty);
         *batch = kept.into_iter().map(|(job, _)| job).collect();
         let (changes, wrote) = done?;
         if changes.is_empty() && !wrote {
-            session.rollback().await.map_err(clean)?;
+            session.rollback().await.map_err(Failed::of_the_log)?;
             self.alive_at_ms = now_ms;
             return Ok(());
         }
@@ -320,7 +355,8 @@ impl Writer {
         now_ms: i64,
     ) -> Result<(Changes, bool), StoreError> {
         let gap_ms = now_ms - self.alive_at_ms;
-        if self.alive_at_ms > 0 && gap_ms > AWAY_MS && self.options.ticks {
+        // A command beside the servers too: what it writes says that somebody was there.
+        if self.alive_at_ms > 0 && gap_ms > AWAY_MS {
             tracing::warn!(seconds = gap_ms / 1000, "nobody could be heard for a while; leases do not count it");
             self.on_book(|book| book.forgive(gap_ms))?;
         }

@@ -3,6 +3,7 @@
 
 mod api;
 mod breakers;
+#[allow(dead_code, reason = "the end-to-end tests use the rest")]
 mod databases;
 mod gpus;
 mod old_database;

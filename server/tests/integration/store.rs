@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use control::gpus::{GpuChange, Tested};
@@ -136,6 +137,7 @@ conformance!(
     one_bad_operation_fails_alone,
     what_is_known_of_gpus_is_kept,
     a_replica_that_fell_far_behind_reads_everything,
+    time_in_which_nobody_could_be_heard_counts_for_nobody,
 );
 
 mod check {
@@ -282,6 +284,30 @@ mod check {
         let (_, other) = opened(place).await;
         assert_eq!(other.book().expect("read").free_gpus(0), 12, "and so are others'");
         assert!(store.last_seq().await.expect("read") > seq);
+    }
+
+    /// Two replicas come back from an outage: whoever is first forgives, and the other, and whoever starts next, know it.
+    pub async fn time_in_which_nobody_could_be_heard_counts_for_nobody(place: &Place) {
+        let now = Arc::new(AtomicI64::new(Clock::system().now_ms()));
+        let start = async || {
+            let now = Arc::clone(&now);
+            let clock = Clock::new(move || now.load(Ordering::SeqCst));
+            Ledger::start(&place.store().await, options(clock)).await.expect("reads")
+        };
+        filled(place, 1).await;
+        let (one, two) = (start().await, start().await);
+        let id = claim(&one, None).await.expect("free");
+        let beat = one.write(move |book, now_ms| book.heartbeat(id, Some(30_000), now_ms)).await;
+        beat.expect("durable").expect("ours");
+        now.fetch_add(600_000, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        now.fetch_add(4_000, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        for (name, ledger) in [("one", one), ("two", two), ("a later one", start().await)] {
+            let book = ledger.book().expect("read");
+            assert_eq!(book.claims()[&id].state, ClaimState::Active, "{name}");
+            assert!(book.nodes().values().all(|n| n.state == fleet::NodeState::Claimed), "{name}");
+        }
     }
 
     pub async fn a_replica_that_fell_far_behind_reads_everything(place: &Place) {

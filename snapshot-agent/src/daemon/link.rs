@@ -281,7 +281,7 @@ fn worst_of(conditions: &[Condition]) -> Vec<agent::Condition> {
 /// Polls for the desired state for ever.
 fn poll(client: &Client, token: &Mutex<Option<String>>, to: &SyncSender<Message>, patience: f64) {
     let mut known = None;
-    let mut pause = Duration::from_secs(1);
+    let (mut pause, mut wrong) = (Duration::from_secs(1), String::new());
     loop {
         let secret = token.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(secret) = secret else {
@@ -291,6 +291,7 @@ fn poll(client: &Client, token: &Mutex<Option<String>>, to: &SyncSender<Message>
         match client.desired(&secret, known, POLL) {
             Ok(desired) => {
                 pause = Duration::from_secs(1);
+                wrong.clear();
                 if known != Some(desired.version) {
                     known = Some(desired.version);
                     if to.send(Message::Desired(desired)).is_err() {
@@ -298,8 +299,13 @@ fn poll(client: &Client, token: &Mutex<Option<String>>, to: &SyncSender<Message>
                     }
                 }
             }
-            // The link says what is wrong.
-            Err(_) => {
+            Err(error) => {
+                // The link says what is wrong with the way there; what is said on it is heard here alone.
+                let said = error.to_string();
+                if said != wrong {
+                    tracing::warn!(error = said, "no orders are heard from the control plane");
+                    wrong = said;
+                }
                 std::thread::sleep(pause.mul_f64(patience));
                 pause = (pause * 2).min(PAUSE_MAX);
             }

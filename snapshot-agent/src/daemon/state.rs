@@ -10,7 +10,8 @@ use anyhow::Context;
 use health::Verdict;
 use health::condition::Host;
 use protocol::agent::{Diagnosis, Gate};
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A gate that was run and is to be reported.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,9 +67,20 @@ pub struct State {
     /// Which GPU was where, by its UUID: another one in its place ends what was wrong with it.
     pub uuids: BTreeMap<String, String>,
     /// A gate that the control plane does not know of.
+    #[serde(default, deserialize_with = "if_it_reads")]
     pub unreported: Option<UnreportedGate>,
     /// Diagnostics that the control plane does not know of.
+    #[serde(default, deserialize_with = "if_it_reads")]
     pub undiagnosed: Option<UnreportedDiagnosis>,
+}
+
+/// What another version of the agent left to be told may not read; the host keeps its token all the same.
+fn if_it_reads<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(value).unwrap_or_else(|error| {
+        tracing::warn!(%error, "what was to be told does not read, and is made anew");
+        None
+    }))
 }
 
 /// The file that it is stored in.
@@ -111,5 +123,21 @@ impl Store {
             std::fs::rename(&beside, &self.path)
         };
         written().with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_version_left_to_be_told_costs_no_token() {
+        let folder = tempfile::tempdir().expect("works");
+        let store = Store::in_folder(folder.path()).expect("works");
+        let text = r#"{"token":"pla_1","repair_begun":7,"unreported":{"boot":"b"},"undiagnosed":{"verdict":"pass"}}"#;
+        std::fs::write(folder.path().join("state.json"), text).expect("works");
+        let state = store.read();
+        assert_eq!((state.token.as_deref(), state.repair_begun), (Some("pla_1"), Some(7)));
+        assert!(state.unreported.is_none() && state.undiagnosed.is_none());
     }
 }

@@ -1,6 +1,6 @@
 //! Cuts: which sets of classes a solution cannot cover, and their rows in the restricted problem.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use solver::{Entries, Solution, SolverError};
 
@@ -163,10 +163,10 @@ impl Master<'_> {
         solution: &Solution,
         gpus: &[Vec<f64>],
         lack: &[Vec<Vec<f64>>],
-    ) -> (HashSet<(usize, usize, usize)>, f64) {
+    ) -> (BTreeSet<(usize, usize, usize)>, f64) {
         let model = self.model;
         let paths = model.weights.len();
-        let mut found = HashSet::new();
+        let mut found = BTreeSet::new();
         let mut repair_usd = 0.0;
         for (t, gpus) in gpus.iter().enumerate() {
             let network = |block: usize| {
@@ -228,10 +228,10 @@ impl Master<'_> {
         &self,
         gpus: &[Vec<f64>],
         lack: &[Vec<Vec<f64>>],
-        chains: &HashSet<(usize, usize, usize)>,
+        chains: &BTreeSet<(usize, usize, usize)>,
     ) -> Vec<(usize, usize, usize)> {
         let paths = self.model.weights.len();
-        let mut found: HashMap<(usize, usize), Vec<(f64, usize)>> = HashMap::new();
+        let mut found: BTreeMap<(usize, usize), Vec<(f64, usize)>> = BTreeMap::new();
         for (s, set) in self.sets.iter().enumerate() {
             let classes: Vec<usize> = (0..self.model.claim_gpus.len()).filter(|k| set.mask & (1 << k) != 0).collect();
             for (t, gpus) in gpus.iter().enumerate() {
@@ -266,7 +266,7 @@ impl Master<'_> {
     fn add_cuts(&mut self, new: &[(usize, usize, usize)]) -> Result<(), SolverError> {
         let model = self.model;
         let mut cols = self.add_shared_sets(new)?;
-        let mut misses = HashSet::new();
+        let mut misses = BTreeSet::new();
         for &(s, t, block) in new {
             for k in (0..model.claim_gpus.len()).filter(|k| self.sets[s].mask & (1 << k) != 0) {
                 let key = ColKey::Miss(k, t, block);

@@ -1,6 +1,6 @@
 //! The restricted problem: a few sources, the cuts found so far, in one HiGHS session.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use solver::{Limits, Session, Solution, SolverError};
 
@@ -30,8 +30,8 @@ pub struct Master<'a> {
     /// Links of every source.
     pub links: Vec<Links>,
     session: Session,
-    rows: HashMap<RowKey, usize>,
-    cols: HashMap<ColKey, usize>,
+    rows: BTreeMap<RowKey, usize>,
+    cols: BTreeMap<ColKey, usize>,
     /// Sources in the problem, in the order they came.
     pub active: Vec<usize>,
     is_active: Vec<bool>,
@@ -39,12 +39,12 @@ pub struct Master<'a> {
     /// Sources came since the last solve.
     fresh_cols: bool,
     sets: Vec<Set>,
-    set_index: HashMap<ClassSet, usize>,
-    cuts: HashSet<(usize, usize, usize)>,
+    set_index: BTreeMap<ClassSet, usize>,
+    cuts: BTreeSet<(usize, usize, usize)>,
     /// Sets that only one cut uses so far, by set, period and lost domain + 1: the cut has the pools itself.
-    inlined: HashMap<(usize, usize, usize), RowKey>,
+    inlined: BTreeMap<(usize, usize, usize), RowKey>,
     /// Spread rows that were violated once.
-    spreads: HashSet<(usize, usize)>,
+    spreads: BTreeSet<(usize, usize)>,
     /// Solves and simplex iterations so far.
     pub solves: usize,
     /// See `solves`.
@@ -64,17 +64,17 @@ impl<'a> Master<'a> {
             model,
             links: columns::links(input, model),
             session: Session::new(limits)?,
-            rows: HashMap::new(),
-            cols: HashMap::new(),
+            rows: BTreeMap::new(),
+            cols: BTreeMap::new(),
             active: Vec::new(),
             is_active: vec![false; model.sources.len()],
             aim: None,
             fresh_cols: false,
             sets: Vec::new(),
-            set_index: HashMap::new(),
-            cuts: HashSet::new(),
-            inlined: HashMap::new(),
-            spreads: HashSet::new(),
+            set_index: BTreeMap::new(),
+            cuts: BTreeSet::new(),
+            inlined: BTreeMap::new(),
+            spreads: BTreeSet::new(),
             solves: 0,
             iterations: 0,
             cold_restarts: 0,
