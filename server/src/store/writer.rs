@@ -107,6 +107,8 @@ pub(super) struct Writer {
     pulse: watch::Sender<Pulse>,
     /// When the database last took a batch, milliseconds since 1970; at the start, when anybody last wrote.
     alive_at_ms: i64,
+    /// The last try to write failed, and not by a job's fault.
+    cannot_write: bool,
     /// When the book was last tried to be read, milliseconds since 1970, and why it was not.
     tried_at_ms: i64,
     unread_since: Option<StoreError>,
@@ -132,6 +134,7 @@ impl Writer {
             seq,
             pulse,
             alive_at_ms: 0,
+            cannot_write: false,
             tried_at_ms: 0,
             unread_since: None,
             session: None,
@@ -171,6 +174,7 @@ impl Writer {
                 part.into_iter().for_each(|job| job.answer(Ok(())));
                 continue;
             };
+            self.cannot_write |= !failed.is_of_a_job();
             if let Err(error) = self.recover(&failed).await {
                 let rest = part.into_iter().chain(parts.into_iter().flatten());
                 rest.for_each(|job| job.answer(Err(error.clone().into())));
@@ -330,7 +334,10 @@ impl Writer {
         let (changes, wrote) = done?;
         if changes.is_empty() && !wrote {
             session.rollback().await.map_err(Failed::of_the_log)?;
-            self.alive_at_ms = now_ms;
+            // A database that is read and not written (a full disk) lets nobody be heard.
+            if !self.cannot_write {
+                self.alive_at_ms = now_ms;
+            }
             return Ok(());
         }
         if wrote {
@@ -342,7 +349,7 @@ impl Writer {
         let last = rows.last();
         session.commit(rows, next_id, now_ms).await.map_err(dirty)?;
         self.seen = last;
-        self.alive_at_ms = now_ms;
+        (self.alive_at_ms, self.cannot_write) = (now_ms, false);
         self.committed(&changes, now_ms).map_err(dirty)
     }
 
