@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::databases::{self, Database};
-use crate::serving::{Serving, serve};
+use crate::serving::{Serving, serve, until};
 
 const CONFIG: &str = r#"
 listen = "127.0.0.1:0"
@@ -62,6 +62,17 @@ fn load(urls: &[String], clients: usize, done: &Arc<AtomicBool>) -> (JoinSet<()>
     (tasks, made)
 }
 
+/// A claim that is made, and given back: whether it was acknowledged.
+async fn made(server: &Serving) -> bool {
+    let ask = json!({ "class": "chat", "on_empty": "queue", "wait_s": 60 });
+    let (status, claim) = server.try_post("/v1/claims", None, &ask).await;
+    if status == 202 {
+        let release = format!("/v1/claims/{}/release", claim["id"].as_str().unwrap_or_default());
+        server.try_post(&release, None, &json!({})).await;
+    }
+    status == 202
+}
+
 /// Where one replica stops as it stands, with whatever it holds, claims go on at the other within three seconds, and the
 /// thawed one writes nothing that the other did not see.
 #[tokio::test(flavor = "multi_thread")]
@@ -75,12 +86,18 @@ async fn a_frozen_replica_holds_nobody_up() {
     for round in 0..rounds {
         tokio::time::sleep(Duration::from_millis(1_300 + 37 * round as u64)).await;
         let (frozen, other) = (&pair.servers[round % 2], &pair.servers[(round + 1) % 2]);
+        // Both serve: what the last round left to be caught up with is another matter.
+        for server in [frozen, other] {
+            let serves = async || {
+                let began = Instant::now();
+                made(server).await && began.elapsed() < Duration::from_millis(300)
+            };
+            until("both serve", Duration::from_secs(20), serves).await;
+        }
         frozen.signal("-STOP");
-        let ask = json!({ "class": "chat", "on_empty": "queue", "wait_s": 60 });
         let (began, mut last, mut gap_s) = (Instant::now(), Instant::now(), 0.0_f64);
         while began.elapsed() < Duration::from_secs(8) {
-            let (status, _) = other.try_post("/v1/claims", None, &ask).await;
-            if status == 202 {
+            if made(other).await {
                 gap_s = gap_s.max(last.elapsed().as_secs_f64());
                 last = Instant::now();
             } else {

@@ -96,6 +96,12 @@ impl StoreError {
         move |source| Self::Database { doing, source: Arc::new(source) }
     }
 
+    /// Whether somebody else held a lock for longer than one waits (PostgreSQL's 55P03).
+    pub(crate) fn is_a_held_lock(&self) -> bool {
+        let Self::Database { source, .. } = self else { return false };
+        matches!(&**source, sqlx::Error::Database(error) if error.code().as_deref() == Some("55P03"))
+    }
+
     /// Whether it is the fault of what was written, and not of the database: another operation of the same batch may well
     /// be written.
     #[must_use]

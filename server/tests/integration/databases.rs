@@ -22,6 +22,16 @@ impl Database {
         }
     }
 
+    /// A session of a replica that locked the log, asked for much, and reads nothing of the answer, as one that is frozen.
+    pub fn holder_that_does_not_read(&self) -> Child {
+        let psql = binaries().expect("it ran before").join("psql");
+        let mut holder = Command::new(psql);
+        holder.arg("-h").arg(self.folder.path()).args(["-U", "pilotlight", "-d", "postgres", "-q"]);
+        holder.args(["-c", "BEGIN", "-c", "SELECT seq FROM log_head FOR UPDATE"]);
+        holder.args(["-c", "COPY (SELECT repeat('x', 1000) FROM generate_series(1, 100000)) TO STDOUT"]);
+        holder.env("PGAPPNAME", "pilotlight").stdout(Stdio::piped()).spawn().expect("psql starts")
+    }
+
     /// Starts the PostgreSQL server again.
     pub fn start(&mut self) {
         self.server = Some(run_postgres(&binaries().expect("it ran before"), self.folder.path()));

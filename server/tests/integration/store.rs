@@ -1,6 +1,7 @@
 //! What any store must do, run on SQLite, on PostgreSQL, and in memory.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -390,4 +391,23 @@ async fn a_newer_database_is_refused() {
         let refused = Store::open(&database.url).await;
         assert!(matches!(refused, Err(StoreError::Newer { migration: 9999 })), "{refused:?}");
     }
+}
+
+/// PostgreSQL ends by itself a session that is idle in its transaction, not one whose client takes no answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_of_the_log_that_reads_nothing_is_ended() {
+    let Some(database) = databases::postgres() else { return };
+    let place = Place::Database(database);
+    let (_, ledger) = filled(&place, 1).await;
+    let Place::Database(database) = &place else { return };
+    let mut holder = database.holder_that_does_not_read();
+    // What it prints first says that it has the lock.
+    holder.stdout.as_mut().expect("piped").read_exact(&mut [0; 4]).expect("prints");
+    let began = tokio::time::Instant::now();
+    claim(&ledger, None).await.expect("free");
+    let waited = began.elapsed();
+    holder.kill().expect("killed");
+    holder.wait().expect("ended");
+    assert!(waited > Duration::from_millis(300), "it held nothing: {waited:?}");
+    assert!(waited < Duration::from_secs(3), "{waited:?}");
 }

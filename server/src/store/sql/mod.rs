@@ -50,11 +50,11 @@ impl Dialect {
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000; \
                  PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 4000; PRAGMA cache_size = -32000"
             }
-            // No lock outlives its holder by more than two seconds: a process that is frozen, or a machine without power,
-            // is idle in its transaction, and the server ends that. Whoever waits for the lock waits longer than that, and
-            // not for ever.
+            // No lock outlives its holder by more than a second or two: a process that is frozen, or a machine without power,
+            // is idle in its transaction, and the server ends that, or takes no answer, and `end_dead_holders` does. Whoever
+            // waits for the lock waits longer than that, and not for ever.
             Self::Postgres => {
-                "SET idle_in_transaction_session_timeout = '2s'; SET lock_timeout = '8s'; SET statement_timeout = '30s'; \
+                "SET idle_in_transaction_session_timeout = '1s'; SET lock_timeout = '8s'; SET statement_timeout = '30s'; \
                  SET client_connection_check_interval = '1s'; SET tcp_user_timeout = '3s'; SET tcp_keepalives_idle = 1; \
                  SET tcp_keepalives_interval = 1; SET tcp_keepalives_count = 3; SET application_name = 'pilotlight'"
             }
@@ -171,6 +171,9 @@ impl Sql {
     }
 }
 
+/// Times that the log's lock is asked for, half a second each.
+const BEGINS: usize = 16;
+
 /// A connection to write with.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -181,7 +184,33 @@ pub(super) struct Session {
 
 impl Session {
     pub async fn begin(&mut self) -> Result<(i64, u64), StoreError> {
+        for _ in 1..BEGINS {
+            match self.statements.begin(&mut self.connection).await {
+                Err(error) if error.is_a_held_lock() => {
+                    self.rollback().await?;
+                    self.end_dead_holders().await?;
+                }
+                begun => return begun,
+            }
+        }
         self.statements.begin(&mut self.connection).await
+    }
+
+    /// Ends sessions that hold the log while they wait for their client. PostgreSQL itself ends those that wait to be asked,
+    /// and not those whose answer nobody takes: no limit on statements counts there.
+    async fn end_dead_holders(&mut self) -> Result<(), StoreError> {
+        // Materialized: nobody may be ended before all conditions have been looked at.
+        let text = "WITH dead AS MATERIALIZED (SELECT pid FROM pg_stat_activity WHERE datname = current_database() \
+                    AND usename = current_user AND application_name = 'pilotlight' AND pid <> pg_backend_pid() \
+                    AND wait_event_type = 'Client' AND xact_start < clock_timestamp() - interval '1 s' \
+                    AND pid IN (SELECT pid FROM pg_locks WHERE relation = 'log_head'::regclass AND granted \
+                    AND mode IN ('RowShareLock', 'RowExclusiveLock'))) SELECT pg_terminate_backend(pid) FROM dead";
+        let ended = sqlx::query(text).fetch_all(&mut *self.connection).await;
+        let ended = ended.map_err(StoreError::database("look who holds the log"))?.len();
+        if ended > 0 {
+            tracing::warn!(ended, "a session held the log and did not take its answer; it was ended");
+        }
+        Ok(())
     }
 
     pub async fn news(&mut self, seen: i64) -> Result<News, StoreError> {

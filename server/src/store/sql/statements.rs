@@ -76,7 +76,7 @@ impl Statements {
                 // A prepared statement is one command; commands that write can stand in its WITH.
                 let with: Vec<String> = parts.iter().enumerate().map(|(i, p)| format!("p{i} AS ({p})")).collect();
                 Self {
-                    begin: "BEGIN; SELECT seq, next_id FROM log_head WHERE id = 1 FOR UPDATE",
+                    begin: "BEGIN; SET LOCAL lock_timeout = '500ms'; SELECT seq, next_id FROM log_head WHERE id = 1 FOR UPDATE",
                     write: format!("WITH {} {head}", with.join(", ")),
                     ended_keys,
                     commits_itself: false,
@@ -91,7 +91,7 @@ impl Statements {
     /// The database refuses.
     pub async fn begin(&self, connection: &mut AnyConnection) -> Result<(i64, u64), StoreError> {
         let failed = StoreError::database("begin, and lock the log");
-        // Of two statements only the last has a row.
+        // Of these statements only the last has a row.
         let rows = sqlx::raw_sql(self.begin).fetch_all(connection).await.map_err(&failed)?;
         let row = rows.last().ok_or(sqlx::Error::RowNotFound).map_err(&failed)?;
         let read = || Ok((row.try_get("seq")?, row.try_get::<i64, _>("next_id")?.unsigned_abs()));
