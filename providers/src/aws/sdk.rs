@@ -18,7 +18,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use super::ec2::{
     Described, Ec2, Ec2Error, InstanceType, Launch, PlacementScore, Purchase, Reservation, SpotPrice, Warning,
 };
-use crate::provider::InstanceState;
+use fleet::cloud::InstanceState;
 
 /// One call may take so long. A launch that takes longer is looked for by its token.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);

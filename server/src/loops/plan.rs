@@ -7,6 +7,8 @@ use control::inputs::{Inputs, Known, history};
 use control::learning::Learnt;
 use control::plan::{Acted, PlanRecord, Wanted, intend};
 use fleet::book::Book;
+use fleet::invariants::{Breach, Invariant};
+use planner::PlanError;
 use planner::gather::nodes_to_release;
 use planner::rolling::{self, Memory};
 use protocol::BudgetSpec;
@@ -77,6 +79,9 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         Ok(plan) => plan,
         Err(error) => {
             app.metrics.planned("failed", seconds, last.unsigned_abs());
+            if let PlanError::Check(found) = &error {
+                found.iter().for_each(|v| app.metrics.breached(&Breach::new(Invariant::Cap7, v.to_string())));
+            }
             return Err(error.into());
         }
     };

@@ -6,6 +6,7 @@
 //! of replicas.
 
 mod document;
+mod known;
 mod ledger;
 mod memory;
 mod news;
@@ -24,7 +25,8 @@ pub use document::{
     ClosedBreakers, Crossed, Document, DocumentKey, DocumentKind, HostLimits, Named, OfferTable, Paused, Single,
     Versioned,
 };
-pub use ledger::{BookRef, Ledger, OnBreach, Options, Pulse, Unread, WriteError};
+pub use known::{BookRef, OnBreach, Options, Pulse, Unread, WriteError};
+pub use ledger::Ledger;
 pub use memory::Memory;
 pub use rows::{AuditRow, EventRow, EvidenceRow, Leadership, Page, PlanRow, TokenRow};
 use session::Session;

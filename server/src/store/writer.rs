@@ -7,7 +7,7 @@ use fleet::book::{Book, Changes};
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::ledger::{Known, Options, Pulse, WriteError};
+use super::known::{Known, Options, Pulse, WriteError};
 use super::session::Session;
 use super::{Store, StoreError, Write, Wrote};
 

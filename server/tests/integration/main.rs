@@ -1,4 +1,4 @@
-//! The control plane from the outside: its API, its store on every backend, a day of virtual time.
+//! The control plane from the outside: its API and its store on every backend.
 #![allow(clippy::print_stdout, reason = "tests say what they skip")]
 
 mod api;
@@ -6,6 +6,4 @@ mod breakers;
 #[allow(dead_code, reason = "the end-to-end tests use the rest")]
 mod databases;
 mod gpus;
-mod old_database;
 mod store;
-mod virtual_day;

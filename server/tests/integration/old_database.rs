@@ -1,1 +1,0 @@
-//! A database that an older version wrote.
