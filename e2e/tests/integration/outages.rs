@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::daemon::{Running, daemon_of, said, stand};
 use crate::databases;
-use crate::serving::{Serving, serve, until};
+use crate::serving::{Serving, SmallDisk, serve, serve_on_small_disk, setting, until};
 use crate::stand::Stand;
 
 const CONFIG: &str = r#"
@@ -149,10 +149,6 @@ impl Lab {
     }
 }
 
-fn setting<T: std::str::FromStr>(name: &str, other: T) -> T {
-    std::env::var(name).ok().and_then(|t| t.parse().ok()).unwrap_or(other)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_away_locks_nobody_out() {
     let Some(mut database) = databases::postgres() else { return };
@@ -180,18 +176,9 @@ async fn postgres_away_locks_nobody_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_locks_nobody_out() {
-    let namespaces = std::process::Command::new("unshare").args(["-rm", "true"]).status();
-    if !namespaces.is_ok_and(|s| s.success()) {
-        println!("skipped: no user namespaces here, so no small disk");
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     write_config(folder.path());
-    std::fs::create_dir(folder.path().join("disk")).unwrap();
-    let mount = "mount -t tmpfs -o size=8m tmpfs disk && exec \"$0\" \"$@\"";
-    let serving = serve(folder.path(), "sqlite:disk/x.db", &["unshare", "-rm", "sh", "-c", mount]).await;
-    let disk = PathBuf::from(format!("/proc/{}/root", serving.id()))
-        .join(folder.path().join("disk").strip_prefix("/").unwrap());
+    let Some(SmallDisk { serving, path: disk }) = serve_on_small_disk(folder.path()).await else { return };
     // SQLite follows the link out of the other's disk, so a copy is opened.
     for file in ["x.db", "x.db-wal"] {
         std::fs::copy(disk.join(file), folder.path().join(file)).unwrap();

@@ -2,12 +2,11 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::serving::{serve, until};
+use crate::serving::{SmallDisk, serve_on_small_disk, until};
 
 const CONFIG: &str = r#"
 listen = "127.0.0.1:0"
@@ -22,23 +21,13 @@ hit_rate = 0.99
 /// On a full disk claims are refused with a clear answer, what was acknowledged stays, and all goes on when there is room.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_loses_nothing() {
-    let namespaces = std::process::Command::new("unshare").args(["-rm", "true"]).status();
-    if !namespaces.is_ok_and(|s| s.success()) {
-        println!("skipped: no user namespaces here, so no small disk");
-        return;
-    }
     let folder = tempfile::tempdir().expect("temp");
     std::fs::write(folder.path().join("pilotlight.toml"), CONFIG).expect("written");
-    std::fs::create_dir(folder.path().join("disk")).expect("made");
-    let mount = "mount -t tmpfs -o size=8m tmpfs disk && exec \"$0\" \"$@\"";
-    let serving = serve(folder.path(), "sqlite:disk/x.db", &["unshare", "-rm", "sh", "-c", mount]).await;
+    let Some(SmallDisk { serving, path: disk }) = serve_on_small_disk(folder.path()).await else { return };
     let ask = json!({ "class": "chat", "on_empty": "queue", "wait_s": 3600 });
     let (status, first) = serving.post("/v1/claims", None, &ask).await;
     assert_eq!(status.as_u16(), 202, "{first}");
 
-    // Its disk as others see it.
-    let disk = PathBuf::from(format!("/proc/{}/root", serving.id()))
-        .join(folder.path().join("disk").strip_prefix("/").expect("absolute"));
     let fill = disk.join("fill");
     let mut filler = File::create(&fill).expect("made");
     while filler.write_all(&[0; 4096]).is_ok() {}

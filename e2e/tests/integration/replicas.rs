@@ -14,7 +14,7 @@ use server::secrets::host_secret;
 use server::store::{DocumentKey, Store};
 
 use crate::databases;
-use crate::serving::{Serving, serve, until};
+use crate::serving::{Serving, serve, setting, until};
 
 const CONFIG: &str = r#"
 listen = "127.0.0.1:0"
@@ -169,7 +169,7 @@ async fn start(folder: &Path, url: &str) -> Serving {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_replicas_lose_and_double_nothing() {
     let Some(database) = databases::postgres() else { return };
-    let seconds = std::env::var("SOAK_S").ok().and_then(|s| s.parse().ok()).unwrap_or(15);
+    let seconds = setting("SOAK_S", 15);
     let folder = tempfile::tempdir().expect("temp");
     std::fs::write(folder.path().join("pilotlight.toml"), CONFIG).expect("written");
     std::fs::write(folder.path().join("lab.csv"), OFFERS).expect("written");

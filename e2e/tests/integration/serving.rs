@@ -1,7 +1,7 @@
 //! `pilotlight serve` as a process.
 #![allow(clippy::disallowed_methods, reason = "a real server takes real time")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -112,6 +112,33 @@ impl Serving {
     pub async fn kill(mut self) {
         self.process.kill().await.expect("killed");
     }
+}
+
+/// How long or how often a test does something: a soak says more in the environment.
+pub fn setting<T: std::str::FromStr>(name: &str, other: T) -> T {
+    std::env::var(name).ok().and_then(|t| t.parse().ok()).unwrap_or(other)
+}
+
+/// A server whose database is on a disk of its own, of 8 MiB.
+pub struct SmallDisk {
+    pub serving: Serving,
+    /// The disk as others see it.
+    pub path: PathBuf,
+}
+
+/// Starts one in a folder that has `pilotlight.toml`, with `sqlite:disk/x.db`; none where there are no user namespaces.
+pub async fn serve_on_small_disk(folder: &Path) -> Option<SmallDisk> {
+    let namespaces = std::process::Command::new("unshare").args(["-rm", "true"]).status();
+    if !namespaces.is_ok_and(|s| s.success()) {
+        println!("skipped: no user namespaces here, so no small disk");
+        return None;
+    }
+    std::fs::create_dir(folder.join("disk")).expect("made");
+    let mount = "mount -t tmpfs -o size=8m tmpfs disk && exec \"$0\" \"$@\"";
+    let serving = serve(folder, "sqlite:disk/x.db", &["unshare", "-rm", "sh", "-c", mount]).await;
+    let root = PathBuf::from(format!("/proc/{}/root", serving.id()));
+    let path = root.join(folder.join("disk").strip_prefix("/").expect("absolute"));
+    Some(SmallDisk { serving, path })
 }
 
 /// Waits until something is so.

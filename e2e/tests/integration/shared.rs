@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::databases::{self, Database};
-use crate::serving::{Serving, serve, until};
+use crate::serving::{Serving, serve, setting, until};
 
 const CONFIG: &str = r#"
 listen = "127.0.0.1:0"
@@ -81,7 +81,7 @@ async fn a_frozen_replica_holds_nobody_up() {
     let urls = pair.servers.each_ref().map(|s| s.url.clone());
     let done = Arc::new(AtomicBool::new(false));
     let (tasks, _) = load(&urls, 16, &done);
-    let rounds = std::env::var("FREEZES").ok().and_then(|t| t.parse().ok()).unwrap_or(3);
+    let rounds = setting("FREEZES", 3);
     let mut longest_s: f64 = 0.0;
     for round in 0..rounds {
         tokio::time::sleep(Duration::from_millis(1_300 + 37 * round as u64)).await;
@@ -128,7 +128,7 @@ async fn a_frozen_replica_holds_nobody_up() {
 async fn no_acknowledged_edit_is_undone() {
     let Some(pair) = pair().await else { return };
     let urls = pair.servers.each_ref().map(|s| s.url.clone());
-    let wanted = std::env::var("EDITS").ok().and_then(|t| t.parse().ok()).unwrap_or(250_u64);
+    let wanted = setting("EDITS", 250_u64);
     let (acknowledged, crossed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let mut editors = JoinSet::new();
     for number in 0..4 {

@@ -236,16 +236,18 @@ impl Session {
     }
 
     pub async fn news(&mut self, seen: i64) -> Result<News, StoreError> {
+        let first = self.open()?.tables.commits.iter().find(|c| c.seq > seen);
+        let all = seen == 0 || first.is_none_or(|c| c.prev > seen);
+        let seen = if all { 0 } else { seen };
         let documents = self.book_documents(seen).await?;
         let tables = &self.open()?.tables;
         let later: Vec<&Commit> = tables.commits.iter().filter(|c| c.seq > seen).collect();
-        let all = seen == 0 || later.first().is_none_or(|c| c.prev > seen);
         let changed = |of: fn(&Commit) -> &BTreeSet<u64>| -> BTreeSet<u64> {
             later.iter().flat_map(|c| of(c).iter().copied()).collect()
         };
         let (nodes, claims, intents) = (changed(|c| &c.nodes), changed(|c| &c.claims), changed(|c| &c.intents));
         let is_of = |ids: &BTreeSet<u64>, id: u64, is_open: bool| if all { is_open } else { ids.contains(&id) };
-        let rows = News {
+        Ok(News {
             all,
             last_at_ms: tables.commits.last().map_or(0, |c| c.at_ms),
             nodes: tables
@@ -272,15 +274,11 @@ impl Session {
             tallies: tables
                 .tallies
                 .iter()
-                .filter(|(_, (seq, _))| all || *seq > seen)
+                .filter(|(_, (seq, _))| *seq > seen)
                 .map(|(k, (_, t))| (k.clone(), *t))
                 .collect(),
             documents,
-        };
-        if !all || seen == 0 {
-            return Ok(rows);
-        }
-        Ok(News { documents: self.book_documents(0).await?, ..rows })
+        })
     }
 
     pub async fn book_documents(&mut self, seen: i64) -> Result<BookDocuments, StoreError> {
@@ -409,14 +407,13 @@ impl Session {
         open.undo.clear();
         let tables = &mut *open.tables;
         let last = batch.last;
-        let ids = |ids: Vec<u64>| ids.into_iter().collect::<BTreeSet<u64>>();
         tables.commits.push(Commit {
             seq: last,
             prev: batch.prev,
             at_ms: now_ms,
-            nodes: ids(batch.nodes.iter().map(|n| n.id).collect()),
-            claims: ids(batch.claims.iter().map(|c| c.id).collect()),
-            intents: ids(batch.intents.iter().map(|i| i.id).collect()),
+            nodes: batch.nodes.iter().map(|n| n.id).collect(),
+            claims: batch.claims.iter().map(|c| c.id).collect(),
+            intents: batch.intents.iter().map(|i| i.id).collect(),
         });
         tables.nodes.extend(batch.nodes.into_iter().map(|n| (n.id, (last, n))));
         for claim in batch.claims {
