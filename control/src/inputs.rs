@@ -134,7 +134,7 @@ fn observed(known: &Known<'_>) -> (Vec<u64>, Vec<ObservedNode>) {
         let lent = node.diagnosis.is_some() && node.care.is_none();
         let serves = node.takes_claims() || node.state.is_arriving() || lent;
         let counted = serves && !known.uncounted.contains(&node.id);
-        let Some(offer) = book.offer(&node.offer).filter(|_| counted) else { continue };
+        let Some(offer) = book.offer_of(node).filter(|_| counted) else { continue };
         ids.push(node.id);
         nodes.push(ObservedNode {
             offer,

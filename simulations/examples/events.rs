@@ -3,12 +3,13 @@
 
 use std::time::Instant;
 
+use fleet::book::ClassRule;
 use fleet::rng::Rng;
 use planner::instance::{Size, catalogue};
 use planner::scenarios::History;
 use providers::sim::{Dist, SimOffer};
 use simulations::claims;
-use simulations::engine::{Setup, SimClass, run};
+use simulations::engine::{Setup, run};
 use simulations::policies::FixedNodes;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,7 +28,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         notice_s: 0.0,
         rate_per_min: f64::INFINITY,
         quotas: vec![],
-        classes: vec![SimClass { class, wait_s: 30.0, on_empty: fleet::OnEmpty::LaunchCold, claim_mean_s: 90.0 }],
+        classes: vec![ClassRule {
+            class,
+            wait_ms: 30000,
+            on_empty: fleet::OnEmpty::LaunchCold,
+            lease_ms: 60_000,
+            claim_mean_s: 90.0,
+        }],
         claims: claims::poisson(20.0, &life, 86_400.0, 0, &mut Rng::new(1)),
         disturbances: vec![],
         history: History { step_s: 60, claims: vec![vec![]] },

@@ -4,6 +4,7 @@
 
 use std::error::Error;
 
+use fleet::book::ClassRule;
 use fleet::rng::Rng;
 use fleet::{AcceptedGpu, Class, Interconnect, Market, Offer, OfferKey, OnEmpty, UsdMicros};
 use planner::error_budget::ErrorBudget;
@@ -12,7 +13,7 @@ use planner::rolling::Rules;
 use planner::scenarios::History;
 use providers::sim::{Dist, SimOffer, Steps};
 use simulations::claims;
-use simulations::engine::{Outcome, Setup, SimClass, run};
+use simulations::engine::{Outcome, Setup, run};
 use simulations::policies::Live;
 
 const DAY_S: f64 = 86_400.0;
@@ -76,7 +77,13 @@ fn setup(
         notice_s: 0.0,
         rate_per_min: f64::INFINITY,
         quotas: vec![],
-        classes: vec![SimClass { class, wait_s: 5.0, on_empty: OnEmpty::Queue, claim_mean_s: life.mean_s() }],
+        classes: vec![ClassRule {
+            class,
+            wait_ms: 5000,
+            on_empty: OnEmpty::Queue,
+            lease_ms: 60_000,
+            claim_mean_s: life.mean_s(),
+        }],
         claims: claims::poisson(0.01, &life, 2.0 * DAY_S, 0, &mut Rng::new(seed)),
         disturbances: vec![],
         history: History { step_s: 60, claims: vec![vec![]] },

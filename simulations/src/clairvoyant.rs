@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use fleet::{Market, admission};
+use fleet::Market;
 use serde::{Deserialize, Serialize};
 use solver::{Col, Limits, Lp, SolverError};
 
@@ -156,7 +156,7 @@ fn groups(setup: &Setup, demand: &[Vec<f64>]) -> Vec<Group> {
     for (p, offer) in setup.offers.iter().enumerate() {
         let serves = |k: &usize| {
             let class = &setup.classes[*k].class;
-            admission::admits_node(offer, class).is_ok() && class.gpus_per_claim <= offer.gpus_per_node
+            fleet::yields(offer, class, None).is_ok()
         };
         let classes: Vec<usize> = (0..setup.classes.len()).filter(serves).collect();
         if !classes.is_empty() {

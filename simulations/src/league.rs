@@ -112,7 +112,7 @@ pub fn tasks(seeds: &[u64]) -> Vec<Task> {
 }
 
 /// Changes with what a result holds and with how the bound is computed.
-const FORMAT: &str = "2";
+const FORMAT: &str = "3";
 
 /// Fingerprint of a scenario's text with the program's version (FNV-1a, 64 bits).
 #[must_use]

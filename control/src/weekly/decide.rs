@@ -220,7 +220,7 @@ fn domain_of(node: &Node) -> Option<String> {
 
 /// What its GPUs draw under load, W; of a type that is sold no more nothing is known.
 fn power_w(book: &Book, node: &Node) -> f64 {
-    let tdp_w = book.offer(&node.offer).and_then(|p| book.offers().get(p)).map_or(0, |o| o.gpu.tdp_w());
+    let tdp_w = book.offer_of(node).and_then(|p| book.offers().get(p)).map_or(0, |o| o.gpu.tdp_w());
     f64::from(tdp_w * node.gpus)
 }
 

@@ -25,7 +25,7 @@ impl Need {
         plan: Option<&PlanRecord>,
         now_ms: i64,
     ) -> Self {
-        let offers: BTreeSet<usize> = nodes.iter().filter_map(|n| book.offer(&n.offer)).collect();
+        let offers: BTreeSet<usize> = nodes.iter().filter_map(|n| book.offer_of(n)).collect();
         let served = |class: &str| book.offers_of(class).iter().any(|p| offers.contains(p));
         let classes: Vec<&str> = book.classes().keys().map(String::as_str).filter(|k| served(k)).collect();
         let gpus = nodes.iter().map(|n| n.gpus).max().unwrap_or(1).max(1);

@@ -170,6 +170,10 @@ impl Book {
             Some(was) if was.remedy >= n.remedy && was.claims_until_ms.is_some() => was.clone(),
             _ => n,
         });
+        // One whose claims were failed for it has no proof any more: the gate is to say that it is well.
+        let unproven = node.state == NodeState::Idle && node.proof_at_ms.is_none();
+        let recheck = |was: &Pending| Pending { remedy: Remedy::Recheck, claims_until_ms: None, ..was.clone() };
+        let need = need.or_else(|| node.care.as_ref().filter(|_| unproven).map(recheck));
         if (node.state.in_service() || holds) && node.care != need {
             self.edit_node(id, |node| node.care = need)?;
             self.serve_waiting(id, now_ms);

@@ -202,8 +202,7 @@ impl Book {
     #[must_use]
     pub fn arriving(&self, class: &str) -> usize {
         let serving = self.offers_of(class);
-        let coming =
-            |n: &&super::Node| n.state.is_arriving() && self.offer(&n.offer).is_some_and(|p| serving.contains(&p));
+        let coming = |n: &&super::Node| n.state.is_arriving() && self.offer_of(n).is_some_and(|p| serving.contains(&p));
         self.nodes.values().filter(coming).count()
     }
 
@@ -214,7 +213,7 @@ impl Book {
         }
         let first_model = |book: &Self, claim: &Claim| {
             let node = book.nodes.get(&parts[0].node)?;
-            let offer = &book.offers[book.offer(&node.offer)?];
+            let offer = &book.offers[book.offer_of(node)?];
             Some(book.classes.get(&claim.class)?.class.gpus.first()?.model == offer.gpu)
         };
         let Some(claim) = self.claims.get(&id) else { return };
@@ -373,7 +372,7 @@ impl Book {
 
     /// Claims that wait for what this node has.
     pub(super) fn serve_waiting(&mut self, node: u64, now_ms: i64) {
-        let Some(offer) = self.nodes.get(&node).and_then(|n| self.offer(&n.offer)) else { return };
+        let Some(offer) = self.nodes.get(&node).and_then(|n| self.offer_of(n)) else { return };
         let classes: Vec<String> = self
             .waiting
             .iter()
@@ -403,6 +402,12 @@ impl Book {
             }
             self.grant(id, parts, false, now_ms);
         }
+    }
+
+    /// When the next thing happens by itself, milliseconds since 1970.
+    #[must_use]
+    pub fn next_due_ms(&self) -> Option<i64> {
+        self.due.first().map(|(at_ms, _)| *at_ms)
     }
 
     /// What happens by itself: leases and deadlines run out, waits become misses. Returns whether anything did.

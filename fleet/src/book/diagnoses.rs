@@ -83,9 +83,8 @@ impl Book {
         }
         let Some(rule) = self.classes.get(class) else { return };
         let size = u64::from(rule.class.gpus_per_claim);
-        let serves = |n: &super::Node| {
-            self.offer(&n.offer).is_some_and(|p| self.within.get(class).is_some_and(|w| w.contains(&p)))
-        };
+        let serves =
+            |n: &super::Node| self.offer_of(n).is_some_and(|p| self.within.get(class).is_some_and(|w| w.contains(&p)));
         let lent: Vec<(u64, u64, bool)> = self
             .lent
             .iter()

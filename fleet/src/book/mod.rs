@@ -71,6 +71,8 @@ pub struct Book {
     /// Those above the caps.
     above: BTreeMap<String, Vec<usize>>,
     nodes: BTreeMap<u64, Node>,
+    /// Index of each node's offer: a look at a number, where an offer's key is five texts.
+    node_offers: BTreeMap<u64, usize>,
     /// Nodes by the cloud's name for them.
     by_instance: BTreeMap<String, BTreeSet<u64>>,
     claims: BTreeMap<u64, Claim>,
@@ -127,6 +129,12 @@ impl Book {
     #[must_use]
     pub fn offer(&self, key: &OfferKey) -> Option<usize> {
         self.offer_index.get(key).copied()
+    }
+
+    /// Index of a node's offer; none where nobody has said yet what is sold there.
+    #[must_use]
+    pub fn offer_of(&self, node: &Node) -> Option<usize> {
+        self.node_offers.get(&node.id).copied()
     }
 
     /// Classes by name.

@@ -31,6 +31,9 @@ impl Book {
         if let Some(instance) = &node.instance {
             self.by_instance.entry(instance.clone()).or_default().insert(id);
         }
+        if let Some(p) = self.offer(&node.offer) {
+            self.node_offers.insert(id, p);
+        }
         self.nodes.insert(id, node);
         self.put_on(id);
     }
@@ -39,6 +42,7 @@ impl Book {
     pub(super) fn remove_node(&mut self, id: u64) {
         self.take_off(id);
         self.lent.remove(&id);
+        self.node_offers.remove(&id);
         let Some(instance) = self.nodes.remove(&id).and_then(|n| n.instance) else { return };
         if let Some(ids) = self.by_instance.get_mut(&instance) {
             ids.remove(&id);
@@ -50,9 +54,14 @@ impl Book {
 
     /// Nodes of offers that were not known when they came.
     pub(super) fn put_on_new_shelves(&mut self) {
-        let ids: Vec<u64> = self.nodes.keys().copied().collect();
-        for id in ids {
-            self.take_off(id);
+        let new: Vec<(u64, usize)> = self
+            .nodes
+            .values()
+            .filter(|n| !self.node_offers.contains_key(&n.id))
+            .filter_map(|n| Some((n.id, self.offer(&n.offer)?)))
+            .collect();
+        for (id, offer) in new {
+            self.node_offers.insert(id, offer);
             self.put_on(id);
         }
     }
@@ -64,7 +73,7 @@ impl Book {
         } else {
             self.lent.remove(&id);
         }
-        if let Some(p) = self.offer(&node.offer)
+        if let Some(p) = self.offer_of(node)
             && node.can_be_claimed()
         {
             self.shelves[p].put(id, node.free.count(), node.claimed_last);
@@ -73,7 +82,7 @@ impl Book {
 
     fn take_off(&mut self, id: u64) {
         let Some(node) = self.nodes.get(&id) else { return };
-        if let Some(p) = self.offer(&node.offer) {
+        if let Some(p) = self.offer_of(node) {
             self.shelves[p].take(id, node.free.count(), node.claimed_last);
         }
     }

@@ -49,6 +49,23 @@ fn what_must_be_drained_has_its_claims_until_a_deadline_that_does_not_move() {
     assert!(book.claims().values().all(|c| !c.state.is_live()), "its claims failed");
 }
 
+/// Its claims were failed for a fault that is gone: what was true of it before proves nothing now.
+#[test]
+fn care_that_is_withdrawn_leaves_the_gate_to_one_that_lost_its_proof() {
+    let mut book = book();
+    let nodes = idle_nodes(&mut book, 0, 2, 0);
+    book.needs(nodes[0], "boot-1", need(Remedy::Reset, "xid:48", None), 1).expect("known");
+    let claim = book.claim(ask("small", OnEmpty::Fail), 2).expect("the other is idle").0;
+    book.needs(nodes[1], "boot-1", need(Remedy::Reset, "xid:95", Some(1000)), 3).expect("known");
+    book.tick_nodes(1000);
+    assert!(!book.claims()[&claim].state.is_live());
+    assert_eq!(book.nodes()[&nodes[1]].state, NodeState::Idle, "one at a time is repaired");
+    book.needs(nodes[1], "boot-1", None, 2000).expect("known");
+    assert_eq!((book.breaches(), book.nodes()[&nodes[1]].state), (vec![], NodeState::Checking));
+    book.gate(nodes[1], "boot-1", &Gate::passed(), "passed", 3000).expect("checking");
+    assert!(book.claim(ask("small", OnEmpty::Fail), 3001).is_ok());
+}
+
 #[test]
 fn the_same_cause_is_not_mended_twice_in_a_week() {
     let (mut book, node) = one();

@@ -12,6 +12,9 @@ pub struct Money {
     pub idle_usd: f64,
     /// From launch to the gate's answer, and nodes that failed it.
     pub boot_usd: f64,
+    /// Nodes out of service for a fault, until they are mended or ended.
+    #[serde(default)]
+    pub out_usd: f64,
     /// Minimum billing beyond a node's life.
     pub churn_usd: f64,
     /// Missed claims at their class's price.
@@ -22,16 +25,17 @@ impl Money {
     /// All of it.
     #[must_use]
     pub fn total_usd(&self) -> f64 {
-        self.claimed_usd + self.idle_usd + self.boot_usd + self.churn_usd + self.misses_usd
+        self.claimed_usd + self.idle_usd + self.boot_usd + self.out_usd + self.churn_usd + self.misses_usd
     }
 
     /// With their names, in the order they are shown.
     #[must_use]
-    pub fn parts(&self) -> [(&'static str, f64); 5] {
+    pub fn parts(&self) -> [(&'static str, f64); 6] {
         [
             ("claimed", self.claimed_usd),
             ("idle", self.idle_usd),
             ("boot", self.boot_usd),
+            ("out", self.out_usd),
             ("churn", self.churn_usd),
             ("misses", self.misses_usd),
         ]

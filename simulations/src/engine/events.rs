@@ -6,24 +6,28 @@ use std::collections::BinaryHeap;
 /// What is to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Event {
-    /// The boot gate has an answer for a node.
+    /// The boot gate has an answer for a machine.
     Gate(u32),
-    /// A node is taken back after a notice.
+    /// The cloud says that it takes a machine back.
     Notice(u32),
-    /// A node is gone.
+    /// It takes it back, or it breaks.
     Gone(u32),
-    /// A claim ends.
+    /// A client keeps its claim.
+    Heartbeat(u32),
+    /// A client is done.
     ClaimEnd(u32),
-    /// A claim's wait is over.
-    Deadline(u32),
     /// The disturbance with this index.
     Disturbance(u32),
     /// A step of the demand history is full.
     Step,
     /// A decision is due.
     Decide,
-    /// A late decision acts.
-    Act(u32),
+    /// A late decision is carried out.
+    Carry(u32),
+    /// Nodes are looked at: who needs care, who is to end.
+    Look,
+    /// A call is made again.
+    Act,
     /// The plots take a sample.
     Sample,
 }

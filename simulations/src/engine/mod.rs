@@ -1,5 +1,6 @@
-//! The virtual-time engine: events, money and counts. It has no rules of its own: nodes and claims live by `fleet`'s
-//! state machines and placement, launches are granted by the simulated cloud, decisions come from a policy.
+//! The virtual-time engine: events, money and counts. It has no rules of its own: nodes and claims are those of a
+//! `fleet::book::Book`, what happens to them is decided by `control`, launches are granted by the simulated cloud, and what to
+//! launch comes from a policy.
 
 mod account;
 mod events;
@@ -7,7 +8,8 @@ mod histogram;
 mod outcome;
 mod world;
 
-use fleet::{Class, Offer, OnEmpty};
+use fleet::Offer;
+use fleet::book::ClassRule;
 use planner::input::{LeadTime, Quota};
 use planner::scenarios::History;
 use providers::sim::{Dist, SimOffer};
@@ -16,19 +18,6 @@ pub use account::Money;
 pub use histogram::Histogram;
 pub use outcome::{Counts, Outcome, Sample};
 pub use world::run;
-
-/// A class with what the simulation adds.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SimClass {
-    /// The class.
-    pub class: Class,
-    /// Longest wait for a hit, seconds.
-    pub wait_s: f64,
-    /// What a claim does when no GPU is free.
-    pub on_empty: OnEmpty,
-    /// Mean life of a claim, seconds, as the planner is told.
-    pub claim_mean_s: f64,
-}
 
 /// One claim of the demand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,7 +67,7 @@ pub struct Setup {
     /// Quotas over the offers.
     pub quotas: Vec<Quota>,
     /// Classes, `[K]`.
-    pub classes: Vec<SimClass>,
+    pub classes: Vec<ClassRule>,
     /// Demand, by arrival.
     pub claims: Vec<ClaimSpec>,
     /// Disturbances by time, seconds.
@@ -104,21 +93,29 @@ pub struct Setup {
 /// A run that cannot go on: a bug, never an input.
 #[derive(Debug, thiserror::Error)]
 pub enum SimError {
-    /// A state machine was asked for what cannot happen.
+    /// The book was asked for what cannot happen to a node.
     #[error("at {at_s} s: {source}")]
     Node {
         /// Virtual time.
         at_s: f64,
         /// What.
-        source: fleet::node::IllegalNodeEvent,
+        source: fleet::book::NodeError,
     },
-    /// As for nodes.
+    /// The same of a claim.
     #[error("at {at_s} s: {source}")]
     Claim {
         /// Virtual time.
         at_s: f64,
         /// What.
-        source: fleet::claim::IllegalClaimEvent,
+        source: fleet::book::ClaimError,
+    },
+    /// The same of a launch or an end.
+    #[error("at {at_s} s: {source}")]
+    Intent {
+        /// Virtual time.
+        at_s: f64,
+        /// What.
+        source: fleet::book::IntentError,
     },
     /// A numbered invariant does not hold.
     #[error("at {at_s} s: {source}")]

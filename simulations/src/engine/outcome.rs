@@ -31,7 +31,7 @@ pub struct Counts {
     pub releases: u64,
     /// Nodes that the cloud took back.
     pub reclaims: u64,
-    /// Nodes lost to faults.
+    /// Faults of nodes in service.
     pub faults: u64,
     /// Decisions made.
     pub decisions: u64,

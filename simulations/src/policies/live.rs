@@ -1,10 +1,8 @@
 //! The shipped planner as a policy: the same forecast, the same input, the same plan, the same choice of nodes.
 
-use fleet::Class;
 use planner::error_budget::ErrorBudget;
-use planner::gather::{self, ObservedNode};
-use planner::rolling::{self, Memory, Moment, Rules};
-use planner::scenarios::History;
+use planner::gather;
+use planner::rolling::{self, Memory, Rules};
 
 use super::{Decision, LaunchOrder, Policy, Seen};
 
@@ -31,40 +29,13 @@ impl Live {
 
 impl Policy for Live {
     fn decide(&mut self, seen: &Seen) -> Result<Decision, String> {
-        let classes: Vec<Class> = seen.classes.iter().map(|k| k.class.clone()).collect();
-        let claim_mean_s: Vec<f64> = seen.classes.iter().map(|k| k.claim_mean_s).collect();
-        let mut history = History { step_s: seen.history.step_s, claims: seen.history.claims.clone() };
-        for (k, row) in history.claims.iter_mut().enumerate() {
-            row.push(f64::from(seen.active[k] + seen.queued[k]));
-        }
-        let (ids, nodes): (Vec<u32>, Vec<ObservedNode>) = seen
-            .nodes
-            .iter()
-            .filter(|n| !n.draining)
-            .map(|n| {
-                let node =
-                    ObservedNode { offer: n.offer, age_s: n.age_s, healthy: n.healthy, claims: n.claims.clone() };
-                (n.id, node)
-            })
-            .unzip();
-        let moment = Moment {
-            now_s: seen.now_s,
-            epoch: self.memory.parent().map_or(1, |(p, _)| p.epoch + 1),
-            offers: seen.offers,
-            estimates: seen.estimates,
-            classes: &classes,
-            claim_mean_s: &claim_mean_s,
-            nodes: &nodes,
-            quotas: seen.quotas,
-            commitments: &[],
-            judged: seen.judged,
-            declared: &[],
-            history: &history,
-        };
+        let (inputs, now_s) = (seen.inputs, seen.inputs.now_s);
+        let moment = inputs.moment(self.memory.parent().map_or(1, |(p, _)| p.epoch + 1));
         let input = rolling::input(&self.rules, &mut self.memory, &moment);
-        let made = rolling::decide(&mut self.memory, &input, seen.now_s).map_err(|e| e.to_string())?;
-        let releases = gather::nodes_to_release(&made, seen.offers, &nodes).into_iter().map(|i| ids[i]).collect();
-        let place = |key: &fleet::OfferKey| seen.offers.iter().position(|o| o.key == *key);
+        let made = rolling::decide(&mut self.memory, &input, now_s).map_err(|e| e.to_string())?;
+        let released = gather::nodes_to_release(&made, &inputs.offers, &inputs.nodes);
+        let releases = released.into_iter().map(|i| inputs.ids[i]).collect();
+        let place = |key: &fleet::OfferKey| inputs.offers.iter().position(|o| o.key == *key);
         let launches = made
             .launches
             .iter()

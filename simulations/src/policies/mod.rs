@@ -4,13 +4,7 @@ mod fixed;
 mod live;
 mod simple;
 
-use fleet::book::Tally;
-use planner::gather::Estimate;
-use planner::input::Quota;
-use planner::scenarios::History;
-
-use crate::engine::SimClass;
-use fleet::Offer;
+use control::inputs::Inputs;
 
 pub use fixed::FixedNodes;
 pub use live::Live;
@@ -20,11 +14,9 @@ pub use simple::{Rule, Simple};
 #[derive(Debug, Clone, PartialEq)]
 pub struct SeenNode {
     /// Identity.
-    pub id: u32,
+    pub id: u64,
     /// Index of its offer.
     pub offer: usize,
-    /// Seconds since its launch.
-    pub age_s: f64,
     /// Proven healthy; otherwise on its way.
     pub healthy: bool,
     /// Takes no more claims.
@@ -39,29 +31,19 @@ pub struct SeenNode {
     pub label: Option<usize>,
 }
 
-/// What a policy sees: the present and the past, nothing else.
+/// What a policy sees: the present and the past, nothing else. Shapes: `P` offers, `K` classes.
 #[derive(Debug)]
 pub struct Seen<'a> {
-    /// Now, seconds from the start.
-    pub now_s: f64,
-    /// Offers at present prices, `[P]`.
-    pub offers: &'a [Offer],
-    /// Estimates of their supply, `[P]`.
-    pub estimates: &'a [Estimate],
-    /// Classes, `[K]`.
-    pub classes: &'a [SimClass],
+    /// What the server would make a plan from.
+    pub inputs: &'a Inputs,
+    /// Offers whose nodes serve each class within its price caps, the cheapest GPU first, `[K]`.
+    pub serves: &'a [&'a [usize]],
     /// Nodes that exist or are on their way.
     pub nodes: &'a [SeenNode],
     /// Claims with GPUs, `[K]`.
     pub active: &'a [u32],
     /// Claims that wait, `[K]`.
     pub queued: &'a [u32],
-    /// Claims that hit or missed so far, `[K]`.
-    pub judged: &'a [Tally],
-    /// Demand so far.
-    pub history: &'a History,
-    /// Quotas.
-    pub quotas: &'a [Quota],
 }
 
 /// Nodes to launch at one offer.
@@ -81,7 +63,7 @@ pub struct Decision {
     /// Launches.
     pub launches: Vec<LaunchOrder>,
     /// Nodes to give back; those that are not idle any more stay.
-    pub releases: Vec<u32>,
+    pub releases: Vec<u64>,
 }
 
 /// A policy with its state.

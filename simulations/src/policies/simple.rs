@@ -1,7 +1,7 @@
 //! The simple rules that people use today, each with one knob. They keep classes apart: a node is launched for a class,
 //! at the cheapest offer that the class accepts, and goes when it is not needed for five minutes.
 
-use fleet::{Market, admission};
+use fleet::Market;
 use serde::{Deserialize, Serialize};
 
 use super::{Decision, LaunchOrder, Policy, Seen, SeenNode};
@@ -90,7 +90,7 @@ pub struct Simple {
     recent: Vec<Vec<(f64, f64)>>,
     /// Idle times of each class's nodes, and how long each node was idle when last seen.
     idle_times: Vec<Vec<f64>>,
-    idle: std::collections::BTreeMap<u32, f64>,
+    idle: std::collections::BTreeMap<u64, f64>,
 }
 
 impl Simple {
@@ -101,10 +101,10 @@ impl Simple {
     }
 
     fn remember(&mut self, seen: &Seen) {
-        let classes = seen.classes.len();
+        let classes = seen.inputs.classes.len();
         if self.mean.is_empty() {
             let mean = |row: &Vec<f64>| row.iter().sum::<f64>() / row.len().max(1) as f64;
-            self.mean = seen.history.claims.iter().map(mean).collect();
+            self.mean = seen.inputs.history.claims.iter().map(mean).collect();
             self.recent = vec![Vec::new(); classes];
             self.idle_times = vec![Vec::new(); classes];
         }
@@ -116,7 +116,7 @@ impl Simple {
                 self.idle_times[k].drain(..excess);
             }
         }
-        let alive: std::collections::BTreeSet<u32> = seen.nodes.iter().map(|n| n.id).collect();
+        let alive: std::collections::BTreeSet<u64> = seen.nodes.iter().map(|n| n.id).collect();
         self.idle.retain(|id, _| alive.contains(id));
     }
 
@@ -128,7 +128,7 @@ impl Simple {
             Rule::Fixed(times) => now.max(times * self.mean[k]),
             Rule::Percentage(share) | Rule::SpotHedge(share) => now * (1.0 + share),
             Rule::Allocated(share) => now + share * self.mean[k],
-            Rule::BaseStock(q) => now + growth(&seen.history.claims[k], seen.history.step_s, lead_s, q),
+            Rule::BaseStock(q) => now + growth(&seen.inputs.history.claims[k], seen.inputs.history.step_s, lead_s, q),
         }
     }
 
@@ -161,10 +161,15 @@ fn growth(history: &[f64], step_s: u32, lead_s: f64, q: f64) -> f64 {
     if all.is_empty() { 0.0 } else { quantile(&all, q).max(0.0) }
 }
 
-/// What one offer can do for one class: claims on a node.
-fn slots(seen: &Seen, p: usize, k: usize) -> u32 {
-    let (offer, class) = (&seen.offers[p], &seen.classes[k].class);
-    if admission::admits_node(offer, class).is_err() { 0 } else { offer.gpus_per_node / class.gpus_per_claim.max(1) }
+/// What one offer can do for one class: claims on a node, parts of one where a claim spans nodes; 0 where it does not serve
+/// the class.
+fn slots(seen: &Seen, p: usize, k: usize) -> f64 {
+    if !seen.serves[k].contains(&p) {
+        return 0.0;
+    }
+    let (offer, class) = (&seen.inputs.offers[p], &seen.inputs.classes[k]);
+    let usable = fleet::yields(offer, class, None).unwrap_or(0.0) * f64::from(offer.gpus_per_node);
+    usable / f64::from(class.gpus_per_claim.max(1))
 }
 
 /// Nodes that may still be launched: supply, quotas.
@@ -179,8 +184,8 @@ impl Room {
         let left =
             |q: &planner::input::Quota| q.limit - q.members.iter().map(|&(p, units)| units * used(p)).sum::<f64>();
         Self {
-            supply: seen.estimates.iter().map(|e| e.launch_limit_nodes.floor()).collect(),
-            quotas: seen.quotas.iter().map(left).collect(),
+            supply: seen.inputs.estimates.iter().map(|e| e.launch_limit_nodes.floor()).collect(),
+            quotas: seen.inputs.quotas.iter().map(left).collect(),
         }
     }
 
@@ -189,12 +194,12 @@ impl Room {
             let units = q.members.iter().find(|(m, _)| *m == p).map(|m| m.1)?;
             Some((left / units.max(1e-9) + 1e-9).floor().max(0.0))
         };
-        seen.quotas.iter().zip(&self.quotas).filter_map(of).fold(self.supply[p], f64::min)
+        seen.inputs.quotas.iter().zip(&self.quotas).filter_map(of).fold(self.supply[p], f64::min)
     }
 
     fn take(&mut self, seen: &Seen, p: usize, nodes: f64) {
         self.supply[p] -= nodes;
-        for (quota, left) in seen.quotas.iter().zip(&mut self.quotas) {
+        for (quota, left) in seen.inputs.quotas.iter().zip(&mut self.quotas) {
             *left -= nodes * quota.members.iter().find(|(m, _)| *m == p).map_or(0.0, |m| m.1);
         }
     }
@@ -215,20 +220,21 @@ fn buy(
     let most_in_zone = (missing / 3.0).ceil();
     while missing > 1e-9 {
         let cost = |p: usize| {
-            let slots = f64::from(slots(seen, p, k));
-            let zone = zones.get(seen.offers[p].key.zone.as_str()).copied().unwrap_or(0.0);
-            let open =
-                market.is_none_or(|m| seen.offers[p].key.market == m) && slots > 0.0 && room.nodes(seen, p) >= 1.0;
+            let slots = slots(seen, p, k);
+            let zone = zones.get(seen.inputs.offers[p].key.zone.as_str()).copied().unwrap_or(0.0);
+            let open = market.is_none_or(|m| seen.inputs.offers[p].key.market == m)
+                && slots > 0.0
+                && room.nodes(seen, p) >= 1.0;
             let fits = !spread || zone < most_in_zone;
-            (open && fits).then(|| (missing / slots).ceil() * seen.offers[p].price_usd_micros_per_h.usd())
+            (open && fits).then(|| (missing / slots).ceil() * seen.inputs.offers[p].price_usd_micros_per_h.usd())
         };
-        let best = (0..seen.offers.len()).filter_map(|p| cost(p).map(|c| (c, p)));
+        let best = (0..seen.inputs.offers.len()).filter_map(|p| cost(p).map(|c| (c, p)));
         let Some((_, p)) = best.min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))) else { break };
-        let slots = f64::from(slots(seen, p, k));
+        let slots = slots(seen, p, k);
         let wanted = if spread { missing.min(most_in_zone) } else { missing };
         let nodes = (wanted / slots).ceil().min(room.nodes(seen, p));
         room.take(seen, p, nodes);
-        *zones.entry(seen.offers[p].key.zone.as_str()).or_default() += nodes * slots;
+        *zones.entry(seen.inputs.offers[p].key.zone.as_str()).or_default() += nodes * slots;
         missing -= nodes * slots;
         decision.launches.push(LaunchOrder { offer: p, nodes: nodes as u32, label: Some(k) });
     }
@@ -240,16 +246,19 @@ impl Policy for Simple {
         self.remember(seen);
         let mut decision = Decision::default();
         let mut room = Room::new(seen);
-        for k in 0..seen.classes.len() {
-            let size = seen.classes[k].class.gpus_per_claim.max(1);
+        for k in 0..seen.inputs.classes.len() {
+            let size = f64::from(seen.inputs.classes[k].gpus_per_claim.max(1));
+            // What a claim that spans nodes can have is a part of it.
+            let claims = |gpus: u32| {
+                let claims = f64::from(gpus) / size;
+                if claims < 1.0 && seen.inputs.classes[k].multi_node { claims } else { claims.floor() }
+            };
             let of_class = |n: &&SeenNode| n.label == Some(k) && !n.draining;
-            let free: u32 = seen.nodes.iter().filter(of_class).map(|n| n.free_gpus / size).sum();
-            let cheapest = (0..seen.offers.len())
-                .filter(|p| slots(seen, *p, k) > 0)
-                .min_by_key(|p| seen.offers[*p].gpu_price_usd_micros_per_h());
-            let lead_s = cheapest.map_or(600.0, |p| seen.estimates[p].lead_time.mean_s());
+            let free: f64 = seen.nodes.iter().filter(of_class).map(|n| claims(n.free_gpus)).sum();
+            let cheapest = seen.serves[k].first();
+            let lead_s = cheapest.map_or(600.0, |p| seen.inputs.estimates[*p].lead_time.mean_s());
             let target = self.target(seen, k, lead_s).ceil();
-            let have = f64::from(seen.active[k] + free);
+            let have = f64::from(seen.active[k]) + free;
             let spot = matches!(self.rule, Rule::SpotHedge(_));
             if target > have {
                 let mut missing = target - have;
@@ -262,17 +271,17 @@ impl Policy for Simple {
                 buy(seen, k, missing, market, false, &mut room, &mut decision);
             }
             let recent = &mut self.recent[k];
-            recent.push((seen.now_s, target));
-            recent.retain(|(at, _)| seen.now_s - at <= SCALE_DOWN_S);
+            recent.push((seen.inputs.now_s, target));
+            recent.retain(|(at, _)| seen.inputs.now_s - at <= SCALE_DOWN_S);
             let wanted = recent.iter().map(|r| r.1).fold(0.0, f64::max);
             let stay_s = self.stay_s(k);
             let mut surplus = have - wanted;
             let mut idle: Vec<&SeenNode> =
                 seen.nodes.iter().filter(of_class).filter(|n| n.healthy && n.claims.is_empty()).collect();
-            let dear = |n: &SeenNode| seen.offers[n.offer].gpu_price_usd_micros_per_h();
+            let dear = |n: &SeenNode| seen.inputs.offers[n.offer].gpu_price_usd_micros_per_h();
             idle.sort_by_key(|n| (std::cmp::Reverse(dear(n)), n.id));
             for node in idle.into_iter().filter(|n| n.idle_s >= stay_s) {
-                let slots = f64::from(node.free_gpus / size);
+                let slots = claims(node.free_gpus);
                 if surplus >= slots {
                     surplus -= slots;
                     decision.releases.push(node.id);

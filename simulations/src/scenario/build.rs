@@ -2,18 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
+use fleet::book::ClassRule;
 use fleet::rng::Rng;
 use fleet::{Market, Offer, UsdMicros};
 use planner::input::{LeadTime, Policy as Weights};
 use planner::scenarios::History;
-use protocol::ClassSpec;
 use providers::catalogue::rental_market::{self, Listing, RentalMarket};
 use providers::catalogue::{self, GateRules};
 use providers::sim::{SimOffer, Steps};
 
 use super::{Scenario, ScenarioError, traces};
 use crate::claims;
-use crate::engine::{Disturbance, Setup, SimClass};
+use crate::engine::{Disturbance, Setup};
 use crate::parts::{self, PartError};
 use planner::rolling::Rules as LiveRules;
 
@@ -244,7 +244,8 @@ impl Prepared {
         let mut classes = Vec::new();
         for (k, row) in self.demand.iter().enumerate() {
             let claims = claims::of_series(&row[start..end.min(row.len())], self.step_s, k as u32, &mut rng);
-            classes.push(sim_class(&scenario.class[k], claims::mean_life_s(&claims, 3600.0))?);
+            let claim_mean_s = claims::mean_life_s(&claims, 3600.0);
+            classes.push(ClassRule { claim_mean_s, ..parts::rule(&scenario.class[k])? });
             stream.extend(claims);
         }
         stream.sort_unstable();
@@ -359,9 +360,4 @@ impl Prepared {
 fn after(steps: &Steps, from_s: f64) -> Steps {
     let later = steps.0.iter().filter(|s| s.0 > from_s).map(|s| (s.0 - from_s, s.1));
     Steps(std::iter::once((0.0, steps.at(from_s))).chain(later).collect())
-}
-
-fn sim_class(spec: &ClassSpec, claim_mean_s: f64) -> Result<SimClass, PartError> {
-    let rule = parts::rule(spec)?;
-    Ok(SimClass { class: rule.class, wait_s: spec.wait_s, on_empty: rule.on_empty, claim_mean_s })
 }

@@ -396,9 +396,6 @@ fn check(scenario: &Scenario) -> Result<(), PartError> {
     for (i, class) in scenario.class.iter().enumerate() {
         range(&format!("class[{i}].wait_s"), class.wait_s, 0.0, 86_400.0)?;
         range(&format!("class[{i}].hit_rate"), class.hit_rate, 0.0, 0.9999)?;
-        if class.multi_node {
-            return Err(PartError::at(format!("class[{i}].multi_node"), "claims over several nodes are not simulated"));
-        }
     }
     if scenario.class.is_empty() {
         return Err(PartError::at("class", "there are no classes"));

@@ -1,13 +1,14 @@
 //! The engine must find what queueing theory knows.
 #![allow(clippy::print_stdout, reason = "figures with their intervals")]
 
+use fleet::book::ClassRule;
 use fleet::rng::Rng;
 use fleet::{AcceptedGpu, Class, Interconnect, Market, Offer, OfferKey, OnEmpty, UsdMicros};
 use planner::input::LeadTime;
 use planner::scenarios::History;
 use providers::sim::{Dist, SimOffer};
 use simulations::claims;
-use simulations::engine::{Setup, SimClass, run};
+use simulations::engine::{Setup, run};
 use simulations::policies::FixedNodes;
 
 /// One offer of one-GPU nodes at $3.60 an hour that starts at once, one class, demand given.
@@ -50,7 +51,7 @@ pub fn plain(claims: Vec<simulations::engine::ClaimSpec>, end_s: f64, on_empty: 
         notice_s: 120.0,
         rate_per_min: f64::INFINITY,
         quotas: vec![],
-        classes: vec![SimClass { class, wait_s: 0.0, on_empty, claim_mean_s: 100.0 }],
+        classes: vec![ClassRule { class, wait_ms: 0, on_empty, lease_ms: 60_000, claim_mean_s: 100.0 }],
         claims,
         disturbances: vec![],
         history: History { step_s: 60, claims: vec![vec![]] },
@@ -123,7 +124,7 @@ fn unlimited_nodes_are_m_g_infinity() {
     assert!((mean - exact).abs() <= half && half < 0.03 * exact, "{mean} ± {half}, not {exact}");
 }
 
-/// Every paid GPU-second is counted once: what is claimed, idle and boot add up to what is paid.
+/// Every paid GPU-second is counted once: what is claimed, idle, boot and out add up to what is paid.
 #[test]
 fn money_adds_up_and_runs_repeat() {
     let life = Dist::Fixed(500.0);
@@ -134,9 +135,11 @@ fn money_adds_up_and_runs_repeat() {
     setup.supply[0].hazard_per_h = 0.05;
     setup.plan_every_s = 60;
     let outcome = run(&setup, &mut FixedNodes { nodes: 12 }).expect("a run");
-    let parts = outcome.money.claimed_usd + outcome.money.idle_usd + outcome.money.boot_usd;
+    let money = &outcome.money;
+    let parts = money.claimed_usd + money.idle_usd + money.boot_usd + money.out_usd;
     assert!((parts - outcome.paid_gpu_s * 0.001).abs() < 1e-6 * parts, "{parts} {}", outcome.paid_gpu_s * 0.001);
-    assert!(outcome.counts.boot_failures > 0 && outcome.counts.reclaims > 0 && outcome.counts.interrupted > 0);
+    assert!(outcome.counts.boot_failures > 0 && outcome.counts.faults > 0 && outcome.counts.interrupted > 0);
+    assert!(money.out_usd > 0.0, "a node that breaks is billed until it is ended");
     let again = run(&setup, &mut FixedNodes { nodes: 12 }).expect("a run");
     let bytes = |o| serde_json::to_vec(o).expect("JSON");
     assert_eq!(bytes(&outcome), bytes(&again));
@@ -179,8 +182,8 @@ struct Watcher(f64);
 
 impl simulations::policies::Policy for Watcher {
     fn decide(&mut self, seen: &simulations::policies::Seen) -> Result<simulations::policies::Decision, String> {
-        self.0 = seen.estimates[0].lead_time.mean_s();
-        let releases = if seen.now_s > 600.0 { seen.nodes.iter().map(|n| n.id).collect() } else { Vec::new() };
+        self.0 = seen.inputs.estimates[0].lead_time.mean_s();
+        let releases = if seen.inputs.now_s > 600.0 { seen.nodes.iter().map(|n| n.id).collect() } else { Vec::new() };
         Ok(simulations::policies::Decision { launches: Vec::new(), releases })
     }
 }

@@ -1,5 +1,6 @@
 //! One test binary for the crate.
 
 mod analytic;
+mod as_live;
 mod readers;
 mod weekly;

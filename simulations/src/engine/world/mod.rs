@@ -1,70 +1,36 @@
-//! The world of a run: its clock, and what each event does.
+//! The world of a run: its clock, the machines that its clouds run, the clients that claim. Nodes, claims, queues and intents
+//! are the book's, and what is done with them is decided by `control`, as in the server.
 
-mod claims;
+mod clients;
 mod decide;
-mod health;
-mod nodes;
+mod faults;
+mod machines;
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
-use fleet::book::Tally;
-use fleet::placement::Shelf;
+use control::breakers::FaultLog;
+use control::learning::Learnt;
+use control::offers::Market;
+use fleet::book::{Book, Change, ClassRule, Limits, What};
 use fleet::rng::Rng;
-use fleet::{ClaimState, NodeState, admission, invariants};
-use planner::gather::Estimate;
+use fleet::{Offer, OfferKey};
+use planner::gather::Prior;
+use planner::input::LeadTime;
 use planner::scenarios::History;
-use planner::supply::{Rules, Supply};
 use providers::sim::SimCloud;
 
 use super::events::{Event, Queue};
 use super::{Disturbance, Outcome, Sample, Setup, SimError};
 use crate::policies::{Decision, Policy};
+use clients::Client;
+use machines::{Doing, Machine};
 
 /// Points of the plots.
 const SAMPLES: f64 = 600.0;
-/// Decisions between two checks of the invariants.
+/// Decisions between two looks at all of the book; what changes is looked at each time.
 const CHECK_EVERY: u64 = 30;
-
-#[derive(Debug)]
-struct Node {
-    offer: u32,
-    state: NodeState,
-    gpus: u32,
-    free: u32,
-    born_ms: u64,
-    /// Money is counted up to here.
-    counted_ms: u64,
-    idle_since_ms: u64,
-    /// The gate's answer, when it comes.
-    passes: bool,
-    /// It was in the buffer: its GPUs count as idle or claimed, no more as on their way.
-    joined: bool,
-    batch: u32,
-    label: Option<usize>,
-    /// `(class, claims)`, by class.
-    classes: Vec<(usize, u32)>,
-    /// Live claims on it.
-    claims: Vec<u32>,
-}
-
-#[derive(Debug)]
-struct Claim {
-    class: u32,
-    state: ClaimState,
-    node: u32,
-    at_ms: u64,
-    end_ms: u64,
-    judged: bool,
-}
-
-/// A launch request that is learnt from when all its nodes have an answer.
-#[derive(Debug)]
-struct Batch {
-    offer: u32,
-    asked: u32,
-    waiting: u32,
-    outcomes: Vec<planner::supply::Outcome>,
-}
+/// Where something is to be done for a node, nodes are looked at this often, ms: the server's default.
+const LOOK_EVERY_MS: u64 = 15_000;
 
 #[derive(Debug)]
 struct World<'a> {
@@ -73,46 +39,50 @@ struct World<'a> {
     measure_ms: u64,
     end_ms: u64,
     queue: Queue,
+    book: Book,
+    learnt: Learnt,
+    /// Something was learnt since plans were told of it.
+    heard_news: bool,
+    faults: FaultLog,
+    /// Nothing is known of it but what the book has.
+    market: Market,
+    /// What is assumed of each offer until launches tell more.
+    priors: BTreeMap<OfferKey, Prior>,
+    /// The first fleet is being bought: its launches teach nothing.
+    starting: bool,
     cloud: SimCloud,
     cloud_rng: Rng,
     claim_rng: Rng,
+    fault_rng: Rng,
     price_usd_per_s: Vec<f64>,
-    offers: Vec<fleet::Offer>,
-    supply: Vec<Supply>,
-    places: health::Places,
-    estimates: Vec<Estimate>,
-    nodes: Vec<Node>,
-    alive: Vec<u32>,
-    batches: Vec<Batch>,
-    claims: Vec<Claim>,
+    machines: Vec<Machine>,
+    /// Machines by their node.
+    machine_of: BTreeMap<u64, u32>,
+    /// Class that a simple policy launched an intent's nodes for.
+    labels: BTreeMap<u64, usize>,
+    clients: Vec<Client>,
+    /// Clients by their claim.
+    client_of: BTreeMap<u64, u32>,
     /// The next claim of the demand.
     next_claim: usize,
-    /// Nodes of each offer that take claims.
-    shelves: Vec<Shelf>,
-    /// Offers of each class, the cheapest GPU first.
-    offers_of: Vec<Vec<usize>>,
-    classes_of: Vec<Vec<usize>>,
-    waiting: Vec<VecDeque<u32>>,
+    /// Classes as the book has them, by name, `[K]`; all that follows is in this order.
+    rules: Vec<&'a ClassRule>,
+    /// Index in the setup of each.
+    setup_class: Vec<usize>,
+    /// Claims with GPUs, `[K]`.
     active: Vec<u32>,
+    /// Claims that wait, `[K]`.
     queued: Vec<u32>,
-    /// Running totals of each class, from the start.
-    judged: Vec<Tally>,
     history: History,
     /// Highest demand of each class in the step so far.
     peak: Vec<u32>,
     silent_until_ms: u64,
     late: Vec<Option<Decision>>,
+    /// When nodes are looked at next.
+    look_ms: Option<u64>,
+    /// When a call is made again.
+    act_ms: Option<u64>,
     out: Outcome,
-    gpus: Gpus,
-    spend_usd_per_s: f64,
-}
-
-/// GPUs by what they do, kept as nodes change.
-#[derive(Debug, Default, Clone, Copy)]
-struct Gpus {
-    arriving: i64,
-    idle: i64,
-    claimed: i64,
 }
 
 fn ms(seconds: f64) -> u64 {
@@ -131,11 +101,16 @@ pub fn run(setup: &Setup, policy: &mut dyn Policy) -> Result<Outcome, SimError> 
     loop {
         let arrival = setup.claims.get(world.next_claim).map_or(u64::MAX, |c| c.at_ms);
         let event = world.queue.next_ms().unwrap_or(u64::MAX);
-        if arrival.min(event) > world.end_ms {
+        // What the book does by itself comes after all else of its moment.
+        let due = world.book.next_due_ms().map_or(u64::MAX, |at| u64::try_from(at).unwrap_or(0));
+        if arrival.min(event).min(due) > world.end_ms {
             break;
         }
         world.out.counts.events += 1;
-        if arrival <= event {
+        if due < arrival.min(event) {
+            world.now_ms = world.now_ms.max(due);
+            world.book.tick(world.book_ms());
+        } else if arrival <= event {
             world.now_ms = arrival;
             let spec = setup.claims[world.next_claim];
             world.next_claim += 1;
@@ -144,54 +119,69 @@ pub fn run(setup: &Setup, policy: &mut dyn Policy) -> Result<Outcome, SimError> 
             world.now_ms = at;
             world.happens(event, policy)?;
         }
+        world.settle()?;
     }
     world.finish()
 }
 
+/// Hosts are heard all the time: an agent that falls silent is not simulated. Everything else is as in the server.
+fn limits() -> Limits {
+    Limits { silent_ms: i64::MAX / 4, proof_max_age_ms: i64::MAX / 4, ..Limits::default() }
+}
+
 impl<'a> World<'a> {
     fn new(setup: &'a Setup) -> Self {
-        let count = setup.offers.len();
         let quotas = setup.quotas.iter().map(|q| (q.members.clone(), q.limit)).collect();
-        let supply = (0..count).map(|p| Supply::new(Rules::default(), 0.0, 0.9, setup.offers[p].interruption_per_h));
-        let classes = setup.classes.len();
-        let classes_of = served(setup);
-        let offers_of = (0..classes).map(|k| by_price(setup, k, &classes_of)).collect();
+        let mut setup_class: Vec<usize> = (0..setup.classes.len()).collect();
+        setup_class.sort_by_key(|k| &setup.classes[*k].class.name);
+        let rules: Vec<&ClassRule> = setup_class.iter().map(|k| &setup.classes[*k]).collect();
+        let claims = setup_class.iter().map(|k| setup.history.claims[*k].clone()).collect();
+        let mut book = Book::new(limits());
+        book.set_offers(setup.offers.clone());
+        book.set_classes(setup.classes.iter().cloned());
+        let mut learnt = Learnt::default();
+        learnt.health.know(&book);
+        let prior = |(o, lead): (&Offer, &LeadTime)| {
+            (o.key.clone(), Prior { lead_time: lead.clone(), min_hold_s: setup.min_hold_s })
+        };
+        let count = rules.len();
         let mut world = Self {
             setup,
             now_ms: 0,
             measure_ms: ms(setup.measure_from_s),
             end_ms: ms(setup.end_s),
             queue: Queue::default(),
+            book,
+            learnt,
+            heard_news: false,
+            faults: FaultLog::default(),
+            market: Market::default(),
+            priors: setup.offers.iter().zip(&setup.priors).map(prior).collect(),
+            starting: false,
             cloud: SimCloud::new(setup.supply.clone(), quotas, setup.rate_per_min),
             cloud_rng: Rng::new(setup.seed),
             claim_rng: Rng::new(setup.seed ^ 0xC0FF_EE00_C0FF_EE00),
+            fault_rng: Rng::new(setup.seed ^ 0x00FA_0170_00FA_0170),
             price_usd_per_s: setup.offers.iter().map(|o| o.price_usd_micros_per_h.usd() / 3600.0).collect(),
-            offers: setup.offers.clone(),
-            supply: supply.collect(),
-            places: health::Places::of(&setup.offers, setup.learns_health),
-            estimates: Vec::new(),
-            nodes: Vec::new(),
-            alive: Vec::new(),
-            batches: Vec::new(),
-            claims: Vec::with_capacity(setup.claims.len()),
+            machines: Vec::new(),
+            machine_of: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            clients: Vec::with_capacity(setup.claims.len()),
+            client_of: BTreeMap::new(),
             next_claim: 0,
-            shelves: vec![Shelf::default(); count],
-            offers_of,
-            classes_of,
-            waiting: vec![VecDeque::new(); classes],
-            active: vec![0; classes],
-            queued: vec![0; classes],
-            judged: vec![Tally::default(); classes],
-            history: setup.history.clone(),
-            peak: vec![0; classes],
+            rules,
+            setup_class,
+            active: vec![0; count],
+            queued: vec![0; count],
+            history: History { step_s: setup.history.step_s, claims },
+            peak: vec![0; count],
             silent_until_ms: 0,
             late: Vec::new(),
+            look_ms: None,
+            act_ms: None,
             out: Outcome { measured_s: setup.end_s - setup.measure_from_s, ..Outcome::default() },
-            gpus: Gpus::default(),
-            spend_usd_per_s: 0.0,
         };
         world.out.classes = setup.classes.iter().map(|k| (k.class.name.clone(), 0, 0, 0)).collect();
-        world.estimates = (0..count).map(|p| world.estimate(p)).collect();
         for (i, (at_s, _)) in setup.disturbances.iter().enumerate() {
             world.queue.push(ms(*at_s), Event::Disturbance(i as u32));
         }
@@ -205,20 +195,25 @@ impl<'a> World<'a> {
         self.now_ms as f64 / 1000.0
     }
 
+    /// Now, as the book counts it.
+    fn book_ms(&self) -> i64 {
+        self.now_ms as i64
+    }
+
     fn measured(&self) -> bool {
         self.now_ms >= self.measure_ms
     }
 
     fn happens(&mut self, event: Event, policy: &mut dyn Policy) -> Result<(), SimError> {
         match event {
-            Event::Gate(node) => self.gate_answers(node),
-            Event::Notice(node) => self.notice(node),
-            Event::Gone(node) => {
-                self.out.counts.reclaims += u64::from(self.measured() && self.is_alive(node));
-                self.node_lost(node)
+            Event::Gate(machine) => self.gate_answers(machine),
+            Event::Notice(machine) => {
+                self.book.reclaim_noticed(self.machines[machine as usize].node, self.book_ms());
+                Ok(())
             }
-            Event::ClaimEnd(claim) => self.claim_ends(claim),
-            Event::Deadline(claim) => self.deadline(claim),
+            Event::Gone(machine) => self.machine_lost(machine),
+            Event::Heartbeat(client) => self.heartbeat(client),
+            Event::ClaimEnd(client) => self.claim_ends(client),
             Event::Disturbance(i) => {
                 let setup = self.setup;
                 self.disturb(&setup.disturbances[i as usize].1)
@@ -228,15 +223,44 @@ impl<'a> World<'a> {
                 Ok(())
             }
             Event::Decide => self.decide(policy),
-            Event::Act(i) => match self.late[i as usize].take() {
-                Some(decision) => self.act(&decision),
+            Event::Carry(i) => match self.late[i as usize].take() {
+                Some(decision) => self.carry_out(&decision),
                 None => Ok(()),
             },
+            Event::Look => self.look(),
+            Event::Act => self.act(),
             Event::Sample => {
                 self.sample();
                 Ok(())
             }
         }
+    }
+
+    /// Hears what the book has changed, until nothing does any more.
+    fn settle(&mut self) -> Result<(), SimError> {
+        loop {
+            let changes = self.book.take_changes();
+            if changes.is_empty() {
+                return Ok(());
+            }
+            if let Some(source) = self.book.breaches_in(&changes).into_iter().next() {
+                return Err(SimError::Invariant { at_s: self.now_s(), source });
+            }
+            changes.events.iter().for_each(|change| self.hear(change));
+            changes.nodes.iter().for_each(|node| self.node_changed(*node));
+            for claim in &changes.claims {
+                self.claim_changed(*claim)?;
+            }
+            self.book.forget_ended(&changes);
+        }
+    }
+
+    fn hear(&mut self, change: &Change) {
+        // Nobody waited for the first fleet.
+        if !(self.starting && matches!(change.what, What::Intent(_))) {
+            self.heard_news |= self.learnt.hear(change).news;
+        }
+        self.faults.hear(change);
     }
 
     /// Closes a step of the demand history.
@@ -249,17 +273,27 @@ impl<'a> World<'a> {
     }
 
     fn sample(&mut self) {
-        let demand = |k: usize| (self.active[k] + self.queued[k]) * self.setup.classes[k].class.gpus_per_claim;
-        self.out.samples.push(Sample {
+        let demand = |k: usize| (self.active[k] + self.queued[k]) * self.rules[k].class.gpus_per_claim;
+        let mut sample = Sample {
             at_s: (self.now_ms - self.measure_ms) as f64 / 1000.0,
             demand_gpus: (0..self.active.len()).map(demand).sum(),
-            claimed_gpus: self.gpus.claimed.max(0) as u32,
-            idle_gpus: self.gpus.idle.max(0) as u32,
-            arriving_gpus: self.gpus.arriving.max(0) as u32,
             misses: self.out.counts.misses,
-            spend_usd_per_h: (self.spend_usd_per_s * 3600.0).max(0.0),
             moves: self.out.counts.launches + self.out.counts.releases,
-        });
+            ..Sample::default()
+        };
+        for machine in self.machine_of.values().map(|m| &self.machines[*m as usize]) {
+            match machine.doing() {
+                Doing::Nothing => continue,
+                Doing::Booting => sample.arriving_gpus += machine.gpus,
+                Doing::Serving => {
+                    sample.idle_gpus += machine.free;
+                    sample.claimed_gpus += machine.gpus - machine.free;
+                }
+                Doing::Out => {}
+            }
+            sample.spend_usd_per_h += 3600.0 * self.price_usd_per_s[machine.offer];
+        }
+        self.out.samples.push(sample);
         let every = ((self.end_ms - self.measure_ms) as f64 / SAMPLES).max(1000.0) as u64;
         self.queue.push(self.now_ms + every, Event::Sample);
     }
@@ -284,22 +318,17 @@ impl<'a> World<'a> {
                 self.silent_until_ms = self.silent_until_ms.max(ms(*until_s));
                 Ok(())
             }
-            Disturbance::Fault(server) => self.fault(*server),
-            Disturbance::Reclaim(offer) => self.reclaim_excess(*offer),
+            Disturbance::Fault(server) => self.fault_on(*server),
+            Disturbance::Reclaim(offer) => {
+                self.reclaim_excess(*offer);
+                Ok(())
+            }
         }
     }
 
     fn check_invariants(&self) -> Result<(), SimError> {
-        let over = |&id: &u32| {
-            let node = &self.nodes[id as usize];
-            let gpus = |c: &u32| self.setup.classes[self.claims[*c as usize].class as usize].class.gpus_per_claim;
-            node.claims.iter().map(gpus).sum::<u32>() > node.gpus
-        };
-        match self.alive.iter().copied().find(|id| over(id)) {
-            Some(id) => {
-                let source = invariants::Breach::new(invariants::Invariant::Cap1, format!("node {id}"));
-                Err(SimError::Invariant { at_s: self.now_s(), source })
-            }
+        match self.book.breaches().into_iter().next() {
+            Some(source) => Err(SimError::Invariant { at_s: self.now_s(), source }),
             None => Ok(()),
         }
     }
@@ -307,29 +336,9 @@ impl<'a> World<'a> {
     fn finish(mut self) -> Result<Outcome, SimError> {
         self.now_ms = self.end_ms;
         self.check_invariants()?;
-        for id in self.alive.clone() {
-            self.count_money(id);
+        for machine in self.machine_of.values().copied().collect::<Vec<_>>() {
+            self.count_money(machine);
         }
         Ok(self.out)
     }
-}
-
-/// Classes that each offer's nodes serve.
-fn served(setup: &Setup) -> Vec<Vec<usize>> {
-    let of = |offer: &fleet::Offer| {
-        let serves = |k: &usize| {
-            let class = &setup.classes[*k].class;
-            let fits = admission::usable_share(offer.gpus_per_node, offer.gpus_per_node, class).is_some();
-            fits && class.gpus_per_claim <= offer.gpus_per_node && admission::admits_node(offer, class).is_ok()
-        };
-        (0..setup.classes.len()).filter(serves).collect()
-    };
-    setup.offers.iter().map(of).collect()
-}
-
-/// Offers that serve a class, the cheapest GPU first.
-fn by_price(setup: &Setup, class: usize, classes_of: &[Vec<usize>]) -> Vec<usize> {
-    let mut able: Vec<usize> = (0..classes_of.len()).filter(|p| classes_of[*p].contains(&class)).collect();
-    able.sort_by_key(|&p| (setup.offers[p].gpu_price_usd_micros_per_h(), p));
-    able
 }

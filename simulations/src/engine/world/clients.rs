@@ -1,0 +1,160 @@
+//! Clients: they claim, confirm what they get, keep it by heartbeats, give it back, and ask again where their node was lost.
+
+use fleet::ClaimState;
+use fleet::book::{ClaimError, ClaimRequest};
+
+use super::super::events::Event;
+use super::super::{ClaimSpec, SimError};
+use super::World;
+
+/// Who asks for a claim.
+#[derive(Debug)]
+pub(super) struct Client {
+    class: usize,
+    at_ms: u64,
+    /// When it needs no GPUs any more.
+    end_ms: u64,
+    /// Its claim; none where nothing was given and it does not wait.
+    claim: Option<u64>,
+    /// Where its claim was when it was last looked at.
+    state: ClaimState,
+    /// Whether it is known to be a hit or a miss.
+    judged: bool,
+}
+
+impl World<'_> {
+    fn claim_error(&self, source: ClaimError) -> SimError {
+        SimError::Claim { at_s: self.now_s(), source }
+    }
+
+    /// A client asks: of the demand, or one whose node was lost.
+    pub(super) fn claim_comes(&mut self, spec: ClaimSpec) -> Result<(), SimError> {
+        let place = self.setup_class.iter().position(|k| *k == spec.class as usize);
+        self.asks(place.unwrap_or_default(), spec.at_ms, spec.end_ms)
+    }
+
+    fn asks(&mut self, class: usize, at_ms: u64, end_ms: u64) -> Result<(), SimError> {
+        let client = self.clients.len() as u32;
+        let queued = ClaimState::Queued;
+        self.clients.push(Client { class, at_ms, end_ms, claim: None, state: queued, judged: false });
+        if self.measured() {
+            self.out.counts.claims += 1;
+            self.out.classes[self.setup_class[class]].1 += 1;
+        }
+        let request = ClaimRequest {
+            class: self.rules[class].class.name.clone(),
+            count: 1,
+            key: None,
+            digest: String::new(),
+            holder: String::new(),
+            on_empty: None,
+            wait_ms: None,
+            lease_ms: Some(self.lease_ms(end_ms)),
+            answer_by_ms: None,
+        };
+        match self.book.claim(request, self.book_ms()) {
+            Ok((claim, _)) => {
+                self.clients[client as usize].claim = Some(claim);
+                self.client_of.insert(claim, client);
+                self.queued[class] += 1;
+                self.queue.push(end_ms, Event::ClaimEnd(client));
+            }
+            Err(ClaimError::Empty { .. } | ClaimError::QueueFull(_)) => self.judge(client, false),
+            Err(source) => return Err(self.claim_error(source)),
+        }
+        let demand = self.active[class] + self.queued[class] + u32::from(self.clients[client as usize].claim.is_none());
+        self.peak[class] = self.peak[class].max(demand);
+        Ok(())
+    }
+
+    /// A lease until a moment after the end, as far as one can be had.
+    fn lease_ms(&self, end_ms: u64) -> i64 {
+        let until_end_ms = i64::try_from(end_ms.saturating_sub(self.now_ms)).unwrap_or(i64::MAX / 2);
+        (until_end_ms + 1000).min(self.book.limits().lease_max_ms)
+    }
+
+    pub(super) fn heartbeat(&mut self, client: u32) -> Result<(), SimError> {
+        let Client { claim, state, end_ms, .. } = self.clients[client as usize];
+        let Some(claim) = claim.filter(|_| state.is_live()) else { return Ok(()) };
+        let lease_ms = self.lease_ms(end_ms);
+        self.book.heartbeat(claim, Some(lease_ms), self.book_ms()).map_err(|e| self.claim_error(e))?;
+        if (lease_ms as u64) < end_ms.saturating_sub(self.now_ms) {
+            self.queue.push(self.now_ms + lease_ms as u64 / 2, Event::Heartbeat(client));
+        }
+        Ok(())
+    }
+
+    /// The book changed a claim.
+    pub(super) fn claim_changed(&mut self, claim: u64) -> Result<(), SimError> {
+        let Some(&client) = self.client_of.get(&claim) else { return Ok(()) };
+        let Some(found) = self.book.claims().get(&claim) else { return Ok(()) };
+        let (state, hit) = (found.state, found.hit);
+        if let Some(hit) = hit {
+            self.judge(client, hit);
+        }
+        let known = &mut self.clients[client as usize];
+        let (before, class, end_ms) = (known.state, known.class, known.end_ms);
+        known.state = state;
+        if state == before {
+            return Ok(());
+        }
+        (if before.is_live() { &mut self.active } else { &mut self.queued })[class] -= 1;
+        if state.is_live() {
+            self.active[class] += 1;
+            if !before.is_live() {
+                self.granted(client);
+                return self.heartbeat(client);
+            }
+            return Ok(());
+        }
+        self.client_of.remove(&claim);
+        if before.is_live() && state == ClaimState::Failed {
+            self.out.counts.interrupted += u64::from(self.measured());
+            if end_ms > self.now_ms {
+                return self.asks(class, self.now_ms, end_ms);
+            }
+        }
+        Ok(())
+    }
+
+    fn granted(&mut self, client: u32) {
+        // Of all grants, so that what is measured does not change what is drawn.
+        let phases: f64 = self.setup.cold_start.iter().map(|(_, dist)| dist.sample(&mut self.claim_rng)).sum();
+        let at_ms = self.clients[client as usize].at_ms;
+        if at_ms >= self.measure_ms {
+            let wait_s = (self.now_ms - at_ms) as f64 / 1000.0;
+            self.out.waits.add(wait_s);
+            self.out.cold_starts.add(wait_s + phases);
+        }
+    }
+
+    /// A claim is known to be a hit or a miss, once.
+    fn judge(&mut self, client: u32, hit: bool) {
+        let client = &mut self.clients[client as usize];
+        if std::mem::replace(&mut client.judged, true) || client.at_ms < self.measure_ms {
+            return;
+        }
+        let (class, counts) = (&self.rules[client.class].class, &mut self.out.counts);
+        let of_class = &mut self.out.classes[self.setup_class[client.class]];
+        if hit {
+            counts.hits += 1;
+            of_class.2 += 1;
+        } else {
+            counts.misses += 1;
+            of_class.3 += 1;
+            self.out.money.misses_usd += class.miss_cost_usd_micros.usd();
+        }
+    }
+
+    /// The client needs nothing more.
+    pub(super) fn claim_ends(&mut self, client: u32) -> Result<(), SimError> {
+        let Client { claim, state, judged, at_ms, .. } = self.clients[client as usize];
+        let Some(claim) = claim.filter(|_| state.is_live() || state == ClaimState::Queued) else { return Ok(()) };
+        let given_up = state == ClaimState::Queued && !judged && at_ms >= self.measure_ms;
+        self.book.release(claim, "its client is done", self.book_ms()).map_err(|e| self.claim_error(e))?;
+        // One that ends as its wait does is a miss.
+        let missed = self.book.claims().get(&claim).is_some_and(|c| c.hit.is_some());
+        self.out.counts.given_up += u64::from(given_up && !missed);
+        Ok(())
+    }
+}

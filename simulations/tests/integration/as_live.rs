@@ -1,0 +1,147 @@
+//! What holds for claims and nodes in the server holds in a simulation: both are the book's.
+
+use fleet::{AcceptedGpu, Market, OfferKey, OnEmpty, PriceCap, UsdMicros};
+use planner::input::LeadTime;
+use providers::sim::{Dist, SimOffer};
+use simulations::engine::{ClaimSpec, Disturbance, Outcome, Setup, run};
+use simulations::policies::{Decision, FixedNodes, LaunchOrder, Policy, Rule, Seen, Simple};
+
+use crate::analytic::plain;
+
+const HOUR_MS: u64 = 3_600_000;
+
+/// Launches so many nodes of each offer at the start, and nothing after.
+struct Once(Vec<u32>);
+
+impl Policy for Once {
+    fn decide(&mut self, _: &Seen) -> Result<Decision, String> {
+        let wanted = std::mem::take(&mut self.0).into_iter().enumerate();
+        let launches = wanted.map(|(offer, nodes)| LaunchOrder { offer, nodes, label: None }).collect();
+        Ok(Decision { launches, releases: Vec::new() })
+    }
+}
+
+fn claims(count: usize, at_ms: u64, end_ms: u64) -> Vec<ClaimSpec> {
+    vec![ClaimSpec { at_ms, end_ms, class: 0 }; count]
+}
+
+/// A second offer at three times the price, above the class's cap of twice the first.
+fn with_a_dear_offer(on_empty: OnEmpty) -> Setup {
+    let mut setup = plain(claims(3, 60_000, HOUR_MS), 7200.0, on_empty);
+    let mut dear = setup.offers[0].clone();
+    dear.key.zone = "dear".into();
+    dear.price_usd_micros_per_h = UsdMicros(3 * dear.price_usd_micros_per_h.0);
+    setup.offers.push(dear);
+    setup.supply.push(SimOffer::ideal());
+    setup.priors.push(LeadTime::fixed(60.0));
+    setup.classes[0].class.gpus[0].cap = Some(PriceCap::Premium(1.0));
+    setup.measure_from_s = 0.0;
+    setup
+}
+
+fn played(setup: &Setup, policy: &mut dyn Policy) -> Outcome {
+    run(setup, policy).expect("a run")
+}
+
+#[test]
+fn claims_wait_below_their_price_cap_and_substitutes_go_above() {
+    for (on_empty, hits) in [(OnEmpty::Queue, 1), (OnEmpty::Fail, 1), (OnEmpty::Substitute, 3)] {
+        let outcome = played(&with_a_dear_offer(on_empty), &mut Once(vec![1, 4]));
+        let counts = &outcome.counts;
+        assert_eq!((counts.hits, counts.hits + counts.misses), (hits, 3), "{on_empty:?}");
+    }
+    // Who buys what no claim may use buys nothing.
+    let mut setup = with_a_dear_offer(OnEmpty::Queue);
+    setup.supply[0].capacity = providers::sim::Steps::constant(1.0);
+    (setup.plan_every_s, setup.classes[0].wait_ms) = (60, 600_000);
+    let outcome = played(&setup, &mut Simple::new(Rule::Percentage(1.0)));
+    assert_eq!((outcome.counts.launches, outcome.counts.hits), (1, 1));
+}
+
+#[test]
+fn a_claim_over_two_nodes_has_both_or_none() {
+    let mut setup = plain(claims(2, 600_000, HOUR_MS), 7200.0, OnEmpty::Queue);
+    setup.offers[0].gpus_per_node = 8;
+    (setup.classes[0].class.gpus_per_claim, setup.classes[0].class.multi_node) = (16, true);
+    setup.measure_from_s = 0.0;
+    let outcome = played(&setup, &mut FixedNodes { nodes: 3 });
+    assert_eq!((outcome.counts.hits, outcome.counts.misses), (1, 1), "three nodes hold one claim of two");
+    assert!((outcome.claimed_gpu_s - 16.0 * 3000.0).abs() < 1.0, "{}", outcome.claimed_gpu_s);
+    setup.start_fleet = true;
+    setup.claims = claims(2, 0, HOUR_MS);
+    let outcome = played(&setup, &mut FixedNodes { nodes: 0 });
+    assert_eq!((outcome.counts.launches, outcome.counts.hits), (4, 2));
+    setup.start_fleet = false;
+    (setup.plan_every_s, setup.classes[0].wait_ms) = (60, 600_000);
+    let outcome = played(&setup, &mut Simple::new(Rule::None));
+    assert_eq!((outcome.counts.launches, outcome.counts.hits), (4, 2), "simple rules buy whole claims");
+}
+
+#[test]
+fn leases_outlast_a_day_and_no_claim_waits_for_ever() {
+    let mut setup = plain(claims(1, 0, 70 * HOUR_MS), 72.0 * 3600.0, OnEmpty::Queue);
+    setup.measure_from_s = 0.0;
+    let outcome = played(&setup, &mut Once(vec![1]));
+    assert!((outcome.claimed_gpu_s - 70.0 * 3600.0).abs() < 1.0, "{}", outcome.claimed_gpu_s);
+    // A cold launch is waited for as long as the longest wait: an hour.
+    let mut setup = plain(claims(1, 0, 10 * HOUR_MS), 12.0 * 3600.0, OnEmpty::LaunchCold);
+    (setup.supply[0].lead, setup.measure_from_s) = (Dist::Fixed(1500.0), 0.0);
+    let mut late = Late(7200.0);
+    assert_eq!(played(&setup, &mut late).waits.count(), 0);
+    late = Late(1800.0);
+    setup.plan_every_s = 60;
+    assert_eq!(played(&setup, &mut late).waits.count(), 1);
+}
+
+/// One node, so long after the start.
+struct Late(f64);
+
+impl Policy for Late {
+    fn decide(&mut self, seen: &Seen) -> Result<Decision, String> {
+        let now = seen.inputs.now_s >= self.0 && seen.nodes.is_empty();
+        let launches = if now { vec![LaunchOrder { offer: 0, nodes: 1, label: None }] } else { Vec::new() };
+        Ok(Decision { launches, releases: Vec::new() })
+    }
+}
+
+/// Faults that come together are not mended by ending the fleet: a tenth of it goes in an hour, the rest waits and is paid.
+#[test]
+fn faults_that_come_together_are_held() {
+    let mut setup = plain(vec![], 4.0 * 3600.0, OnEmpty::Queue);
+    (setup.measure_from_s, setup.plan_every_s) = (0.0, 3600);
+    let faults = |count: u32| (0..count).map(|i| (600.0 + f64::from(i), Disturbance::Fault(i))).collect::<Vec<_>>();
+    setup.disturbances = faults(1);
+    let alone = played(&setup, &mut Once(vec![40]));
+    assert!((alone.counts.faults, alone.money.out_usd < 0.05) == (1, true), "ended at once: {:?}", alone.money);
+    setup.disturbances = faults(20);
+    let together = played(&setup, &mut Once(vec![40]));
+    assert_eq!(together.counts.faults, 20);
+    // $3.60 an hour each.
+    assert!(together.money.out_usd > 20.0 * 3.6, "{:?}", together.money);
+}
+
+/// A boot that takes longer than nodes may take to boot is given up.
+#[test]
+fn a_boot_without_end_is_given_up() {
+    let mut setup = plain(vec![], 4.0 * 3600.0, OnEmpty::Queue);
+    (setup.supply[0].lead, setup.measure_from_s) = (Dist::Fixed(2.0 * 3600.0), 0.0);
+    let outcome = played(&setup, &mut Once(vec![1]));
+    assert!((outcome.paid_gpu_s - 1800.0).abs() < 60.0, "{}", outcome.paid_gpu_s);
+    assert!(outcome.samples.iter().all(|s| s.idle_gpus == 0));
+}
+
+/// Spot nodes that are to be taken back serve on until then, and idle ones go at once.
+#[test]
+fn a_notice_drains() {
+    let mut setup = plain(claims(1, 60_000, 10 * HOUR_MS), 4.0 * 3600.0, OnEmpty::Queue);
+    setup.offers[0].key = OfferKey { market: Market::Spot, ..setup.offers[0].key.clone() };
+    setup.classes[0].class.gpus = vec![AcceptedGpu { model: setup.offers[0].gpu, cap: None }];
+    (setup.measure_from_s, setup.notice_s) = (0.0, 120.0);
+    setup.supply[0].capacity = providers::sim::Steps(vec![(0.0, 2.0), (3600.0, 0.0)]);
+    setup.disturbances = vec![(3600.0, Disturbance::Reclaim(0))];
+    let outcome = played(&setup, &mut Once(vec![2]));
+    assert!((outcome.claimed_gpu_s - (3600.0 + 120.0 - 60.0)).abs() < 1.0, "{}", outcome.claimed_gpu_s);
+    assert!((outcome.paid_gpu_s - (3720.0 + 3600.0)).abs() < 16.0, "{}", outcome.paid_gpu_s);
+    // The one that was claimed, and its client that asked again and found nothing.
+    assert_eq!((outcome.counts.reclaims, outcome.counts.interrupted, outcome.counts.misses), (1, 1, 1));
+}
