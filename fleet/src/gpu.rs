@@ -111,6 +111,13 @@ static SPECS: &[Spec] = &[
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GpuModel(u8);
 
+/// The first of the table, where any will do.
+impl Default for GpuModel {
+    fn default() -> Self {
+        Self(0)
+    }
+}
+
 /// The name is not in the table of GPU models.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown GPU '{name}'{}", .nearest.map_or(String::new(), |n| format!("; did you mean '{n}'?")))]

@@ -7,10 +7,9 @@ use fleet::book::{Book, IntentAction, Node};
 use fleet::{Cell, NodeState};
 use health::weekly::{self, Advice, History, Now, Pool, Refusal, Run, Site, admit, due_ms};
 
-use super::need::Need;
-use super::{Diagnostics, WeeklyMemory};
+use super::need::{Need, hot_nodes_of};
+use super::{Diagnostics, Outlook, WeeklyMemory};
 use crate::gpus::{GpuRecord, gpu_names};
-use crate::plan::PlanRecord;
 
 /// A diagnostic that has run for so long is called back where nobody knows yet whether it comes, milliseconds.
 const DRILL_AFTER_MS: i64 = 20_000;
@@ -37,6 +36,8 @@ pub struct Orders {
     pub stale: usize,
     /// Nodes in diagnostics.
     pub diagnosing: usize,
+    /// Idle nodes that stay for the claims that may come before a diagnostic has yielded, of all pools.
+    pub hot_nodes: u32,
     /// Why no more are lent, for people.
     pub why: String,
 }
@@ -54,7 +55,7 @@ struct Look<'a> {
     book: &'a Book,
     gpus: &'a BTreeMap<String, GpuRecord>,
     memory: &'a WeeklyMemory,
-    plan: Option<&'a PlanRecord>,
+    outlook: &'a Outlook,
     rules: &'a Diagnostics,
     now_ms: i64,
     /// Nodes that are to end.
@@ -75,7 +76,7 @@ pub fn decide(
     book: &Book,
     gpus: &BTreeMap<String, GpuRecord>,
     memory: &WeeklyMemory,
-    plan: Option<&PlanRecord>,
+    outlook: &Outlook,
     rules: &Diagnostics,
     now_ms: i64,
 ) -> Orders {
@@ -91,7 +92,7 @@ pub fn decide(
         book,
         gpus,
         memory,
-        plan,
+        outlook,
         rules,
         now_ms,
         leaving: ends.collect(),
@@ -139,11 +140,9 @@ impl<'a> Look<'a> {
         let refusal = advice.refusal;
         self.ask_for_surge(&known, &advice, orders);
         orders.stale += advice.stale.len();
-        // The newest first: they lose the least.
-        let mut back: Vec<&Node> = serving.iter().copied().filter(|n| n.state == NodeState::Diagnosing).collect();
-        back.sort_by_key(|n| Reverse(n.since_ms));
+        let back = in_tests(&serving);
         orders.diagnosing += back.len();
-        let few = |n: &&Node| (n.id, "idle nodes have become few".to_owned());
+        orders.hot_nodes += pool.hot_nodes;
         orders.call_back.extend(back.iter().take(advice.yields as usize).map(few));
         if !proven {
             orders.uncounted.extend(back.iter().map(|n| n.id));
@@ -174,7 +173,7 @@ impl<'a> Look<'a> {
     }
 
     fn pool<'b>(&'b self, nodes: &[&Node], one: &Node, known: &'b [Tested<'_>], proven: bool) -> Pool<'b> {
-        let need = Need::of(self.book, nodes, &self.memory.arrivals, self.plan, self.now_ms);
+        let need = Need::of(self.book, nodes, &self.memory.arrivals, self.outlook, self.now_ms);
         let (cell, provider) = (Cell::of(&one.offer), one.offer.provider.as_str());
         let tested_w = self.tested_w.get(provider).copied().unwrap_or(0.0);
         let site = self.rules.site_power_w.get(provider).map(|power_w| Site { power_w: *power_w, tested_w });
@@ -210,6 +209,38 @@ impl<'a> Look<'a> {
         orders.surge.extend(asked.filter(|(_, since_ms)| now_ms - since_ms < SURGE_MS));
         orders.uncounted.extend(late.iter().filter(|id| orders.surge.contains_key(id)));
     }
+}
+
+/// Who is called back when a claim has taken a node: the part of [`decide`] that does not wait for the next look.
+#[must_use]
+pub fn reserve(book: &Book, memory: &WeeklyMemory, now_ms: i64) -> Vec<(u64, String)> {
+    let mut pools: BTreeMap<usize, Vec<&Node>> = BTreeMap::new();
+    let lent: BTreeSet<Place<'_>> = book.lent().iter().filter_map(|id| book.nodes().get(id)).map(place).collect();
+    for node in book.nodes().values().filter(|_| !lent.is_empty()) {
+        if let Some(at) = lent.iter().position(|p| *p == place(node)) {
+            pools.entry(at).or_default().push(node);
+        }
+    }
+    let of_pool = |nodes: Vec<&Node>| -> Vec<(u64, String)> {
+        let count = |is: fn(&&&Node) -> bool| nodes.iter().filter(is).count() as u32;
+        let back = in_tests(&nodes);
+        let (idle, coming) = (count(|n| n.state == NodeState::Idle && n.care.is_none()), count(|n| n.gate_is_short()));
+        let hot = hot_nodes_of(book, &nodes, &memory.arrivals, now_ms);
+        let yields = weekly::called_back(hot, idle, coming, back.len() as u32);
+        back.iter().take(yields as usize).map(few).collect()
+    };
+    pools.into_values().flat_map(of_pool).collect()
+}
+
+/// Nodes in diagnostics, the newest first: they lose the least.
+fn in_tests<'a>(nodes: &[&'a Node]) -> Vec<&'a Node> {
+    let mut back: Vec<&Node> = nodes.iter().copied().filter(|n| n.state == NodeState::Diagnosing).collect();
+    back.sort_by_key(|n| Reverse(n.since_ms));
+    back
+}
+
+fn few(node: &&Node) -> (u64, String) {
+    (node.id, "idle nodes have become few".to_owned())
 }
 
 /// What it hangs together with others by: racks are named within a region, NVLink domains everywhere.
@@ -262,6 +293,7 @@ impl<'a> Tested<'a> {
             now: match node.state {
                 NodeState::Idle if node.care.is_none() => Now::Idle { since_ms: node.since_ms, released },
                 NodeState::Diagnosing => Now::Diagnosing,
+                NodeState::Checking if node.gate_is_short() => Now::Coming,
                 _ => Now::Away,
             },
             history: &self.history,
@@ -352,7 +384,7 @@ mod tests {
     }
 
     fn decided(book: &Book, gpus: &BTreeMap<String, GpuRecord>, now_ms: i64) -> Orders {
-        decide(book, gpus, &WeeklyMemory::default(), None, &Diagnostics::default(), now_ms)
+        decide(book, gpus, &WeeklyMemory::default(), &Outlook::default(), &Diagnostics::default(), now_ms)
     }
 
     #[test]
@@ -410,9 +442,9 @@ mod tests {
         assert_eq!(orders.uncounted, BTreeSet::from([idle]), "plans are made without it");
         let asked = WeeklyMemory { surge: orders.surge.clone(), ..WeeklyMemory::default() };
         let later = 11 * 24 * HOUR_MS + 600_000;
-        let orders = decide(&book, &gpus, &asked, None, &Diagnostics::default(), later);
+        let orders = decide(&book, &gpus, &asked, &Outlook::default(), &Diagnostics::default(), later);
         assert_eq!(orders.surge[&idle], 11 * 24 * HOUR_MS, "since it was first asked for");
-        let orders = decide(&book, &tested(&book, later), &asked, None, &Diagnostics::default(), later);
+        let orders = decide(&book, &tested(&book, later), &asked, &Outlook::default(), &Diagnostics::default(), later);
         assert!(orders.surge.is_empty() && orders.uncounted.is_empty(), "it was tested");
     }
 
@@ -441,7 +473,7 @@ mod tests {
         memory.rollouts.look(&book, HOUR_MS);
         let gpus = tested(&book, 0);
         let at = |book: &Book, memory: &WeeklyMemory, now_ms| {
-            decide(book, &gpus, memory, None, &Diagnostics::default(), now_ms).lend.into_iter().map(|l| l.0).collect()
+            decide(book, &gpus, memory, &Outlook::default(), &Diagnostics::default(), now_ms).lend.into_iter().map(|l| l.0).collect()
         };
         let late_ms = 9 * 24 * HOUR_MS;
         let lent: Vec<u64> = at(&book, &memory, late_ms);
@@ -485,7 +517,7 @@ mod tests {
         book.gate(nodes[0], "b", &Gate::passed(), "passed", HOUR_MS + 9000).expect("checking");
         let gpus = tested(&book, 0);
         let lent = |book: &Book, rules: &Diagnostics| {
-            decide(book, &gpus, &WeeklyMemory::default(), None, rules, 9 * 24 * HOUR_MS).lend.len()
+            decide(book, &gpus, &WeeklyMemory::default(), &Outlook::default(), rules, 9 * 24 * HOUR_MS).lend.len()
         };
         let rules = Diagnostics::default();
         assert_eq!(lent(&book, &rules), 12);

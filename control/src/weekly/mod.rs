@@ -3,6 +3,7 @@
 
 mod decide;
 mod need;
+mod outlook;
 mod rollouts;
 mod settings;
 
@@ -13,7 +14,8 @@ use health::dcgm::{TEST_DEADLINE_S, level_deadline_s};
 use health::weekly::{Arrivals, Run};
 use serde::{Deserialize, Serialize};
 
-pub use decide::{Orders, decide};
+pub use decide::{Orders, decide, reserve};
+pub use outlook::Outlook;
 use rollouts::Rollouts;
 pub use settings::Diagnostics;
 

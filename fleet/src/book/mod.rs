@@ -131,6 +131,12 @@ impl Book {
         self.offer_index.get(key).copied()
     }
 
+    /// Nodes that are in diagnostics, or in the short gate after them.
+    #[must_use]
+    pub fn lent(&self) -> &BTreeSet<u64> {
+        &self.lent
+    }
+
     /// Index of a node's offer; none where nobody has said yet what is sold there.
     #[must_use]
     pub fn offer_of(&self, node: &Node) -> Option<usize> {

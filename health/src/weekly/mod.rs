@@ -115,6 +115,8 @@ pub enum Now {
     },
     /// In a diagnostic.
     Diagnosing,
+    /// Its diagnostic is over or was called off: idle after a short gate.
+    Coming,
     /// Anything else.
     Away,
 }
@@ -301,6 +303,12 @@ pub struct Advice {
     pub yields: u32,
 }
 
+/// How many of `diagnosing` nodes are to yield, where `hot` are to be idle, `idle` are and `coming` will be in a moment.
+#[must_use]
+pub fn called_back(hot: u32, idle: u32, coming: u32, diagnosing: u32) -> u32 {
+    hot.saturating_sub(idle + coming).min(diagnosing)
+}
+
 /// When a set of GPUs is due, milliseconds since 1970.
 #[must_use]
 pub fn due_ms(gpus: &str, history: &History, rules: &Rules) -> i64 {
@@ -325,7 +333,7 @@ pub fn admit(pool: &Pool<'_>, rules: &Rules, now_ms: i64) -> Advice {
         refusal: Refusal::NothingDue,
         surge: false,
         stale: pool.nodes.iter().filter(|n| days_since_test(n, now_ms) > rules.stale_days).map(|n| n.id).collect(),
-        yields: pool.hot_nodes.saturating_sub(idle).min(diagnosing),
+        yields: called_back(pool.hot_nodes, idle, count(pool, |n| n.now == Now::Coming), diagnosing),
     };
     // In a pool that is always busy the moment after a claim is the only one.
     let busy = idle <= pool.hot_nodes + 1;

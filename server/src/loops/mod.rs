@@ -9,6 +9,7 @@ mod learn;
 mod observe;
 mod offers;
 mod plan;
+mod reserve;
 mod sample;
 mod weekly;
 
@@ -116,16 +117,27 @@ pub enum Loop {
     Learn,
     /// Holds repairs of faults that come together.
     Breakers,
-    /// Tests idle nodes, and gives them back when claims come.
+    /// Tests idle nodes.
     Weekly,
+    /// Calls tests back as claims take idle nodes.
+    Reserve,
     /// Writes demand down for the forecast.
     Sample,
 }
 
 impl Loop {
     /// All of them, in the order of the data.
-    pub const ALL: [Self; 8] =
-        [Self::Offers, Self::Observe, Self::Plan, Self::Act, Self::Learn, Self::Breakers, Self::Weekly, Self::Sample];
+    pub const ALL: [Self; 9] = [
+        Self::Offers,
+        Self::Observe,
+        Self::Plan,
+        Self::Act,
+        Self::Learn,
+        Self::Breakers,
+        Self::Weekly,
+        Self::Reserve,
+        Self::Sample,
+    ];
 
     /// Its name.
     #[must_use]
@@ -138,6 +150,7 @@ impl Loop {
             Self::Learn => "learn",
             Self::Breakers => "breakers",
             Self::Weekly => "weekly",
+            Self::Reserve => "reserve",
             Self::Sample => "sample",
         }
     }
@@ -150,7 +163,8 @@ impl Loop {
             Self::Act => "carry out what was decided",
             Self::Learn => "learn supply from how launches ended",
             Self::Breakers => "hold repairs of faults that come together",
-            Self::Weekly => "test idle nodes, and give them back when claims come",
+            Self::Weekly => "test idle nodes",
+            Self::Reserve => "call tests back as claims take idle nodes",
             Self::Sample => "write demand down for the forecast",
         }
     }
@@ -160,7 +174,7 @@ impl Loop {
             Self::Offers => 60.0,
             Self::Observe => context.planning.observe_every_s,
             Self::Plan => context.planning.every_s,
-            Self::Act => 1.0,
+            Self::Act | Self::Reserve => 1.0,
             Self::Learn | Self::Breakers | Self::Sample => 5.0,
             Self::Weekly => context.diagnostics.every_s,
         })
@@ -188,6 +202,7 @@ impl Loop {
             Self::Learn => learn::run(context, term).await,
             Self::Breakers => breakers::run(context, term).await,
             Self::Weekly => weekly::run(context, term).await,
+            Self::Reserve => reserve::run(context, term).await,
             Self::Sample => sample::run(context, term).await,
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use control::gpus::GpuRecord;
 use control::plan::PlanRecord;
-use control::weekly::{WeeklyMemory, decide};
+use control::weekly::{Outlook, WeeklyMemory, decide};
 
 use super::{Context, LoopError};
 
@@ -23,10 +23,11 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let newest = app.store.plans(i64::MAX, 1).await?;
     // One of another version says nothing of what is wanted now.
     let plan: Option<PlanRecord> = newest.first().and_then(|p| serde_json::from_str(&p.body).ok());
+    let outlook = plan.as_ref().map(Outlook::of).unwrap_or_default();
     let (orders, remembers, changes) = {
         let book = app.book()?;
         let looked = memory.look(&book, rules, now_ms);
-        let orders = decide(&book, &gpus, &memory, plan.as_ref(), rules, now_ms);
+        let orders = decide(&book, &gpus, &memory, &outlook, rules, now_ms);
         let ordered = memory.ordered(&orders);
         let changes = orders.changes(&book);
         (orders, looked || ordered, changes)

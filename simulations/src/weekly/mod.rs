@@ -2,13 +2,14 @@
 //! ships ([`health::weekly`]) lends idle nodes. What is asked of it: claims are not made to wait, and every GPU is tested.
 
 mod faults;
+mod measured;
 mod pool;
 
 use fleet::rng::Rng;
 use health::weekly::Rules;
 
 pub use faults::{Outage, read_trace, synthetic};
-pub use pool::Measured;
+pub use measured::Measured;
 use pool::PoolRun;
 
 /// Seconds of a day.

@@ -1,101 +1,49 @@
-//! One pool through the year, event by event.
+//! One pool through the year, event by event: hosts that are tested, break and come back, and clients that claim them. Nodes and
+//! claims are the book's; what is tested when is decided by `control::weekly`.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap};
 
+use control::gpus::{GpuChange, GpuRecord, Tested, gpu_names};
+use control::weekly::{Diagnostics, Outlook, WeeklyMemory, decide, reserve};
+use fleet::book::{Book, Change, ClaimRequest, ClassRule, Gate, Limits, Taken, What};
 use fleet::rng::Rng;
-use health::weekly::{Arrivals, History, Node, Now, Pool, Run, admit, due_ms};
+use fleet::{
+    AcceptedGpu, ClaimState, Class, GpuModel, LaunchAnswer, Market, NodeState, Offer, OfferKey, OnEmpty, UsdMicros,
+};
+use health::weekly::{History, Run};
 
 use super::faults::Outage;
+use super::measured::Measured;
 use super::{DAY_S, Scenario};
 
 /// The schedule looks at a pool this often, seconds.
 const TICK_S: f64 = 60.0;
-/// Time within which a diagnostic must have yielded, seconds: demand within it is the hot reserve.
-const YIELD_S: f64 = 45.0;
 const SETTLED_S: f64 = 14.0 * DAY_S;
 /// A GPU is to be tested within this time, seconds.
 const TESTED_S: f64 = 10.0 * DAY_S;
 /// Lead time that the planner's buffer covers, seconds.
 const LEAD_S: f64 = 900.0;
-
-/// What was measured, after the first two weeks.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Measured {
-    /// Nodes.
-    pub nodes: usize,
-    /// Claims.
-    pub claims: u64,
-    /// Claims that found an idle node.
-    pub at_once: u64,
-    /// Claims that waited for a diagnostic to yield.
-    pub waited_for_yield: u64,
-    /// Claims that waited since nothing was idle or in a diagnostic.
-    pub waited_for_node: u64,
-    /// Diagnostics begun, quick and slices among them.
-    pub begun: u64,
-    /// Those that ran to their end.
-    pub ended: u64,
-    /// Diagnostics that were begun although fewer than the hot reserve stayed idle.
-    pub begun_under_reserve: u64,
-    /// Seconds in which fewer than the hot reserve were idle, or on their way back from a diagnostic, while another one ran
-    /// that was not told to yield.
-    pub under_reserve_s: f64,
-    /// Seconds in which fewer were idle while diagnostics that were told to yield were on their way back.
-    pub coming_back_s: f64,
-    /// Node-seconds in service, and those in diagnostics.
-    pub service_s: f64,
-    /// Node-seconds in diagnostics.
-    pub diagnostic_s: f64,
-    /// Node-seconds in service in which the last full test was no older than ten days.
-    pub tested_s: f64,
-    /// Times that diagnostics took to yield, seconds.
-    pub yields_s: Vec<f64>,
-}
-
-impl Measured {
-    /// Adds another pool's.
-    pub fn add(&mut self, o: &Self) {
-        self.nodes += o.nodes;
-        self.claims += o.claims;
-        self.at_once += o.at_once;
-        self.waited_for_yield += o.waited_for_yield;
-        self.waited_for_node += o.waited_for_node;
-        self.begun += o.begun;
-        self.ended += o.ended;
-        self.begun_under_reserve += o.begun_under_reserve;
-        self.under_reserve_s += o.under_reserve_s;
-        self.coming_back_s += o.coming_back_s;
-        self.service_s += o.service_s;
-        self.diagnostic_s += o.diagnostic_s;
-        self.tested_s += o.tested_s;
-        self.yields_s.extend(&o.yields_s);
-    }
-
-    /// The 99 % quantile of the times to yield, seconds; none where none yielded.
-    #[must_use]
-    pub fn yield_p99_s(&self) -> Option<f64> {
-        let mut sorted = self.yields_s.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted.get((sorted.len() as f64 * 0.99).ceil() as usize - usize::from(!sorted.is_empty())).copied()
-    }
-}
+/// Clients wait an hour at most, as the book's limits say.
+const WAIT_MS: i64 = 3_600_000;
+const CLASS: &str = "whole-node";
+const BOOT: &str = "boot";
 
 /// What happens.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum What {
+enum Event {
     Claim,
-    Released { node: usize, life: u64 },
-    Diagnosed { node: usize, life: u64 },
-    Yielded { node: usize, life: u64, asked_s: f64 },
-    Fails { node: usize, until_s: f64 },
-    Repaired { node: usize },
     Burst,
+    Done { claim: u64 },
+    Diagnosed { host: usize, life: u64 },
+    GatePasses { host: usize, life: u64 },
+    Fails { host: usize, until_s: f64 },
+    Repaired { host: usize },
     Tick,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct At(f64, u64, What);
+struct At(f64, u64, Event);
 
 impl Eq for At {}
 
@@ -111,45 +59,92 @@ impl Ord for At {
     }
 }
 
-#[derive(Debug, Clone, PartialEq)]
-enum Doing {
-    Idle { since_s: f64, released: bool },
-    Claimed,
-    Testing(Run),
-    Yielding,
-    Out,
-}
-
+/// A machine, which is one node after another.
 #[derive(Debug)]
 struct Host {
-    gpus: String,
-    doing: Doing,
-    history: History,
+    instance: String,
+    /// Its node; none while it is out.
+    node: Option<u64>,
+    /// What its agent runs.
+    runs: Option<Run>,
     /// Counts what it did: an end that was planned for something else is none.
     life: u64,
+    /// When it was called back, seconds.
+    called_back_s: Option<f64>,
+}
+
+/// Nodes by what they do, kept as the book says that they change.
+#[derive(Debug, Default, Clone, Copy)]
+struct Counts {
+    idle: u32,
+    testing: u32,
+    /// In the short gate after diagnostics.
+    coming: u32,
 }
 
 pub(super) struct PoolRun<'a> {
     scenario: &'a Scenario,
+    book: Book,
+    memory: WeeklyMemory,
+    rules: Diagnostics,
+    offer: OfferKey,
+    gpus: BTreeMap<String, GpuRecord>,
     hosts: Vec<Host>,
-    idle: BTreeSet<usize>,
-    /// Which nodes are due for a test.
-    due: Vec<bool>,
-    testing: BTreeSet<usize>,
-    yielding: u32,
-    waiting: VecDeque<bool>,
+    host_of: BTreeMap<u64, usize>,
+    counts: Counts,
     queue: BinaryHeap<Reverse<At>>,
     order: u64,
     now_s: f64,
-    out: usize,
     claim_rate_per_s: f64,
-    /// What came within [`YIELD_S`], by the hour.
-    arrivals: Arrivals,
-    /// When the present window of it ends, seconds, and what came in it.
-    window: (f64, u32),
     hot: u32,
-    hour: usize,
     measured: Measured,
+}
+
+fn ms(seconds: f64) -> i64 {
+    (seconds * 1e3).round() as i64
+}
+
+/// A pool whose hosts are heard all the time, and whose clients keep their claims.
+fn empty_book() -> (Book, OfferKey) {
+    let mut book = Book::new(Limits {
+        silent_ms: i64::MAX / 4,
+        proof_max_age_ms: i64::MAX / 4,
+        lease_max_ms: i64::MAX / 4,
+        ..Limits::default()
+    });
+    let gpu = GpuModel::default();
+    let key = OfferKey {
+        provider: "lab".into(),
+        region: "region".into(),
+        zone: "zone".into(),
+        instance_type: "host".into(),
+        market: Market::OnDemand,
+    };
+    book.set_offers(vec![Offer {
+        key: key.clone(),
+        gpu,
+        gpus_per_node: 1,
+        interconnect: gpu.interconnect(),
+        price_usd_micros_per_h: UsdMicros(1_000_000),
+        price_day: None,
+        interruption_per_h: 0.0,
+    }]);
+    let class = Class {
+        name: CLASS.into(),
+        gpus: vec![AcceptedGpu { model: gpu, cap: None }],
+        gpus_per_claim: 1,
+        multi_node: false,
+        max_node_gpus: None,
+        min_memory_gib: 0,
+        min_interconnect: gpu.interconnect(),
+        regions: vec![],
+        markets: vec![],
+        hit_rate_target: 0.99,
+        miss_cost_usd_micros: UsdMicros(1_000_000),
+    };
+    let (wait_ms, lease_ms) = (WAIT_MS, i64::MAX / 4);
+    book.set_classes([ClassRule { class, wait_ms, on_empty: OnEmpty::Queue, lease_ms, claim_mean_s: 3600.0 }]);
+    (book, key)
 }
 
 impl<'a> PoolRun<'a> {
@@ -157,60 +152,64 @@ impl<'a> PoolRun<'a> {
         let mean_s = scenario.claim_median_h * 3600.0 * (scenario.claim_sigma.powi(2) / 2.0).exp();
         let bursts = scenario.bursts_per_day / DAY_S * burst_mean(nodes);
         let claim_rate_per_s = (scenario.occupancy * nodes as f64 / mean_s - bursts).max(0.0);
+        let (book, offer) = empty_book();
         let host = |n: usize| Host {
-            gpus: format!("{nodes}-{n}"),
-            doing: Doing::Idle { since_s: 0.0, released: false },
-            // Tests of the past are spread over a week.
-            history: History {
-                quick: true,
-                full_ms: Some(-(rng.unit() * 7.0 * DAY_S * 1e3) as i64),
-                ..History::default()
-            },
+            instance: format!("{nodes}-{n}"),
+            node: None,
+            runs: None,
             life: 0,
+            called_back_s: None,
         };
-        let hosts: Vec<Host> = (0..nodes).map(host).collect();
         let mut run = Self {
             scenario,
-            hosts,
-            idle: (0..nodes).collect(),
-            due: vec![false; nodes],
-            testing: BTreeSet::new(),
-            yielding: 0,
-            waiting: VecDeque::new(),
+            book,
+            memory: WeeklyMemory::default(),
+            rules: Diagnostics { every_s: TICK_S, rules: scenario.rules.clone(), ..Diagnostics::default() },
+            offer,
+            gpus: BTreeMap::new(),
+            hosts: (0..nodes).map(host).collect(),
+            host_of: BTreeMap::new(),
+            counts: Counts::default(),
             queue: BinaryHeap::new(),
             order: 0,
             now_s: 0.0,
-            out: 0,
             claim_rate_per_s,
-            arrivals: Arrivals::default(),
-            window: (YIELD_S, 0),
             hot: 1,
-            hour: usize::MAX,
             measured: Measured { nodes, ..Measured::default() },
         };
-        for node in 0..nodes {
+        for host in 0..nodes {
+            run.joins(host);
+            // Tests of the past are spread over a week.
+            let full_ms = Some(-ms(rng.unit() * 7.0 * DAY_S));
+            run.record(host, |gpu| gpu.history = History { quick: true, full_ms, ..History::default() });
             for outage in &servers[rng.below(servers.len())] {
-                run.later(outage.from_s, What::Fails { node, until_s: outage.until_s });
+                run.later(outage.from_s, Event::Fails { host, until_s: outage.until_s });
             }
         }
-        run.later(0.0, What::Claim);
-        run.later(rng.unit() * DAY_S, What::Burst);
-        run.later(TICK_S, What::Tick);
+        run.later(0.0, Event::Claim);
+        run.later(rng.unit() * DAY_S, Event::Burst);
+        run.later(TICK_S, Event::Tick);
         run
     }
 
-    fn later(&mut self, at_s: f64, what: What) {
+    fn later(&mut self, at_s: f64, event: Event) {
         self.order += 1;
-        self.queue.push(Reverse(At(at_s, self.order, what)));
+        self.queue.push(Reverse(At(at_s, self.order, event)));
+    }
+
+    fn now_ms(&self) -> i64 {
+        ms(self.now_s)
     }
 
     pub fn run(mut self, rng: &mut Rng) -> Measured {
-        while let Some(Reverse(At(at_s, _, what))) = self.queue.pop() {
+        self.settle(rng);
+        while let Some(Reverse(At(at_s, _, event))) = self.queue.pop() {
             if at_s > self.scenario.days * DAY_S {
                 break;
             }
             self.pass(at_s);
-            self.happen(what, rng);
+            self.happen(event, rng);
+            self.settle(rng);
         }
         self.measured
     }
@@ -223,30 +222,30 @@ impl<'a> PoolRun<'a> {
     fn pass(&mut self, to_s: f64) {
         let seconds = to_s - self.now_s;
         if self.settled() {
-            self.measured.service_s += seconds * (self.hosts.len() - self.out) as f64;
-            self.measured.diagnostic_s += seconds * (self.testing.len() as f64 + f64::from(self.yielding));
-            let idle = self.idle.len() as u32;
-            if !self.testing.is_empty() && idle + self.yielding < self.hot {
+            let Counts { idle, testing, coming } = self.counts;
+            self.measured.service_s += seconds * self.host_of.len() as f64;
+            self.measured.diagnostic_s += seconds * f64::from(testing + coming);
+            if testing > 0 && idle + coming < self.hot {
                 self.measured.under_reserve_s += seconds;
             }
-            if self.yielding > 0 && idle < self.hot {
+            if coming > 0 && idle < self.hot {
                 self.measured.coming_back_s += seconds;
             }
         }
         self.now_s = to_s;
     }
 
-    fn happen(&mut self, what: What, rng: &mut Rng) {
-        match what {
-            What::Claim => {
+    fn happen(&mut self, event: Event, rng: &mut Rng) {
+        match event {
+            Event::Claim => {
                 // Thinning (Lewis & Shedler 1979): demand follows the day.
                 if rng.unit() * RATE_MAX < day_factor(self.now_s) {
                     self.claim(rng);
                 }
                 let gap_s = -rng.unit().max(1e-300).ln() / (self.claim_rate_per_s * RATE_MAX).max(1e-12);
-                self.later(self.now_s + gap_s, What::Claim);
+                self.later(self.now_s + gap_s, Event::Claim);
             }
-            What::Burst => {
+            Event::Burst => {
                 // Geometric, one at least.
                 let mean = burst_mean(self.hosts.len()).max(1.01);
                 let claims = (1.0 - rng.unit()).max(1e-300).ln() / (1.0 - 1.0 / mean).ln();
@@ -254,218 +253,249 @@ impl<'a> PoolRun<'a> {
                     self.claim(rng);
                 }
                 let gap_s = -rng.unit().max(1e-300).ln() * DAY_S / self.scenario.bursts_per_day.max(1e-9);
-                self.later(self.now_s + gap_s, What::Burst);
+                self.later(self.now_s + gap_s, Event::Burst);
             }
-            What::Released { node, life } if self.hosts[node].life == life => self.idle_again(node, true, rng),
-            What::Diagnosed { node, life } if self.hosts[node].life == life => self.diagnosed(node, rng),
-            What::Yielded { node, life, asked_s } if self.hosts[node].life == life => {
-                self.yielding -= 1;
-                if self.settled() {
-                    self.measured.yields_s.push(self.now_s - asked_s);
-                }
-                self.idle_again(node, false, rng);
+            Event::Done { claim } => {
+                // It may have ended with its host.
+                self.book.release(claim, "its client is done", self.now_ms()).ok();
             }
-            What::Released { .. } | What::Diagnosed { .. } | What::Yielded { .. } => {}
-            What::Fails { node, until_s } => self.fails(node, until_s, rng),
-            What::Repaired { node } => {
-                self.out -= 1;
-                // The gate after a repair is followed by level 2 in the first gap.
-                self.hosts[node].history.quick = false;
-                self.idle_again(node, false, rng);
-            }
-            What::Tick => {
+            Event::Diagnosed { host, life } if self.hosts[host].life == life => self.diagnosed(host, rng),
+            Event::GatePasses { host, life } if self.hosts[host].life == life => self.gate_passes(host),
+            Event::Diagnosed { .. } | Event::GatePasses { .. } => {}
+            Event::Fails { host, until_s } => self.fails(host, until_s),
+            Event::Repaired { host } => self.joins(host),
+            Event::Tick => {
                 self.tick(rng);
-                self.later(self.now_s + TICK_S, What::Tick);
+                self.later(self.now_s + TICK_S, Event::Tick);
             }
         }
+    }
+
+    /// Hears what the book has changed, until nothing does any more.
+    fn settle(&mut self, rng: &mut Rng) {
+        loop {
+            let changes = self.book.take_changes();
+            if changes.is_empty() {
+                return;
+            }
+            debug_assert_eq!(self.book.breaches_in(&changes), []);
+            for change in &changes.events {
+                self.hear(change, rng);
+            }
+            self.book.forget_ended(&changes);
+        }
+    }
+
+    fn hear(&mut self, change: &Change, rng: &mut Rng) {
+        match &change.what {
+            What::Node(node) => {
+                if let Some(from) = node.from {
+                    self.count(node.id, from, -1);
+                }
+                self.count(node.id, node.to, 1);
+                if node.to == NodeState::Terminated {
+                    self.host_of.remove(&node.id);
+                }
+                if (node.from, node.to) == (Some(NodeState::Diagnosing), NodeState::Checking) {
+                    self.comes_back(node.id, rng);
+                }
+            }
+            What::Claim(claim) => match (claim.from, claim.to) {
+                (_, ClaimState::Granted) => self.granted(claim.id, rng),
+                // Its client asks again.
+                (Some(ClaimState::Granted | ClaimState::Active), ClaimState::Failed) => self.claim(rng),
+                _ => {}
+            },
+            What::Intent(_) => {}
+        }
+    }
+
+    fn count(&mut self, node: u64, state: NodeState, by: i32) {
+        let tested = self.host_of.get(&node).is_some_and(|h| self.hosts[*h].runs.is_some());
+        let count = match state {
+            NodeState::Idle => &mut self.counts.idle,
+            NodeState::Diagnosing => &mut self.counts.testing,
+            NodeState::Checking if tested => &mut self.counts.coming,
+            _ => return,
+        };
+        *count = count.saturating_add_signed(by);
     }
 
     fn claim(&mut self, rng: &mut Rng) {
-        self.windows();
-        self.window.1 += 1;
-        let count = self.settled();
-        self.measured.claims += u64::from(count);
-        // Nodes that are due are taken last: an idle gap is what they wait for.
-        if let Some(node) = self.idle.iter().find(|n| !self.due[**n]).or(self.idle.first()).copied() {
-            self.idle.remove(&node);
-            self.measured.at_once += u64::from(count);
-            self.hold(node, rng);
-            // What may come before a diagnostic could yield must be there.
-            while (self.idle.len() as u32 + self.yielding) < self.hot && self.call_back(rng) {}
-            return;
+        let request = ClaimRequest {
+            class: CLASS.into(),
+            count: 1,
+            key: None,
+            digest: String::new(),
+            holder: String::new(),
+            on_empty: None,
+            wait_ms: None,
+            lease_ms: None,
+            answer_by_ms: None,
+        };
+        let taken = self.book.claim(request, self.now_ms());
+        self.settle(rng);
+        let count = u64::from(self.settled());
+        self.measured.claims += count;
+        if matches!(taken, Ok((_, Taken::Granted))) {
+            self.measured.at_once += count;
+        } else if self.book.queue(CLASS) <= self.counts.coming as usize {
+            // The book has called one back for it.
+            self.measured.waited_for_yield += count;
+        } else {
+            self.measured.waited_for_node += count;
         }
-        // A diagnostic that is told to yield serves it; without one it waits for whatever comes first.
-        let yields = self.yielding > self.waiting.iter().filter(|y| **y).count() as u32 || self.call_back(rng);
-        *(if yields { &mut self.measured.waited_for_yield } else { &mut self.measured.waited_for_node }) +=
-            u64::from(count);
-        self.waiting.push_back(yields);
+        // What may come before a diagnostic has yielded must be there.
+        for (node, reason) in reserve(&self.book, &self.memory, self.now_ms()) {
+            self.book.call_back(node, &reason, self.now_ms()).ok();
+        }
+        self.settle(rng);
     }
 
-    fn hold(&mut self, node: usize, rng: &mut Rng) {
-        let host = &mut self.hosts[node];
-        host.doing = Doing::Claimed;
-        host.life += 1;
-        let life = host.life;
+    fn granted(&mut self, claim: u64, rng: &mut Rng) {
+        // It was granted a moment ago.
+        self.book.heartbeat(claim, None, self.now_ms()).ok();
         let holds_s = self.scenario.claim_median_h * 3600.0 * (self.scenario.claim_sigma * rng.normal()).exp();
-        self.later(self.now_s + holds_s, What::Released { node, life });
+        self.later(self.now_s + holds_s, Event::Done { claim });
     }
 
-    fn idle_again(&mut self, node: usize, released: bool, rng: &mut Rng) {
-        if self.waiting.pop_front().is_some() {
-            return self.hold(node, rng);
-        }
-        let host = &mut self.hosts[node];
-        host.life += 1;
-        host.doing = Doing::Idle { since_s: self.now_s, released };
-        self.idle.insert(node);
+    /// A host is there, or there again: as a new node that passes its gate.
+    fn joins(&mut self, host: usize) {
+        let (now_ms, instance) = (self.now_ms(), self.hosts[host].instance.clone());
+        let Ok(intent) = self.book.intend_launch(0, &self.offer, 1, WAIT_MS, now_ms) else { return };
+        let launched = self.book.intent_sent(intent, now_ms).is_ok()
+            && self.book.launched(intent, &[instance.clone()], LaunchAnswer::Launched, "launched", now_ms).is_ok();
+        let Some(node) = self.book.nodes_of(&instance).next().map(|n| n.id).filter(|_| launched) else { return };
+        (self.hosts[host].node, self.hosts[host].runs) = (Some(node), None);
+        self.host_of.insert(node, host);
+        let joined = self.book.register(node, BOOT, 1, now_ms).is_ok()
+            && self.book.gate(node, BOOT, &Gate::passed(), "every check passed", now_ms).is_ok();
+        debug_assert!(joined);
+        // A new node is met with level 2.
+        self.record(host, |_| {});
     }
 
-    fn leave(&mut self, node: usize) {
-        self.idle.remove(&node);
-        self.testing.remove(&node);
-        if self.hosts[node].doing == Doing::Yielding {
-            self.yielding -= 1;
-        }
-    }
-
-    fn fails(&mut self, node: usize, until_s: f64, rng: &mut Rng) {
-        if self.hosts[node].doing == Doing::Out {
+    /// Notes something of a host's GPUs.
+    fn record(&mut self, host: usize, change: impl FnOnce(&mut GpuRecord)) {
+        let now_ms = self.now_ms();
+        let Some(node) = self.hosts[host].node.and_then(|id| self.book.nodes().get(&id)) else { return };
+        for name in gpu_names(node).into_iter().take(1) {
+            let gpu = self.gpus.entry(name.clone()).or_insert_with(|| GpuRecord { serial: name, ..GpuRecord::default() });
+            gpu.met(node, now_ms);
+            change(gpu);
             return;
         }
-        let had_claim = self.hosts[node].doing == Doing::Claimed;
-        self.leave(node);
-        self.hosts[node].doing = Doing::Out;
-        self.hosts[node].life += 1;
-        self.out += 1;
-        self.later(until_s.max(self.now_s + 60.0), What::Repaired { node });
-        if had_claim {
-            // Its client asks again.
-            self.claim(rng);
-        }
     }
 
-    fn diagnosed(&mut self, node: usize, rng: &mut Rng) {
-        if let Doing::Testing(run) = self.hosts[node].doing.clone() {
-            self.hosts[node].history.passed(&run, (self.now_s * 1e3) as i64);
-            self.measured.ended += u64::from(self.settled());
-        }
-        self.leave(node);
-        self.idle_again(node, false, rng);
+    fn fails(&mut self, host: usize, until_s: f64) {
+        let Some(node) = self.hosts[host].node.take() else { return };
+        let known = self.book.gone(node, "it broke", self.now_ms());
+        debug_assert!(known.is_ok(), "{known:?}");
+        self.later(until_s.max(self.now_s + 60.0), Event::Repaired { host });
     }
 
-    /// Tells one diagnostic to yield: the one that has run the shortest, of which least is lost.
-    fn call_back(&mut self, rng: &mut Rng) -> bool {
-        let Some(node) = self.testing.iter().max_by_key(|n| self.hosts[**n].life).copied() else { return false };
-        self.testing.remove(&node);
-        self.yielding += 1;
-        let host = &mut self.hosts[node];
-        host.doing = Doing::Yielding;
-        host.life += 1;
-        let life = host.life;
+    /// Its agent says that what it ran has passed.
+    fn diagnosed(&mut self, host: usize, rng: &mut Rng) {
+        let Some(node) = self.hosts[host].node else { return };
+        let Some(run) = self.hosts[host].runs.clone() else { return };
+        let now_ms = self.now_ms();
+        if let Some(seen) = self.book.nodes().get(&node).cloned() {
+            let passed = GpuChange::Seen { node: Box::new(seen), tested: Tested::Passed(run), fault: None };
+            self.record(host, |gpu| passed.apply(gpu, now_ms));
+        }
+        self.measured.ended += u64::from(self.settled());
+        // Not told to yield: the gate follows at once.
+        self.hosts[host].called_back_s = None;
+        self.hosts[host].life += 1;
+        let life = self.hosts[host].life;
+        let gate_s = self.scenario.recheck_s * rng.between(0.8, 1.5);
+        self.later(self.now_s + gate_s, Event::GatePasses { host, life });
+        self.book.diagnosed(node, BOOT, "every test passed", now_ms).ok();
+    }
+
+    /// A node has left diagnostics: by itself, or it was called back.
+    fn comes_back(&mut self, node: u64, rng: &mut Rng) {
+        let Some(&host) = self.host_of.get(&node) else { return };
+        let called_back = self.book.nodes().get(&node).and_then(|n| n.diagnosis.as_ref()?.called_back_ms).is_some();
+        if !called_back {
+            return;
+        }
+        let now_ms = self.now_ms();
+        if let Some(seen) = self.book.nodes().get(&node).cloned() {
+            let gave_way = GpuChange::Seen { node: Box::new(seen), tested: Tested::Nothing { gave_way: true }, fault: None };
+            self.record(host, |gpu| gave_way.apply(gpu, now_ms));
+        }
         let (least_s, most_s) = self.scenario.abort_s;
         let takes_s = rng.between(least_s, most_s) + self.scenario.recheck_s * rng.between(0.8, 1.5);
-        self.later(self.now_s + takes_s, What::Yielded { node, life, asked_s: self.now_s });
-        true
+        let machine = &mut self.hosts[host];
+        machine.called_back_s = Some(self.now_s);
+        machine.life += 1;
+        let life = machine.life;
+        self.later(self.now_s + takes_s, Event::GatePasses { host, life });
+    }
+
+    fn gate_passes(&mut self, host: usize) {
+        let Some(node) = self.hosts[host].node else { return };
+        let passed = self.book.gate(node, BOOT, &Gate::passed(), "the short gate passed", self.now_ms());
+        debug_assert!(passed.is_ok(), "{passed:?}");
+        if let Some(asked_s) = self.hosts[host].called_back_s.take()
+            && self.settled()
+        {
+            self.measured.yields_s.push(self.now_s - asked_s);
+        }
     }
 
     fn tick(&mut self, rng: &mut Rng) {
-        self.learn();
+        let now_ms = self.now_ms();
+        self.book.tick(now_ms);
         if self.settled() {
-            let old = |h: &&Host| {
-                h.doing != Doing::Out && self.now_s * 1e3 - h.history.full_ms.unwrap_or(0) as f64 <= TESTED_S * 1e3
-            };
-            self.measured.tested_s += TICK_S * self.hosts.iter().filter(old).count() as f64;
+            let young = |h: &&Host| h.node.is_some() && self.age_s(h) <= TESTED_S;
+            self.measured.tested_s += TICK_S * self.hosts.iter().filter(young).count() as f64;
         }
+        self.memory.look(&self.book, &self.rules, now_ms);
         if !self.scenario.tests {
             return;
         }
-        let now_ms = (self.now_s * 1e3) as i64;
-        for id in 0..self.hosts.len() {
-            let node = seen((id, &self.hosts[id]));
-            self.due[id] = !node.history.quick || due_ms(node.gpus, node.history, &self.scenario.rules) <= now_ms;
-        }
-        let advice = admit(&self.view(), &self.scenario.rules, (self.now_s * 1e3) as i64);
-        for _ in 0..advice.yields.saturating_sub(self.yielding) {
-            self.call_back(rng);
-        }
-        for lease in advice.leases {
-            let node = lease.node as usize;
-            let takes_s = match &lease.run {
-                Run::Full => self.scenario.rules.full_s,
-                Run::Quick | Run::Slice(_) => self.scenario.rules.slice_s * 0.8,
-            };
-            self.idle.remove(&node);
-            self.testing.insert(node);
-            let host = &mut self.hosts[node];
-            host.doing = Doing::Testing(lease.run);
-            host.life += 1;
-            let life = host.life;
-            if self.settled() {
-                self.measured.begun += 1;
-                self.measured.begun_under_reserve += u64::from((self.idle.len() as u32) < self.hot);
+        let orders = decide(&self.book, &self.gpus, &self.memory, &self.outlook(), &self.rules, now_ms);
+        self.hot = orders.hot_nodes.max(1);
+        self.memory.ordered(&orders);
+        orders.carry_out(&mut self.book, now_ms);
+        for (node, run) in orders.lend {
+            let lent = self.book.nodes().get(&node).is_some_and(|n| n.state == NodeState::Diagnosing);
+            if let Some(&host) = self.host_of.get(&node).filter(|_| lent) {
+                self.begins(host, run, rng);
             }
-            self.later(self.now_s + takes_s * rng.between(0.9, 1.1), What::Diagnosed { node, life });
         }
     }
 
-    /// The pool as the schedule sees it.
-    fn view(&self) -> Pool<'_> {
-        // What a planner would hold for the claims that come while a node boots.
+    /// Seconds since a host's last full test.
+    fn age_s(&self, host: &Host) -> f64 {
+        let gpu = self.gpus.get(&format!("{}:{}", self.offer.provider, host.instance));
+        self.now_s - gpu.and_then(|g| g.history.full_ms).unwrap_or(0) as f64 / 1e3
+    }
+
+    fn begins(&mut self, host: usize, run: Run, rng: &mut Rng) {
+        let takes_s = match &run {
+            Run::Full => self.scenario.rules.full_s,
+            Run::Quick | Run::Slice(_) => self.scenario.rules.slice_s * 0.8,
+        };
+        self.hosts[host].runs = Some(run);
+        self.hosts[host].life += 1;
+        let life = self.hosts[host].life;
+        self.later(self.now_s + takes_s * rng.between(0.9, 1.1), Event::Diagnosed { host, life });
+        self.settle(rng);
+        if self.settled() {
+            self.measured.begun += 1;
+            self.measured.begun_under_reserve += u64::from(self.counts.idle < self.hot);
+        }
+    }
+
+    /// What a planner would hold for the claims that come while a node boots, beside those in use.
+    fn outlook(&self) -> Outlook {
         let expected = self.claim_rate_per_s * day_factor(self.now_s) * LEAD_S;
-        let buffer_nodes = (2.6 * expected.sqrt()).ceil().max(1.0) as u32;
-        Pool {
-            nodes: self.hosts.iter().enumerate().map(seen).collect(),
-            buffer_nodes,
-            hot_nodes: self.hot,
-            yields: true,
-            short: !self.waiting.is_empty(),
-            rising: false,
-            held: false,
-            rollout: false,
-            canary: false,
-            busy_domains: BTreeSet::new(),
-            site: None,
-        }
-    }
-
-    /// Notes the windows that are over.
-    fn windows(&mut self) {
-        while self.window.0 <= self.now_s {
-            self.arrivals.saw((self.window.0 * 1e3) as i64, self.window.1);
-            self.window = (self.window.0 + YIELD_S, 0);
-        }
-    }
-
-    /// Each hour anew: what is held back.
-    fn learn(&mut self) {
-        self.windows();
-        let hour = (self.now_s / 3600.0) as usize;
-        if hour != self.hour {
-            self.hour = hour;
-            self.hot = self.arrivals.hot_reserve((self.now_s * 1e3) as i64);
-        }
-    }
-}
-
-/// A node as the schedule sees it.
-fn seen((id, host): (usize, &Host)) -> Node<'_> {
-    Node {
-        id: id as u64,
-        gpus: &host.gpus,
-        now: match host.doing {
-            Doing::Idle { since_s, released } => Now::Idle { since_ms: (since_s * 1e3) as i64, released },
-            Doing::Testing(_) => Now::Diagnosing,
-            Doing::Claimed | Doing::Yielding | Doing::Out => Now::Away,
-        },
-        history: &host.history,
-        risk: 0.0,
-        warmth: 0.0,
-        domain: None,
-        power_w: 0.0,
-        is_new: false,
-        leaving: false,
-        not_before_ms: 0,
-        life_left_s: None,
+        let claimed = self.host_of.len() as u32 - self.counts.idle - self.counts.testing - self.counts.coming;
+        let nodes = f64::from(claimed) + (2.6 * expected.sqrt()).ceil().max(1.0);
+        Outlook { nodes: BTreeMap::from([(self.offer.clone(), nodes)]), claims: BTreeMap::new() }
     }
 }
 
