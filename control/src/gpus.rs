@@ -1,4 +1,5 @@
 //! Physical GPUs and what was seen of them, across the instances that they were rented as.
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use fleet::book::Node;
@@ -92,12 +93,12 @@ impl GpuRecord {
 
 /// Under which names the GPUs of a node are known.
 #[must_use]
-pub fn gpu_names(node: &Node) -> Vec<String> {
+pub fn gpu_names(node: &Node) -> Cow<'_, [String]> {
     if node.serials.is_empty() {
         let instance = node.instance.as_deref().unwrap_or("?");
-        return vec![format!("{}:{instance}", node.offer.provider)];
+        return Cow::Owned(vec![format!("{}:{instance}", node.offer.provider)]);
     }
-    node.serials.clone()
+    Cow::Borrowed(&node.serials)
 }
 
 /// What changes the record of a GPU.

@@ -1,5 +1,6 @@
 //! What is to be done in each pool: who is lent, who is called back, for whose test the planner is asked for another.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -258,7 +259,7 @@ fn power_w(book: &Book, node: &Node) -> f64 {
 /// A node with what has passed on its GPUs.
 struct Tested<'a> {
     node: &'a Node,
-    names: Vec<String>,
+    names: Cow<'a, [String]>,
     history: History,
     not_before_ms: i64,
     risk: f64,

@@ -84,6 +84,9 @@ impl Rollouts {
 
     /// Whether a node has what is being rolled out.
     pub(super) fn has(&self, node: &Node, rollout_s: f64, now_ms: i64) -> bool {
+        if self.0.is_empty() {
+            return false;
+        }
         let cell = Cell::of(&node.offer);
         self.new_in(&cell, rollout_s, now_ms).any(|new| releases(node).any(|v| v == *new))
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use control::gpus::{GpuChange, GpuRecord, Tested, gpu_names};
 use control::weekly::{Diagnostics, Outlook, WeeklyMemory, decide, reserve};
-use fleet::book::{Book, Change, ClaimRequest, ClassRule, Gate, Limits, Taken, What};
+use fleet::book::{Book, Change, ClaimRequest, ClassRule, Gate, Identity, Limits, Taken, What};
 use fleet::rng::Rng;
 use fleet::{
     AcceptedGpu, ClaimState, Class, GpuModel, LaunchAnswer, Market, NodeState, Offer, OfferKey, OnEmpty, UsdMicros,
@@ -371,6 +371,8 @@ impl<'a> PoolRun<'a> {
         let joined = self.book.register(node, BOOT, 1, now_ms).is_ok()
             && self.book.gate(node, BOOT, &Gate::passed(), "every check passed", now_ms).is_ok();
         debug_assert!(joined);
+        let serials = vec![instance];
+        self.book.identify(node, &Identity { serials, ..Identity::default() });
         // A new node is met with level 2.
         self.record(host, |_| {});
     }
@@ -379,12 +381,10 @@ impl<'a> PoolRun<'a> {
     fn record(&mut self, host: usize, change: impl FnOnce(&mut GpuRecord)) {
         let now_ms = self.now_ms();
         let Some(node) = self.hosts[host].node.and_then(|id| self.book.nodes().get(&id)) else { return };
-        for name in gpu_names(node).into_iter().take(1) {
-            let gpu = self.gpus.entry(name.clone()).or_insert_with(|| GpuRecord { serial: name, ..GpuRecord::default() });
-            gpu.met(node, now_ms);
-            change(gpu);
-            return;
-        }
+        let Some(serial) = gpu_names(node).first().cloned() else { return };
+        let gpu = self.gpus.entry(serial).or_default();
+        gpu.met(node, now_ms);
+        change(gpu);
     }
 
     fn fails(&mut self, host: usize, until_s: f64) {
@@ -470,7 +470,7 @@ impl<'a> PoolRun<'a> {
 
     /// Seconds since a host's last full test.
     fn age_s(&self, host: &Host) -> f64 {
-        let gpu = self.gpus.get(&format!("{}:{}", self.offer.provider, host.instance));
+        let gpu = self.gpus.get(&host.instance);
         self.now_s - gpu.and_then(|g| g.history.full_ms).unwrap_or(0) as f64 / 1e3
     }
 

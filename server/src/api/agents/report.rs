@@ -98,7 +98,7 @@ async fn remember(app: &App, heard: &Heard<'_>, (before, after): (&Node, &Node))
         app.metrics.yielded(seconds);
     }
     let Some(change) = remembered.gpus else { return Ok(()) };
-    app.ledger.record(Write::Gpus { names: gpu_names(after), change }, None).await?;
+    app.ledger.record(Write::Gpus { names: gpu_names(after).into_owned(), change }, None).await?;
     let evidence = match &report.checks {
         Checks::Gate(gate) => gate.evidence.clone(),
         Checks::Passive { .. } => serde_json::Value::Null,
