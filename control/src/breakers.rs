@@ -95,6 +95,9 @@ impl FaultLog {
 
     /// Opens, tries and closes breakers. Returns those that are new.
     pub fn look(&mut self, book: &Book, faults_per_gpu_h: &BTreeMap<Cell, f64>, now_ms: i64) -> Vec<(Cell, Cause)> {
+        if self.episodes.is_empty() && self.open.is_empty() {
+            return Vec::new();
+        }
         let before: Breakers = self.open.iter().map(|b| ((b.cell.clone(), b.cause.clone()), b.state)).collect();
         let cells = sizes(book, faults_per_gpu_h);
         let out: Vec<_> = book.out_for_faults().into_iter().map(|n| (n.id, Cell::of(&n.offer), n.causes())).collect();

@@ -1,6 +1,7 @@
 //! How nodes fared, by place: boots, faults, hours in service, repairs; and the rates that plans are told of.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use fleet::book::{Book, Held, NodeChange, NodeFacts};
 use fleet::{Cell, NodeState, OfferKey};
@@ -45,10 +46,27 @@ type Kind = (String, String);
 /// A node in service.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Serving {
-    place: Place,
+    /// Shared, so that what was learnt of a thousand nodes is copied at little cost.
+    #[serde(with = "shared")]
+    place: Arc<Place>,
     gpus: u32,
     /// Since when its hours are not counted yet, seconds since 1970.
     since_s: f64,
+}
+
+/// What is shared in memory is written out each time.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<T: Serialize, S: Serializer>(value: &Arc<T>, to: S) -> Result<S::Ok, S::Error> {
+        (**value).serialize(to)
+    }
+
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Arc<T>, D::Error> {
+        T::deserialize(from).map(Arc::new)
+    }
 }
 
 /// Where nothing happens rates are looked at this often, seconds.
@@ -148,7 +166,7 @@ impl NodeOutcomes {
         if let Some(since_s) = self.out.remove(&id) {
             self.out_for(node, at_s - since_s, at_s);
         }
-        let serving = Serving { place: self.place(node), gpus: node.gpus, since_s: at_s };
+        let serving = Serving { place: Arc::new(self.place(node)), gpus: node.gpus, since_s: at_s };
         self.serving.insert(id, serving);
     }
 
@@ -172,10 +190,10 @@ impl NodeOutcomes {
         let Some(serving) = self.serving.get_mut(&node) else { return };
         let hours = (at_s - serving.since_s).max(0.0) / 3600.0;
         serving.since_s = at_s.max(serving.since_s);
-        if !self.counts.contains_key(&serving.place) {
-            self.counts.insert(serving.place.clone(), Counts::default());
+        if !self.counts.contains_key(&*serving.place) {
+            self.counts.insert((*serving.place).clone(), Counts::default());
         }
-        let Some(counts) = self.counts.get_mut(&serving.place) else { return };
+        let Some(counts) = self.counts.get_mut(&*serving.place) else { return };
         counts.age(at_s);
         counts.gpu_hours += f64::from(serving.gpus) * hours;
         counts.node_hours += hours;

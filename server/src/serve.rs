@@ -148,7 +148,7 @@ pub async fn start(
     loops::start(&context, &stop);
     tokio::spawn(refresh_tokens(Arc::clone(&app), door, stop.clone()));
     if !sims.is_empty() {
-        demo::play_hosts(router.clone(), sims, app.clock.clone(), stop.clone());
+        demo::play_hosts(router.clone(), sims, app.clock.clone(), demo::Habits::default(), stop.clone());
     }
     if let Some(part) = config.demo {
         let classes = config.class.iter().map(|c| c.name.clone()).collect();

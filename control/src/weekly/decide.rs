@@ -474,7 +474,11 @@ mod tests {
         memory.rollouts.look(&book, HOUR_MS);
         let gpus = tested(&book, 0);
         let at = |book: &Book, memory: &WeeklyMemory, now_ms| {
-            decide(book, &gpus, memory, &Outlook::default(), &Diagnostics::default(), now_ms).lend.into_iter().map(|l| l.0).collect()
+            decide(book, &gpus, memory, &Outlook::default(), &Diagnostics::default(), now_ms)
+                .lend
+                .into_iter()
+                .map(|l| l.0)
+                .collect()
         };
         let late_ms = 9 * 24 * HOUR_MS;
         let lent: Vec<u64> = at(&book, &memory, late_ms);

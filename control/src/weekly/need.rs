@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fleet::{NodeState, OfferKey};
 use fleet::book::{Book, Node};
+use fleet::{NodeState, OfferKey};
 use health::weekly::Arrivals;
 
 use super::Outlook;

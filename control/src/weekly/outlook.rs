@@ -19,10 +19,12 @@ impl Outlook {
     /// Of a plan.
     #[must_use]
     pub fn of(record: &PlanRecord) -> Self {
-        let meant = record.plan.targets.iter().filter_map(|t| Some((t.offer.clone(), *t.nodes.get(1).or(t.nodes.first())?)));
+        let meant =
+            record.plan.targets.iter().filter_map(|t| Some((t.offer.clone(), *t.nodes.get(1).or(t.nodes.first())?)));
         let input = &record.input;
         let of = |t: usize, k: usize| -> f64 {
-            let path = |s: &planner::input::Scenario| s.weight * s.claims.get(t).and_then(|row| row.get(k)).unwrap_or(&0.0);
+            let path =
+                |s: &planner::input::Scenario| s.weight * s.claims.get(t).and_then(|row| row.get(k)).unwrap_or(&0.0);
             input.scenarios.iter().map(path).sum()
         };
         let claims = input.classes.iter().enumerate().map(|(k, class)| (class.name.clone(), (of(0, k), of(1, k))));

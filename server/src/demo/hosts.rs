@@ -34,36 +34,59 @@ enum Stage {
     Failed,
 }
 
-/// Time between heartbeats, milliseconds.
-const BEAT_MS: i64 = 10_000;
-/// Hosts are looked at this often.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How agents are played.
+#[derive(Debug, Clone, Copy)]
+pub struct Habits {
+    /// Time between heartbeats.
+    pub beat_every: Duration,
+    /// Time between looks at who has something to say.
+    pub look_every: Duration,
+}
 
-pub async fn play(api: Caller, clouds: Vec<Arc<SimProvider>>, clock: Clock, mut stop: watch::Receiver<bool>) {
+impl Default for Habits {
+    fn default() -> Self {
+        Self { beat_every: Duration::from_secs(10), look_every: Duration::from_millis(200) }
+    }
+}
+
+pub async fn play(
+    api: Caller,
+    clouds: Vec<Arc<SimProvider>>,
+    clock: Clock,
+    habits: Habits,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut agents: BTreeMap<String, Agent> = BTreeMap::new();
+    let beat_ms = i64::try_from(habits.beat_every.as_millis()).unwrap_or(i64::MAX);
     loop {
-        step(&api, &clouds, &mut agents, clock.now_ms()).await;
+        step(&api, &clouds, &mut agents, beat_ms, clock.now_ms()).await;
         tokio::select! {
             biased;
             _ = stop.wait_for(|s| *s) => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = tokio::time::sleep(habits.look_every) => {}
         }
     }
 }
 
 /// What the agents of all hosts do at a moment.
-async fn step(api: &Caller, clouds: &[Arc<SimProvider>], agents: &mut BTreeMap<String, Agent>, now_ms: i64) {
+async fn step(
+    api: &Caller,
+    clouds: &[Arc<SimProvider>],
+    agents: &mut BTreeMap<String, Agent>,
+    beat_ms: i64,
+    now_ms: i64,
+) {
     let hosts: BTreeMap<String, SimHost> =
         clouds.iter().flat_map(|c| c.hosts()).map(|h| (h.instance.id.clone(), h)).collect();
     agents.retain(|id, _| hosts.contains_key(id));
     for (id, host) in hosts.iter().filter(|(_, h)| h.agent_at_ms <= now_ms) {
         let agent = agents.entry(id.clone()).or_default();
         let api = api.with(agent.token.as_ref().unwrap_or(&host.join));
-        next(&api, host, agent, now_ms).await;
+        next(&api, host, agent, beat_ms, now_ms).await;
     }
 }
 
-async fn next(api: &Caller, host: &SimHost, agent: &mut Agent, now_ms: i64) {
+async fn next(api: &Caller, host: &SimHost, agent: &mut Agent, beat_ms: i64, now_ms: i64) {
     let (id, boot) = (&host.instance.id, format!("boot-{}", host.agent_at_ms));
     let path = format!("/v1/agents/{id}/report");
     let report = |checks: Checks, verdict: Verdict| Report {
@@ -89,7 +112,7 @@ async fn next(api: &Caller, host: &SimHost, agent: &mut Agent, now_ms: i64) {
             let verdict = if host.passes { Verdict::Pass } else { Verdict::Fail };
             let (status, _) = api.post(&path, &report(Checks::Gate(Gate::default()), verdict)).await;
             if status == StatusCode::OK {
-                let passed = Stage::Passed { beat_at_ms: now_ms + BEAT_MS };
+                let passed = Stage::Passed { beat_at_ms: now_ms + beat_ms };
                 agent.stage = if host.passes { passed } else { Stage::Failed };
             }
         }
@@ -113,7 +136,7 @@ async fn next(api: &Caller, host: &SimHost, agent: &mut Agent, now_ms: i64) {
             }
             // Heard again after a silence: the gate follows.
             let again = state == Some(NodeState::Checking);
-            agent.stage = if again { Stage::Registered } else { Stage::Passed { beat_at_ms: now_ms + BEAT_MS } };
+            agent.stage = if again { Stage::Registered } else { Stage::Passed { beat_at_ms: now_ms + beat_ms } };
         }
         Stage::Registered | Stage::Passed { .. } | Stage::Failed => {}
     }

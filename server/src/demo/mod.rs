@@ -4,6 +4,8 @@
 mod clients;
 mod hosts;
 
+pub use hosts::Habits;
+
 use std::sync::Arc;
 
 use axum::Router;
@@ -19,8 +21,14 @@ use tower::ServiceExt;
 use crate::config::DemoPart;
 
 /// Plays the agents of simulated hosts until `stop` says so.
-pub fn play_hosts(router: Router, clouds: Vec<Arc<SimProvider>>, clock: Clock, stop: watch::Receiver<bool>) {
-    tokio::spawn(hosts::play(Caller { router, secret: None }, clouds, clock, stop));
+pub fn play_hosts(
+    router: Router,
+    clouds: Vec<Arc<SimProvider>>,
+    clock: Clock,
+    habits: Habits,
+    stop: watch::Receiver<bool>,
+) {
+    tokio::spawn(hosts::play(Caller { router, secret: None }, clouds, clock, habits, stop));
 }
 
 /// Plays clients until `stop` says so.

@@ -211,14 +211,21 @@ impl Loop {
 /// Starts all loops. They end when `stop` says so.
 pub fn start(context: &Context, stop: &watch::Receiver<bool>) {
     tokio::spawn(lead::keep(context.clone(), stop.clone()));
-    for which in Loop::ALL {
+    for (turn, which) in Loop::ALL.into_iter().enumerate() {
         let (about, period_s) = (which.about(), which.period(context).as_secs_f64());
         let status = Status { about, period_s, ..Status::default() };
         context.app.board.statuses().insert(which.name(), status);
-        tokio::spawn(keep(context.clone(), which, stop.clone()));
+        // One after the other, so that they do not all look at the same moment, on every leader in the same order.
+        let (after, context, stop) = (STAGGER * (turn as u32 + 1), context.clone(), stop.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            keep(context, which, stop).await;
+        });
     }
 }
 
+/// Time between the starts of two loops.
+const STAGGER: Duration = Duration::from_millis(7);
 /// A signal that comes often wakes a loop at most this often.
 const DEBOUNCE: Duration = Duration::from_secs(1);
 /// Whether this replica leads is looked at this often while it does not.

@@ -109,7 +109,7 @@ impl DocumentKey {
 }
 
 /// The one document of its kind.
-pub trait Single: Serialize + DeserializeOwned {
+pub trait Single: Serialize + DeserializeOwned + Clone + Send + 'static {
     /// Its key.
     const KEY: DocumentKey;
 }

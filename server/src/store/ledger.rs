@@ -10,6 +10,7 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::known::{BookRef, Known, Options, Pulse, Unread, WAITING_MAX, WriteError};
+use super::parsed::Parsed;
 use super::writer::{Job, Operation, Work, Writer};
 use super::{Store, StoreError, Write, Wrote};
 
@@ -20,6 +21,7 @@ pub struct Ledger {
     known: Arc<RwLock<Known>>,
     pulse: watch::Receiver<Pulse>,
     seq: watch::Receiver<i64>,
+    pub(super) parsed: Parsed,
 }
 
 impl fmt::Debug for Ledger {
@@ -41,7 +43,7 @@ impl Ledger {
         let mut writer = Writer::new(store.clone(), options, Arc::clone(&known), seq_out, pulse_out);
         writer.read_anew().await?;
         tokio::spawn(writer.run(queue));
-        Ok(Self { jobs, known, pulse, seq })
+        Ok(Self { jobs, known, pulse, seq, parsed: store.parsed.clone() })
     }
 
     /// The book as it is now. What is being committed at this moment shows already.

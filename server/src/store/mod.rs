@@ -10,6 +10,7 @@ mod known;
 mod ledger;
 mod memory;
 mod news;
+mod parsed;
 mod rows;
 mod session;
 mod sql;
@@ -28,6 +29,7 @@ pub use document::{
 pub use known::{BookRef, OnBreach, Options, Pulse, Unread, WriteError};
 pub use ledger::Ledger;
 pub use memory::Memory;
+use parsed::Parsed;
 pub use rows::{AuditRow, EventRow, EvidenceRow, Leadership, Page, PlanRow, TokenRow};
 use session::Session;
 pub use sql::{Dialect, Sql};
@@ -131,7 +133,10 @@ enum Backend {
 
 /// The durable state, for reads.
 #[derive(Debug, Clone)]
-pub struct Store(Backend);
+pub struct Store {
+    backend: Backend,
+    parsed: Parsed,
+}
 
 macro_rules! reads {
     ($($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
@@ -141,7 +146,7 @@ macro_rules! reads {
             /// # Errors
             /// The database cannot be used, or a record does not read.
             pub async fn $name(&self, $($arg: $type),*) -> Result<$out, StoreError> {
-                match &self.0 {
+                match &self.backend {
                     Backend::Sql(sql) => sql.$name($($arg),*).await,
                     Backend::Memory(memory) => Ok(memory.$name($($arg),*).await),
                 }
@@ -156,24 +161,24 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn open(url: &str) -> Result<Self, StoreError> {
-        Ok(Self(Backend::Sql(Sql::open(url).await?)))
+        Ok(Self { backend: Backend::Sql(Sql::open(url).await?), parsed: Parsed::default() })
     }
 
     /// A store in memory.
     #[must_use]
     pub fn in_memory(memory: Memory) -> Self {
-        Self(Backend::Memory(memory))
+        Self { backend: Backend::Memory(memory), parsed: Parsed::default() }
     }
 
     fn token_prefix(&self) -> &str {
-        match &self.0 {
+        match &self.backend {
             Backend::Sql(sql) => &sql.token_prefix,
             Backend::Memory(_) => "pl-memory",
         }
     }
 
     async fn session(&self) -> Result<Session, StoreError> {
-        Ok(match &self.0 {
+        Ok(match &self.backend {
             Backend::Sql(sql) => Session::Sql(Box::new(sql.session().await?)),
             Backend::Memory(memory) => Session::Memory(Box::new(memory.session().await)),
         })
@@ -184,7 +189,7 @@ impl Store {
     /// # Errors
     /// It does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sql(sql) => sql.ping().await,
             Backend::Memory(_) => Ok(()),
         }
@@ -200,14 +205,14 @@ impl Store {
 
     /// What was written is one document of a kind, or none.
     async fn document(&self, key: &DocumentKey) -> Result<Option<Document>, StoreError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sql(sql) => sql.document(key).await,
             Backend::Memory(memory) => Ok(memory.document(key).await),
         }
     }
 
     async fn documents(&self, kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sql(sql) => sql.documents(kind).await,
             Backend::Memory(memory) => Ok(memory.documents(kind).await),
         }

@@ -112,6 +112,7 @@ impl Ledger {
     /// It was not written.
     pub async fn put<T: Single>(&self, record: &T, term: Option<i64>) -> Result<(), WriteError> {
         let body = text_of(record, T::KEY.words().0)?;
+        self.parsed.note(record, &body);
         self.record(Write::Document { key: T::KEY, body, expected: None, by: None }, term).await.map(drop)
     }
 
@@ -150,7 +151,7 @@ impl Store {
     /// The database cannot be used, or the record does not read.
     pub async fn single<T: Single>(&self) -> Result<Option<Versioned<T>>, StoreError> {
         let found = self.document(&T::KEY).await?;
-        found.map(|d| Ok(Versioned { version: d.version, record: d.record()? })).transpose()
+        found.map(|d| Ok(Versioned { version: d.version, record: self.parsed.record(&d)? })).transpose()
     }
 
     /// The record of the one document of its kind; the default where it was never written.

@@ -7,3 +7,4 @@ mod breakers;
 mod databases;
 mod gpus;
 mod store;
+mod virtual_day;

@@ -153,13 +153,8 @@ impl<'a> PoolRun<'a> {
         let bursts = scenario.bursts_per_day / DAY_S * burst_mean(nodes);
         let claim_rate_per_s = (scenario.occupancy * nodes as f64 / mean_s - bursts).max(0.0);
         let (book, offer) = empty_book();
-        let host = |n: usize| Host {
-            instance: format!("{nodes}-{n}"),
-            node: None,
-            runs: None,
-            life: 0,
-            called_back_s: None,
-        };
+        let host =
+            |n: usize| Host { instance: format!("{nodes}-{n}"), node: None, runs: None, life: 0, called_back_s: None };
         let mut run = Self {
             scenario,
             book,
@@ -422,7 +417,8 @@ impl<'a> PoolRun<'a> {
         }
         let now_ms = self.now_ms();
         if let Some(seen) = self.book.nodes().get(&node).cloned() {
-            let gave_way = GpuChange::Seen { node: Box::new(seen), tested: Tested::Nothing { gave_way: true }, fault: None };
+            let gave_way =
+                GpuChange::Seen { node: Box::new(seen), tested: Tested::Nothing { gave_way: true }, fault: None };
             self.record(host, |gpu| gave_way.apply(gpu, now_ms));
         }
         let (least_s, most_s) = self.scenario.abort_s;

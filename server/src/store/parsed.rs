@@ -1,0 +1,40 @@
+//! Documents as they were last read or written here: what has not changed in the database is not parsed again. What a loop
+//! has learnt of a thousand nodes is hundreds of kilobytes, and several loops ask for it every few seconds.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::StoreError;
+use super::document::{Document, DocumentKey, Single};
+
+/// Text and record of each document.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Parsed(Arc<Mutex<BTreeMap<DocumentKey, Known>>>);
+
+#[derive(Debug)]
+struct Known {
+    body: String,
+    record: Box<dyn Any + Send>,
+}
+
+impl Parsed {
+    /// The record of a document that was read a moment ago.
+    pub fn record<T: Single>(&self, found: &Document) -> Result<T, StoreError> {
+        let mut all = self.0.lock();
+        let known = all.get(&T::KEY).filter(|k| k.body == found.body).and_then(|k| k.record.downcast_ref::<T>());
+        if let Some(record) = known {
+            return Ok(record.clone());
+        }
+        let record: T = found.record()?;
+        all.insert(T::KEY, Known { body: found.body.clone(), record: Box::new(record.clone()) });
+        Ok(record)
+    }
+
+    /// A record that will be read as this text.
+    pub fn note<T: Single>(&self, record: &T, body: &str) {
+        self.0.lock().insert(T::KEY, Known { body: body.to_owned(), record: Box::new(record.clone()) });
+    }
+}
