@@ -29,10 +29,11 @@ test: setup
 	cargo $(CARGO_TEST) --workspace
 
 # Ten minutes of claims on two servers over one PostgreSQL, one of which is killed every five seconds; then outages of the
-# database up to two minutes, a disk full for a minute, twenty frozen replicas, a thousand edits over two. 40 minutes.
+# database up to two minutes, a disk full for a minute, twenty frozen replicas, a thousand edits over two,
+# a day of the whole server in virtual time. 40 minutes.
 soak: setup
 	cargo build --workspace --bins
-	SOAK_S=600 OUTAGES_S="1 6 25 120" ROUNDS=5 FULL_S=60 FREEZES=20 EDITS=1000 cargo $(CARGO_TEST) --workspace $(if $(findstring nextest,$(CARGO_TEST)),--profile soak -E 'package(e2e) and (test(killed_replicas) or test(outages::) or test(shared::))' --no-capture,-- --nocapture --test-threads 1)
+	SOAK_S=600 OUTAGES_S="1 6 25 120" ROUNDS=5 FULL_S=60 FREEZES=20 EDITS=1000 DAY_H=24 cargo $(CARGO_TEST) --workspace $(if $(findstring nextest,$(CARGO_TEST)),--profile soak -E 'package(e2e) and (test(killed_replicas) or test(outages::) or test(shared::)) or test(same_day_twice)' --no-capture,-- --nocapture --test-threads 1)
 
 # The provider for Amazon EC2 and a whole server on it, against moto. The SDK compiles for four minutes the first time.
 test-aws: setup

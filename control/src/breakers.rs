@@ -57,6 +57,12 @@ impl FaultLog {
         counts
     }
 
+    /// Whether it says the same as `other`, however far either has read.
+    #[must_use]
+    pub fn says_the_same_as(&self, other: &Self) -> bool {
+        (&self.episodes, &self.ended, &self.open) == (&other.episodes, &other.ended, &other.open)
+    }
+
     /// Faults of the last hour that are known.
     #[must_use]
     pub fn faults(&self) -> usize {

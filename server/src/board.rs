@@ -45,6 +45,9 @@ pub struct Board {
     asked_in: AtomicI64,
     /// Nodes that plans do not count, though they are there: their test may take them away for long.
     uncounted: Mutex<BTreeSet<u64>>,
+    /// Up to where the loops that read the event log have read on this replica, past what they have written down: what came
+    /// since told them nothing.
+    read_until: Mutex<BTreeMap<&'static str, i64>>,
     /// Term of this replica's lead; 0 while another leads.
     term: AtomicI64,
     /// Plans that were made wake the actor.
@@ -82,6 +85,17 @@ impl Board {
     /// The step of the demand that is being sampled.
     pub fn sampler(&self) -> MutexGuard<'_, Sampler> {
         self.sampler.lock()
+    }
+
+    /// Where a reader of the event log goes on, that wrote down `written` last.
+    #[must_use]
+    pub fn read_until(&self, reader: &'static str, written: i64) -> i64 {
+        self.read_until.lock().get(reader).map_or(written, |seq| written.max(*seq))
+    }
+
+    /// A reader of the event log has read up to here, and has nothing to write down.
+    pub fn set_read_until(&self, reader: &'static str, seq: i64) {
+        self.read_until.lock().insert(reader, seq);
     }
 
     /// Nodes that plans do not count.

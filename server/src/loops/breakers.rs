@@ -7,6 +7,8 @@ use control::learning::Learnt;
 use super::{Context, LoopError};
 use crate::store::{ClosedBreakers, Page};
 
+/// Name of this reader of the log.
+const READER: &str = "breakers";
 /// Events that are read at once, and pages of one run.
 const AT_ONCE: i64 = 2_000;
 const PAGES: usize = 100;
@@ -19,6 +21,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         // What was before is over.
         faults.seq = app.store.last_seq().await?.max(1);
     }
+    faults.seq = app.board.read_until(READER, faults.seq);
     for _ in 0..PAGES {
         let events = app.store.events(Page { after: faults.seq, limit: AT_ONCE }).await?;
         events.iter().for_each(|event| faults.hear(&event.change));
@@ -42,7 +45,9 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     }
     app.metrics.broken(faults.open.len());
     // A commit wakes all who wait for news.
-    if faults != before {
+    if faults.says_the_same_as(&before) && before.seq > 0 {
+        app.board.set_read_until(READER, faults.seq);
+    } else {
         app.ledger.put(&faults, Some(term)).await?;
     }
     if changed {

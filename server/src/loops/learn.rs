@@ -1,10 +1,13 @@
 //! Learns from the event log, page by page; see [`control::learning`].
 
 use control::learning::Learnt;
+use fleet::book::What;
 
 use super::{Context, LoopError};
 use crate::store::{HostLimits, Page};
 
+/// Name of this reader of the log.
+const READER: &str = "learn";
 /// Events that are read at once.
 const AT_ONCE: i64 = 2_000;
 /// Pages of one run; the rest is for the next.
@@ -27,7 +30,8 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
 async fn page(context: &Context, term: i64) -> Result<(usize, usize), LoopError> {
     let app = &context.app;
     let mut learnt: Learnt = app.store.single_or_default().await?;
-    let events = app.store.events(Page { after: learnt.seq, limit: AT_ONCE }).await?;
+    let after = app.board.read_until(READER, learnt.seq);
+    let events = app.store.events(Page { after, limit: AT_ONCE }).await?;
     let now_s = app.now_ms() as f64 / 1000.0;
     let Some(last) = events.last() else {
         // Where nothing happens, what was seen fades all the same.
@@ -37,6 +41,11 @@ async fn page(context: &Context, term: i64) -> Result<(usize, usize), LoopError>
         }
         return Ok((0, 0));
     };
+    // Claims teach nothing, and are most of what happens.
+    if events.iter().all(|e| matches!(e.change.what, What::Claim(_))) && !learnt.health.is_due(now_s) {
+        app.board.set_read_until(READER, last.seq);
+        return Ok((events.len(), 0));
+    }
     let mut count = 0;
     learnt.seq = last.seq;
     learnt.health.know(&*app.book()?);

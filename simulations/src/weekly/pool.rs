@@ -359,7 +359,10 @@ impl<'a> PoolRun<'a> {
         let (now_ms, instance) = (self.now_ms(), self.hosts[host].instance.clone());
         let Ok(intent) = self.book.intend_launch(0, &self.offer, 1, WAIT_MS, now_ms) else { return };
         let launched = self.book.intent_sent(intent, now_ms).is_ok()
-            && self.book.launched(intent, &[instance.clone()], LaunchAnswer::Launched, "launched", now_ms).is_ok();
+            && self
+                .book
+                .launched(intent, std::slice::from_ref(&instance), LaunchAnswer::Launched, "launched", now_ms)
+                .is_ok();
         let Some(node) = self.book.nodes_of(&instance).next().map(|n| n.id).filter(|_| launched) else { return };
         (self.hosts[host].node, self.hosts[host].runs) = (Some(node), None);
         self.host_of.insert(node, host);
