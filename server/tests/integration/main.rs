@@ -6,5 +6,6 @@ mod breakers;
 #[allow(dead_code, reason = "the end-to-end tests use the rest")]
 mod databases;
 mod gpus;
+mod old_database;
 mod store;
 mod virtual_day;
