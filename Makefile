@@ -25,8 +25,11 @@ reports: release
 	target/release/pilotlight demo $(DEMO)
 	for s in quiet doubling zone-loss; do target/release/pilotlight simulate $(DEMO)/$$s.toml --out $(DEMO)/$$s || exit 1; done
 
+# Features to build the tests with: CI builds everything once, with those of test-aws.
+FEATURES ?=
+
 test: setup
-	cargo $(CARGO_TEST) --workspace
+	cargo $(CARGO_TEST) --workspace $(if $(FEATURES),--features $(FEATURES))
 
 # Ten minutes of claims on two servers over one PostgreSQL, one of which is killed every five seconds; then outages of the
 # database up to two minutes, a disk full for a minute, twenty frozen replicas, a thousand edits over two,
@@ -35,11 +38,13 @@ soak: setup
 	cargo build --workspace --bins
 	SOAK_S=600 OUTAGES_S="1 6 25 120" ROUNDS=5 FULL_S=60 FREEZES=20 EDITS=1000 DAY_H=24 cargo $(CARGO_TEST) --workspace $(if $(findstring nextest,$(CARGO_TEST)),--profile soak -E 'package(e2e) and (test(killed_replicas) or test(outages::) or test(shared::)) or test(same_day_twice)' --no-capture,-- --nocapture --test-threads 1)
 
+AWS_FEATURES := cli/aws,e2e/aws
+
 # The provider for Amazon EC2 and a whole server on it, against moto. The SDK compiles for four minutes the first time.
 test-aws: setup
 	@scripts/setup-moto
 	target/moto/bin/python -m openapi_spec_validator docs/openapi.json
-	cargo $(CARGO_TEST) --workspace --features cli/aws,e2e/aws $(if $(findstring nextest,$(CARGO_TEST)),-E 'test(aws::)',aws::)
+	cargo $(CARGO_TEST) --workspace --features $(AWS_FEATURES) $(if $(findstring nextest,$(CARGO_TEST)),-E 'test(aws::)',aws::)
 
 lint: setup
 	cargo fmt --all --check
