@@ -90,7 +90,7 @@ enum Command {
 enum ConfigCommand {
     /// Read a configuration and say what is wrong with it.
     Check {
-        /// The file.
+        /// The configuration file to check.
         file: std::path::PathBuf,
     },
 }

@@ -1,7 +1,7 @@
 //! Learns from the event log: supply from how launches ended, how long they took and how long nodes lived; and how nodes
 //! fared, by place. Where it is in the log is written with what it learnt, so that a restart learns nothing twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fleet::book::{Asked, Change, IntentChange, NodeChange, NodeFacts, What};
 use fleet::{IntentState, LaunchAnswer, NodeEvent, NodeState, OfferKey};
@@ -21,6 +21,9 @@ pub struct Learnt {
     pub supply: BTreeMap<OfferKey, Supply>,
     /// Launches that are not all answered, by intent.
     open: BTreeMap<u64, Batch>,
+    /// Nodes that are to be taken back: their loss is counted.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    noticed: BTreeSet<u64>,
     /// How nodes fared, by place.
     #[serde(default)]
     pub health: NodeOutcomes,
@@ -99,10 +102,17 @@ impl Learnt {
             }
             // Its hours are counted when it has ended.
             (_, S::Draining) if change.event == Some(NodeEvent::ReclaimNoticed) => {
+                self.noticed.insert(change.id);
                 self.of(&node.offer, at_s).observe_life(at_s, 0.0, 1);
             }
-            (Some(S::Terminating), S::Terminated) => self.lived(node, at_ms, 0),
-            (Some(S::Idle | S::Claimed | S::Draining | S::Diagnosing), S::Terminated) => self.lived(node, at_ms, 1),
+            (Some(S::Terminating), S::Terminated) => {
+                self.noticed.remove(&change.id);
+                self.lived(node, at_ms, 0);
+            }
+            (Some(S::Idle | S::Claimed | S::Draining | S::Diagnosing), S::Terminated) => {
+                let lost = u32::from(!self.noticed.remove(&change.id));
+                self.lived(node, at_ms, lost);
+            }
             _ => {}
         }
         heard

@@ -121,6 +121,11 @@ impl NodeOutcomes {
             || matches!(change.to, S::Quarantined | S::Repairing | S::Lost | S::Terminating | S::Terminated)
     }
 
+    /// A node was there before anybody looked: its boot says nothing, and its hours count from when it serves.
+    pub fn is_there(&mut self, node: u64) {
+        self.booted.insert(node);
+    }
+
     /// A node went from one state to another, of those that [`Self::cares`] knows.
     pub fn hear(&mut self, change: &NodeChange, at_s: f64) {
         use NodeState as S;

@@ -68,9 +68,9 @@ pub enum WhatIfError {
 pub struct Answer {
     /// The change.
     pub what_if: WhatIf,
-    /// Cost over the horizon before, as it is and after the change, dollars an hour.
+    /// Cost over the horizon as it is, dollars an hour.
     pub cost_before_usd_micros_per_h: UsdMicros,
-    /// See above.
+    /// Cost over the horizon after the change, dollars an hour.
     pub cost_after_usd_micros_per_h: UsdMicros,
     /// Expected hit rates before and after, by class.
     pub hit_rates: Vec<(String, f64, f64)>,

@@ -37,7 +37,7 @@ struct Group {
     offers: Vec<usize>,
 }
 
-/// Computes it.
+/// The least that any policy can pay for the measured part of a run.
 ///
 /// # Errors
 /// The solver gives no optimum.

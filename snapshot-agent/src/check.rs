@@ -10,11 +10,11 @@ use health::Verdict;
 use health::gate::{Bound, Check, Expected, Outcome, Report, Scope, judge};
 use serde::Serialize;
 
-use crate::cli::Switches;
 use crate::gate::{self, Setup};
 use crate::gpu::Effort;
 use crate::kmsg::KernelLog;
 use crate::rules;
+use crate::switches::Switches;
 use crate::worker::Program;
 
 /// How to print.

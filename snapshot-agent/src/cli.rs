@@ -8,8 +8,8 @@ use crate::check;
 use crate::daemon;
 use crate::diagnose;
 use crate::doctor;
-use crate::host::Host;
 use crate::probe::Probe;
+use crate::switches::Switches;
 use crate::worker::{Program, serve};
 
 /// Checks the health of a GPU host, and reports it.
@@ -35,28 +35,7 @@ enum Command {
     Probe,
 }
 
-/// What tests turn on. The shipped agent has no way to.
-#[derive(Debug, Clone)]
-pub struct Switches {
-    /// A product that is spoiled.
-    pub spoil: Option<u32>,
-    /// Folders of the host.
-    pub host: Host,
-    /// Deadlines are multiplied by this.
-    pub patience: f64,
-    /// What resets and reboots, in place of the system's tools.
-    pub tools: Option<Vec<String>>,
-    /// The boot's name.
-    pub boot: Option<String>,
-}
-
-impl Default for Switches {
-    fn default() -> Self {
-        Self { spoil: None, host: Host::default(), patience: 1.0, tools: None, boot: None }
-    }
-}
-
-/// Runs it.
+/// Runs the command that the process was started with.
 pub fn main(probe: &mut dyn Probe, switches: &Switches) -> ExitCode {
     let cli = Cli::parse();
     let program =

@@ -12,4 +12,5 @@ pub mod kmsg;
 pub mod nvml;
 pub mod probe;
 pub mod rules;
+pub mod switches;
 pub mod worker;

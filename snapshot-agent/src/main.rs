@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use snapshot_agent::cli;
 use snapshot_agent::probe::Hardware;
+use snapshot_agent::switches::Switches;
 
 fn main() -> ExitCode {
-    cli::main(&mut Hardware::default(), &cli::Switches::default())
+    cli::main(&mut Hardware::default(), &Switches::default())
 }

@@ -72,7 +72,7 @@ pub struct Score {
     horizons_s: Vec<u32>,
 }
 
-/// Runs it.
+/// Prints a trace, or scores forecasts on it.
 ///
 /// # Errors
 /// A trace that cannot be read, by file, line and column.

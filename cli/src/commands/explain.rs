@@ -22,7 +22,7 @@ pub struct Args {
     remote: Remote,
 }
 
-/// Runs it.
+/// Prints why a class gets these offers and not others.
 ///
 /// # Errors
 /// As `plan`; and a class that does not exist.

@@ -65,7 +65,7 @@ pub enum Command {
     },
 }
 
-/// Runs it.
+/// Judges the evidence that is given, and prints what it means.
 ///
 /// # Errors
 /// A file does not read, or a policy makes no sense.

@@ -66,7 +66,7 @@ impl Judge {
     }
 }
 
-/// Runs it.
+/// Imports or judges the offers that are named.
 ///
 /// # Errors
 /// A source that cannot be read.

@@ -59,7 +59,7 @@ struct OfFile {
     save: Option<PathBuf>,
 }
 
-/// Runs it.
+/// Makes the plan of a file and prints it, with what-ifs.
 ///
 /// # Errors
 /// Anything in the input that cannot be planned.

@@ -59,7 +59,7 @@ struct Shown {
     output: Format,
 }
 
-/// Runs it.
+/// Plays or merges a scenario, and writes its report.
 ///
 /// # Errors
 /// A scenario that makes no sense, or results that do not belong to it.

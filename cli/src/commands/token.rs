@@ -61,7 +61,7 @@ impl Database {
     }
 }
 
-/// Runs it.
+/// Makes, lists or revokes tokens, in the database itself.
 ///
 /// # Errors
 /// The database cannot be used, or the role or the name is not known.

@@ -8,7 +8,7 @@ use fleet::book::{Book, IntentAction, Node};
 use fleet::{Cell, NodeState};
 use health::weekly::{self, Advice, History, Now, Pool, Refusal, Run, Site, admit, due_ms};
 
-use super::need::{Need, hot_nodes_of};
+use super::need::{Need, wanted_nodes};
 use super::{Diagnostics, Outlook, WeeklyMemory};
 use crate::gpus::{GpuRecord, gpu_names};
 
@@ -182,6 +182,7 @@ impl<'a> Look<'a> {
             nodes: known.iter().map(|k| k.seen(self)).collect(),
             buffer_nodes: need.buffer_nodes,
             hot_nodes: need.hot_nodes,
+            waiting_nodes: need.waiting_nodes,
             yields: proven,
             short: need.short,
             rising: need.rising,
@@ -225,9 +226,9 @@ pub fn reserve(book: &Book, memory: &WeeklyMemory, now_ms: i64) -> Vec<(u64, Str
     let of_pool = |nodes: Vec<&Node>| -> Vec<(u64, String)> {
         let count = |is: fn(&&&Node) -> bool| nodes.iter().filter(is).count() as u32;
         let back = in_tests(&nodes);
-        let (idle, coming) = (count(|n| n.state == NodeState::Idle && n.care.is_none()), count(|n| n.gate_is_short()));
-        let hot = hot_nodes_of(book, &nodes, &memory.arrivals, now_ms);
-        let yields = weekly::called_back(hot, idle, coming, back.len() as u32);
+        let (idle, coming) = (count(|n| n.state == NodeState::Idle && n.care.is_none()), count(|n| comes(n)));
+        let wanted = wanted_nodes(book, &nodes, &memory.arrivals, now_ms);
+        let yields = weekly::called_back(wanted, idle, coming, back.len() as u32);
         back.iter().take(yields as usize).map(few).collect()
     };
     pools.into_values().flat_map(of_pool).collect()
@@ -238,6 +239,11 @@ fn in_tests<'a>(nodes: &[&'a Node]) -> Vec<&'a Node> {
     let mut back: Vec<&Node> = nodes.iter().copied().filter(|n| n.state == NodeState::Diagnosing).collect();
     back.sort_by_key(|n| Reverse(n.since_ms));
     back
+}
+
+/// Whether it is idle after the short gate that it is in.
+fn comes(node: &Node) -> bool {
+    node.gate_is_short() && !node.out && node.care.is_none()
 }
 
 fn few(node: &&Node) -> (u64, String) {
@@ -294,7 +300,7 @@ impl<'a> Tested<'a> {
             now: match node.state {
                 NodeState::Idle if node.care.is_none() => Now::Idle { since_ms: node.since_ms, released },
                 NodeState::Diagnosing => Now::Diagnosing,
-                NodeState::Checking if node.gate_is_short() => Now::Coming,
+                NodeState::Checking if comes(node) => Now::Coming,
                 _ => Now::Away,
             },
             history: &self.history,
@@ -447,6 +453,39 @@ mod tests {
         assert_eq!(orders.surge[&idle], 11 * 24 * HOUR_MS, "since it was first asked for");
         let orders = decide(&book, &tested(&book, later), &asked, &Outlook::default(), &Diagnostics::default(), later);
         assert!(orders.surge.is_empty() && orders.uncounted.is_empty(), "it was tested");
+    }
+
+    /// What comes back for a claim that waits is no reserve: it is taken as soon as it is there.
+    #[test]
+    fn the_reserve_is_called_back_beside_what_waiting_claims_take() {
+        let mut book = fleet_of(6);
+        let nodes: Vec<u64> = book.nodes().keys().copied().collect();
+        for id in &nodes[2..] {
+            book.lend(*id, "3", 2 * HOUR_MS, HOUR_MS).expect("idle");
+        }
+        let back = |book: &Book| reserve(book, &WeeklyMemory::default(), HOUR_MS).len();
+        assert_eq!(back(&book), 0, "two are idle");
+        let mut claim = || {
+            let ask = fleet::book::ClaimRequest {
+                class: "chat".into(),
+                count: 1,
+                key: None,
+                digest: String::new(),
+                holder: "test".into(),
+                on_empty: Some(OnEmpty::Queue),
+                wait_ms: None,
+                lease_ms: None,
+                answer_by_ms: None,
+            };
+            book.claim(ask, HOUR_MS).expect("it waits at worst");
+            back(&book)
+        };
+        assert_eq!((claim(), claim()), (0, 1), "one stays idle; then none is");
+        assert_eq!(claim(), 1, "the book has called one back for the claim, and the reserve wants another");
+        for (id, reason) in reserve(&book, &WeeklyMemory::default(), HOUR_MS) {
+            book.call_back(id, &reason, HOUR_MS).expect("lent");
+        }
+        assert_eq!(back(&book), 0, "they are on their way");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::Outlook;
 pub(super) struct Need {
     pub buffer_nodes: u32,
     pub hot_nodes: u32,
+    pub waiting_nodes: u32,
     pub short: bool,
     pub rising: bool,
 }
@@ -36,6 +37,7 @@ impl Need {
         Self {
             buffer_nodes: (meant - claimed).round().max(0.0) as u32,
             hot_nodes,
+            waiting_nodes: waiting_nodes(book, nodes, &classes),
             short: waits || arrives,
             rising: outlook.rises(&classes),
         }
@@ -65,8 +67,19 @@ fn hot_nodes(
     classes.iter().map(|k| in_nodes(k, reserve(k))).sum::<u32>().max(1)
 }
 
-/// The same of a pool by itself.
-pub(super) fn hot_nodes_of(book: &Book, nodes: &[&Node], arrivals: &BTreeMap<String, Arrivals>, now_ms: i64) -> u32 {
+/// Nodes that the claims which wait will take.
+fn waiting_nodes(book: &Book, nodes: &[&Node], classes: &[&str]) -> u32 {
+    let gpus = nodes.iter().map(|n| n.gpus).max().unwrap_or(1).max(1);
+    let of_class = |class: &&str| {
+        let each = book.classes().get(*class).map_or(1, |r| r.class.gpus_per_claim);
+        u32::try_from(book.queue(class)).unwrap_or(u32::MAX).saturating_mul(each).div_ceil(gpus)
+    };
+    classes.iter().map(of_class).fold(0, u32::saturating_add)
+}
+
+/// Nodes of a pool that are to be idle or on their way to it: for claims that wait, and for those that may come.
+pub(super) fn wanted_nodes(book: &Book, nodes: &[&Node], arrivals: &BTreeMap<String, Arrivals>, now_ms: i64) -> u32 {
     let offers = nodes.iter().filter_map(|n| book.offer_of(n)).collect();
-    hot_nodes(book, nodes, &served(book, &offers), arrivals, now_ms)
+    let classes = served(book, &offers);
+    hot_nodes(book, nodes, &classes, arrivals, now_ms).saturating_add(waiting_nodes(book, nodes, &classes))
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use health::weekly::Rules;
 use serde::Deserialize;
 
-/// The part of the file.
+/// How idle nodes are tested, as the configuration has it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Diagnostics {

@@ -177,7 +177,9 @@ impl Book {
         }
         self.edit_unwritten(id, |node| {
             node.heard_at_ms = Some(now_ms);
-            if healthy == Some(true) && (node.state.takes_claims() || node.state == NodeState::Draining) {
+            // One that lost its proof and waits for care gets it back from the gate alone.
+            let waits = node.care.is_some() && node.proof_at_ms.is_none();
+            if healthy == Some(true) && !waits && (node.state.takes_claims() || node.state == NodeState::Draining) {
                 node.proof_at_ms = Some(now_ms);
             }
         })?;

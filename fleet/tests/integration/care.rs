@@ -60,6 +60,8 @@ fn care_that_is_withdrawn_leaves_the_gate_to_one_that_lost_its_proof() {
     book.tick_nodes(1000);
     assert!(!book.claims()[&claim].state.is_live());
     assert_eq!(book.nodes()[&nodes[1]].state, NodeState::Idle, "one at a time is repaired");
+    // As a report without conditions does it.
+    book.heard(nodes[1], "boot-1", Some(true), 2000).expect("same boot");
     book.needs(nodes[1], "boot-1", None, 2000).expect("known");
     assert_eq!((book.breaches(), book.nodes()[&nodes[1]].state), (vec![], NodeState::Checking));
     book.gate(nodes[1], "boot-1", &Gate::passed(), "passed", 3000).expect("checking");

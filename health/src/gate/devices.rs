@@ -3,7 +3,7 @@
 use fleet::Remedy;
 
 use super::evidence::Evidence;
-use super::judge::Judged;
+use super::judged::Judged;
 use super::reading::Reading;
 use super::report::{Check, Number, Outcome};
 use crate::verdict::Verdict;

@@ -61,7 +61,7 @@ pub type Readings = BTreeMap<Reading, Look<i64>>;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scope {
-    /// All of it.
+    /// Every check.
     #[default]
     Whole,
     /// What takes seconds: after diagnostics, on a host that passed all of it in this boot.

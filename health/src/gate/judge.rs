@@ -2,21 +2,13 @@
 
 use fleet::Remedy;
 
-use super::evidence::{Evidence, Gpu};
-use super::limits::{Limits, Model};
+use super::evidence::Evidence;
+use super::judged::Judged;
+use super::limits::Limits;
 use super::report::{Check, Outcome, Report};
 use super::{devices, measured, state};
-use crate::policy::{Effect, Policy};
+use crate::policy::Policy;
 use crate::verdict::Verdict;
-
-/// One GPU with the row of its model.
-pub(super) struct Judged<'a> {
-    pub gpu: &'a Gpu,
-    pub model: Option<&'a Model>,
-    pub limits: &'a Limits,
-    /// GPUs of the host.
-    pub count: usize,
-}
 
 /// What evidence proves, every check on every GPU. A check that is not there is unmeasured.
 #[must_use]
@@ -65,12 +57,6 @@ fn complete(outcomes: &mut Vec<Outcome>, evidence: &Evidence) {
             }
         }
     }
-}
-
-/// What an effect of the policy means before a node has been admitted.
-pub(super) fn of_effect(effect: Effect) -> Option<Remedy> {
-    // The gate itself is the second look.
-    Some(effect.remedy()).filter(|remedy| *remedy > Remedy::Recheck)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use fleet::Remedy;
 
 use super::evidence::{Copies, Evidence, Look, Unseen};
-use super::judge::Judged;
+use super::judged::Judged;
 use super::limits::Limits;
 use super::reading::Reading;
 use super::report::{Bound, Check, Number, Outcome};

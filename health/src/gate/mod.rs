@@ -6,6 +6,7 @@
 mod devices;
 mod evidence;
 mod judge;
+mod judged;
 mod learned;
 mod limits;
 mod measured;

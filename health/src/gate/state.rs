@@ -3,7 +3,7 @@
 use fleet::Remedy;
 
 use super::evidence::{Evidence, Look, Readings, Scope, Unseen};
-use super::judge::{Judged, of_effect};
+use super::judged::{Judged, of_effect};
 use super::reading::Reading;
 use super::report::{Bound, Check, Number, Outcome};
 use crate::condition::{Event, Host, What};

@@ -228,6 +228,8 @@ pub struct Pool<'a> {
     pub buffer_nodes: u32,
     /// Idle nodes that claims may want within the time to yield ([`Arrivals::hot_reserve`]).
     pub hot_nodes: u32,
+    /// Nodes that waiting claims will take of those that come back.
+    pub waiting_nodes: u32,
     /// Diagnostics of this type, driver and DCGM have been seen to yield in time.
     pub yields: bool,
     /// Demand is not met, or nodes are on their way.
@@ -333,7 +335,12 @@ pub fn admit(pool: &Pool<'_>, rules: &Rules, now_ms: i64) -> Advice {
         refusal: Refusal::NothingDue,
         surge: false,
         stale: pool.nodes.iter().filter(|n| days_since_test(n, now_ms) > rules.stale_days).map(|n| n.id).collect(),
-        yields: called_back(pool.hot_nodes, idle, count(pool, |n| n.now == Now::Coming), diagnosing),
+        yields: called_back(
+            pool.hot_nodes + pool.waiting_nodes,
+            idle,
+            count(pool, |n| n.now == Now::Coming),
+            diagnosing,
+        ),
     };
     // In a pool that is always busy the moment after a claim is the only one.
     let busy = idle <= pool.hot_nodes + 1;

@@ -60,6 +60,7 @@ impl Owned {
             nodes: self.nodes.iter().map(Node::view).collect(),
             buffer_nodes: self.buffer_nodes,
             hot_nodes: self.hot_nodes,
+            waiting_nodes: 0,
             yields: self.yields,
             short: self.short,
             rising: self.rising,

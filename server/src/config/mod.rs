@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 pub use provider::{AwsPart, AwsRegionPart, ProviderPart, sim_offer};
 
-/// The file.
+/// The configuration of a server, as its TOML file has it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {

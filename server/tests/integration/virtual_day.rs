@@ -80,10 +80,14 @@ impl Client {
         let (_, claim) = self.post("/v1/claims", &ask).await;
         let Some(id) = claim.get("id").and_then(Value::as_str) else { return };
         let lease = json!({ "lease_s": life.as_secs_f64() + 120.0 });
-        if self.post(&format!("/v1/claims/{id}/heartbeat"), &lease).await.0 != StatusCode::OK {
-            // It waits: asked again in a moment.
-            tokio::time::sleep(Duration::from_secs(21)).await;
-            self.post(&format!("/v1/claims/{id}/heartbeat"), &lease).await;
+        let mut tries = 0;
+        while self.post(&format!("/v1/claims/{id}/heartbeat"), &lease).await.0 != StatusCode::OK {
+            // It waits, or has waited for too long.
+            tries += 1;
+            if tries > 12 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(10)).await;
         }
         tokio::time::sleep(life).await;
         self.post(&format!("/v1/claims/{id}/release"), &json!({})).await;

@@ -21,9 +21,9 @@ pub struct Params {
     pub scale_down_s: u32,
     /// Step of the result, seconds; at most the trace's own step.
     pub step_s: u32,
-    /// Tokens of a request where the trace has none.
+    /// Prompt tokens of a request where the trace has none.
     pub input_tokens: f64,
-    /// See above.
+    /// Answer tokens of a request where the trace has none.
     pub output_tokens: f64,
     /// Seed of the arrivals below the trace's step.
     pub seed: u64,

@@ -22,7 +22,7 @@ pub struct Money {
 }
 
 impl Money {
-    /// All of it.
+    /// Dollars of all parts together.
     #[must_use]
     pub fn total_usd(&self) -> f64 {
         self.claimed_usd + self.idle_usd + self.boot_usd + self.out_usd + self.churn_usd + self.misses_usd

@@ -73,9 +73,9 @@ pub struct Outcome {
     pub classes: Vec<(String, u64, u64, u64)>,
     /// Money.
     pub money: Money,
-    /// GPU-seconds in use and paid.
+    /// GPU-seconds in use by claims.
     pub claimed_gpu_s: f64,
-    /// See above.
+    /// GPU-seconds that were paid.
     pub paid_gpu_s: f64,
     /// Waits of granted claims.
     pub waits: Histogram,

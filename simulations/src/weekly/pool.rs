@@ -220,7 +220,8 @@ impl<'a> PoolRun<'a> {
             let Counts { idle, testing, coming } = self.counts;
             self.measured.service_s += seconds * self.host_of.len() as f64;
             self.measured.diagnostic_s += seconds * f64::from(testing + coming);
-            if testing > 0 && idle + coming < self.hot {
+            let waiting = self.book.queue(CLASS) as u32;
+            if testing > 0 && idle + coming < self.hot + waiting {
                 self.measured.under_reserve_s += seconds;
             }
             if coming > 0 && idle < self.hot {
@@ -257,7 +258,7 @@ impl<'a> PoolRun<'a> {
             Event::Diagnosed { host, life } if self.hosts[host].life == life => self.diagnosed(host, rng),
             Event::GatePasses { host, life } if self.hosts[host].life == life => self.gate_passes(host),
             Event::Diagnosed { .. } | Event::GatePasses { .. } => {}
-            Event::Fails { host, until_s } => self.fails(host, until_s),
+            Event::Fails { host, until_s } => self.fails(host, until_s, rng),
             Event::Repaired { host } => self.joins(host),
             Event::Tick => {
                 self.tick(rng);
@@ -340,7 +341,11 @@ impl<'a> PoolRun<'a> {
         } else {
             self.measured.waited_for_node += count;
         }
-        // What may come before a diagnostic has yielded must be there.
+        self.keep_reserve(rng);
+    }
+
+    /// What may come before a diagnostic has yielded must be there: the server looks each second.
+    fn keep_reserve(&mut self, rng: &mut Rng) {
         for (node, reason) in reserve(&self.book, &self.memory, self.now_ms()) {
             self.book.call_back(node, &reason, self.now_ms()).ok();
         }
@@ -385,11 +390,19 @@ impl<'a> PoolRun<'a> {
         change(gpu);
     }
 
-    fn fails(&mut self, host: usize, until_s: f64) {
+    fn fails(&mut self, host: usize, until_s: f64, rng: &mut Rng) {
+        let now_ms = self.now_ms();
+        self.record(host, |gpu| gpu.failed("it broke", now_ms));
         let Some(node) = self.hosts[host].node.take() else { return };
+        self.hosts[host].life += 1;
+        self.hosts[host].called_back_s = None;
         let known = self.book.gone(node, "it broke", self.now_ms());
         debug_assert!(known.is_ok(), "{known:?}");
         self.later(until_s.max(self.now_s + 60.0), Event::Repaired { host });
+        self.settle(rng);
+        self.book.tick_nodes(now_ms);
+        self.settle(rng);
+        self.keep_reserve(rng);
     }
 
     /// Its agent says that what it ran has passed.
@@ -447,6 +460,7 @@ impl<'a> PoolRun<'a> {
     fn tick(&mut self, rng: &mut Rng) {
         let now_ms = self.now_ms();
         self.book.tick(now_ms);
+        self.book.tick_nodes(now_ms);
         if self.settled() {
             let young = |h: &&Host| h.node.is_some() && self.age_s(h) <= TESTED_S;
             self.measured.tested_s += TICK_S * self.hosts.iter().filter(young).count() as f64;

@@ -35,7 +35,7 @@ pub enum Subject {
         verdict: Verdict,
         /// What could not be seen.
         reason: String,
-        /// All of it.
+        /// Every condition that holds now.
         conditions: Vec<Condition>,
     },
     /// What the gate said.

@@ -21,6 +21,7 @@ use health::gate::Look;
 use snapshot_agent::cli;
 use snapshot_agent::host::Host;
 use snapshot_agent::probe::{Answer, Ask, Hardware, Probe};
+use snapshot_agent::switches::Switches;
 
 /// A probe with faults.
 #[derive(Debug)]
@@ -58,7 +59,7 @@ impl<P: Probe> Probe for Faulty<P> {
 fn main() -> ExitCode {
     let number = |name: &str| variable(name).and_then(|n| n.parse().ok());
     let root = variable("STAND_IN_ROOT").map(PathBuf::from);
-    let switches = cli::Switches {
+    let switches = Switches {
         spoil: variable("STAND_IN_SPOIL").and_then(|n| n.parse().ok()),
         host: root.map_or_else(Host::default, |r| Host { dev: r.join("dev"), sys: r.join("sys") }),
         patience: number("STAND_IN_PATIENCE").unwrap_or(1.0),

@@ -27,7 +27,7 @@ pub enum Command {
     },
 }
 
-/// Runs it.
+/// Lists the causes that are held, or closes one.
 ///
 /// # Errors
 /// The server cannot be reached, or refuses.

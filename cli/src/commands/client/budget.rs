@@ -36,7 +36,7 @@ fn as_toml(budget: &Value) -> anyhow::Result<String> {
     Ok(toml::to_string(&spec)?)
 }
 
-/// Runs it.
+/// Reads or edits the budget of a server.
 ///
 /// # Errors
 /// The server cannot be reached, or refuses; the text makes no sense.

@@ -48,7 +48,7 @@ pub enum Command {
     },
 }
 
-/// Runs it.
+/// Reads or edits the classes of a server.
 ///
 /// # Errors
 /// The server cannot be reached, or refuses; the text makes no sense.

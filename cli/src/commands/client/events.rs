@@ -21,7 +21,7 @@ pub struct Args {
     remote: Remote,
 }
 
-/// Runs it.
+/// Prints what happened, and goes on where asked to.
 ///
 /// # Errors
 /// The server cannot be reached, or refuses.

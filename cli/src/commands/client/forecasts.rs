@@ -64,7 +64,7 @@ fn span_ms(text: &str) -> Result<i64, String> {
     if (0.0..=3650.0 * 86_400_000.0 / unit).contains(&number) { Ok((number * unit) as i64) } else { Err(wrong()) }
 }
 
-/// Runs it.
+/// Reads or edits the declared forecasts of a server.
 ///
 /// # Errors
 /// The server cannot be reached, or refuses.

@@ -28,7 +28,7 @@ pub enum Command {
     },
 }
 
-/// Runs it.
+/// Lists physical GPUs, or clears one.
 ///
 /// # Errors
 /// The server cannot be reached, or refuses.

@@ -6,7 +6,7 @@ use super::{Client, Remote, block_on, number, print_json, text};
 use crate::commands::Format;
 use crate::render::table;
 
-/// Runs it.
+/// Prints how nodes fare at each place.
 ///
 /// # Errors
 /// The server cannot be reached, or refuses.

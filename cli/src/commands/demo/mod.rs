@@ -45,7 +45,7 @@ const SCENARIOS: [(&str, &str, &str, &str, &str); 4] = [
     ),
 ];
 
-/// Runs it.
+/// Writes the files of a demo.
 ///
 /// # Errors
 /// The folder cannot be written.

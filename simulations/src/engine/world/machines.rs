@@ -90,6 +90,12 @@ impl World<'_> {
                     let intent = asked.map_err(|e| self.intent_error(e))?;
                     self.labels.insert(intent, self.by_name(k));
                     self.act()?;
+                    if self.book.intents().contains_key(&intent) {
+                        // Not all could be asked for at this moment: the next offer is next.
+                        let why = "more than the provider lets be asked for at once";
+                        let closed = self.book.launched(intent, &[], LaunchAnswer::NoCapacity, why, 0);
+                        closed.map_err(|e| self.intent_error(e))?;
+                    }
                 }
                 for machine in from..self.machines.len() {
                     self.machines[machine].passes = true;

@@ -13,7 +13,7 @@ use control::learning::Learnt;
 use control::offers::Market;
 use fleet::book::{Book, Change, ClassRule, Limits, What};
 use fleet::rng::Rng;
-use fleet::{Offer, OfferKey};
+use fleet::{NodeState, Offer, OfferKey};
 use planner::gather::Prior;
 use planner::input::LeadTime;
 use planner::scenarios::History;
@@ -125,8 +125,11 @@ pub fn run(setup: &Setup, policy: &mut dyn Policy) -> Result<Outcome, SimError> 
 }
 
 /// Hosts are heard all the time: an agent that falls silent is not simulated. Everything else is as in the server.
-fn limits() -> Limits {
-    Limits { silent_ms: i64::MAX / 4, proof_max_age_ms: i64::MAX / 4, ..Limits::default() }
+fn limits(setup: &Setup) -> Limits {
+    let usual = Limits::default();
+    // A class may be asked to wait longer than a server would let it.
+    let longest_ms = setup.classes.iter().map(|k| k.wait_ms).fold(usual.queue_max_ms, i64::max);
+    Limits { silent_ms: i64::MAX / 4, proof_max_age_ms: i64::MAX / 4, queue_max_ms: longest_ms, ..usual }
 }
 
 impl<'a> World<'a> {
@@ -136,7 +139,7 @@ impl<'a> World<'a> {
         setup_class.sort_by_key(|k| &setup.classes[*k].class.name);
         let rules: Vec<&ClassRule> = setup_class.iter().map(|k| &setup.classes[*k]).collect();
         let claims = setup_class.iter().map(|k| setup.history.claims[*k].clone()).collect();
-        let mut book = Book::new(limits());
+        let mut book = Book::new(limits(setup));
         book.set_offers(setup.offers.clone());
         book.set_classes(setup.classes.iter().cloned());
         let mut learnt = Learnt::default();
@@ -257,8 +260,10 @@ impl<'a> World<'a> {
 
     fn hear(&mut self, change: &Change) {
         // Nobody waited for the first fleet.
-        if !(self.starting && matches!(change.what, What::Intent(_))) {
-            self.heard_news |= self.learnt.hear(change).news;
+        match &change.what {
+            What::Intent(_) if self.starting => {}
+            What::Node(node) if self.starting && node.to == NodeState::Checking => self.learnt.health.is_there(node.id),
+            _ => self.heard_news |= self.learnt.hear(change).news,
         }
         self.faults.hear(change);
     }
