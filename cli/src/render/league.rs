@@ -59,8 +59,8 @@ pub fn verdict(league: &League) -> Vec<String> {
 /// The table.
 pub fn league(league: &League) -> String {
     let header =
-        ["policy", "hit rate", "overhead", "cost", "claimed", "idle", "boot", "churn", "misses", "utilisation"];
-    let mut rows = table(&header, 1..10);
+        ["policy", "hit rate", "overhead", "cost", "claimed", "idle", "boot", "out", "churn", "misses", "utilisation"];
+    let mut rows = table(&header, 1..11);
     for entry in league.shown() {
         let part = |of: fn(&Outcome) -> f64| format!("${:.0}", over(entry, of).mean);
         let mark = if entry.player == league.best_simple { " *" } else { "" };
@@ -72,6 +72,7 @@ pub fn league(league: &League) -> String {
             part(|o| o.money.claimed_usd),
             part(|o| o.money.idle_usd),
             part(|o| o.money.boot_usd),
+            part(|o| o.money.out_usd),
             part(|o| o.money.churn_usd),
             part(|o| o.money.misses_usd),
             percent(over(entry, Outcome::utilisation).mean),

@@ -219,7 +219,8 @@ pub fn front(league: &League) -> anyhow::Result<String> {
 
 /// Dollars by what they bought, one bar for each shown policy.
 pub fn dollars(league: &League) -> anyhow::Result<String> {
-    const INKS: [RGBColor; 5] = [COLOURS[0], COLOURS[2], COLOURS[1], COLOURS[4], COLOURS[3]];
+    // One for each part, in the order of [`simulations::engine::Money::parts`].
+    const INKS: [RGBColor; 6] = [COLOURS[0], COLOURS[2], COLOURS[1], COLOURS[7], COLOURS[4], COLOURS[3]];
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
