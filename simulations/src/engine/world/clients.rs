@@ -29,8 +29,7 @@ impl World<'_> {
 
     /// A client asks: of the demand, or one whose node was lost.
     pub(super) fn claim_comes(&mut self, spec: ClaimSpec) -> Result<(), SimError> {
-        let place = self.setup_class.iter().position(|k| *k == spec.class as usize);
-        self.asks(place.unwrap_or_default(), spec.at_ms, spec.end_ms)
+        self.asks(self.by_name(spec.class as usize), spec.at_ms, spec.end_ms)
     }
 
     fn asks(&mut self, class: usize, at_ms: u64, end_ms: u64) -> Result<(), SimError> {

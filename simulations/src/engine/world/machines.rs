@@ -110,7 +110,7 @@ impl World<'_> {
     }
 
     /// Place among the classes by name of one of the setup's.
-    fn by_name(&self, class: usize) -> usize {
+    pub(super) fn by_name(&self, class: usize) -> usize {
         self.setup_class.iter().position(|k| *k == class).unwrap_or_default()
     }
 
@@ -212,10 +212,9 @@ impl World<'_> {
             self.queue.push(given_up_ms, Event::Look);
         }
         if grant.lost_after_s.is_finite() {
-            let spot = self.setup.offers[p].key.market == Market::Spot;
-            let notice_s = if spot { self.setup.notice_s } else { 0.0 };
-            if spot {
-                self.queue.push(self.now_ms + ms((grant.lost_after_s - notice_s).max(0.0)), Event::Notice(machine));
+            if self.setup.offers[p].key.market == Market::Spot {
+                let noticed_after_s = (grant.lost_after_s - self.setup.notice_s).max(0.0);
+                self.queue.push(self.now_ms + ms(noticed_after_s), Event::Notice(machine));
             }
             self.queue.push(self.now_ms + ms(grant.lost_after_s), Event::Gone(machine));
         }
