@@ -3,8 +3,8 @@
 
 use std::time::Instant;
 
-use planner::instance::{Size, catalogue};
-use planner::plan::{Options, plan};
+use planner::planning::{Options, plan};
+use planner::synthetic::{Size, catalogue};
 
 fn flag(name: &str, default: usize) -> usize {
     let args: Vec<String> = std::env::args().collect();

@@ -6,9 +6,9 @@ use std::io::{BufWriter, Write};
 use std::time::Instant;
 
 use planner::decompose::Effort;
-use planner::instance::{Size, catalogue};
 use planner::model::Model;
-use planner::{extensive, plan};
+use planner::synthetic::{Size, catalogue};
+use planner::{extensive, planning};
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -20,7 +20,7 @@ fn main() {
     let exact = Effort { gap: 1e-9, time_limit_s: 600.0, ..Effort::default() };
     let start = Instant::now();
     let model = Model::build(&input);
-    let optimum = plan::relaxed(&input, &model, exact).expect("an optimum");
+    let optimum = planning::relaxed(&input, &model, exact).expect("an optimum");
     let seconds = start.elapsed().as_secs_f64();
     let form = extensive::build(&input, &model);
     let file = std::fs::File::create(&args[2]).expect("a file");

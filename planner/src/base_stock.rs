@@ -5,10 +5,10 @@
 
 use statrs::distribution::{ContinuousCDF, DiscreteCDF, Normal, Poisson};
 
+use crate::appraise;
 use crate::input::PlanInput;
 use crate::model::Model;
 use crate::plan::{Launch, Plan, Target};
-use crate::report;
 
 /// The miss penalty at which holding for a share `hit` of periods without a miss is right (newsvendor):
 /// `m = c·α/(1−α)`, with `c` = dollars to hold one unit for one period.
@@ -111,7 +111,7 @@ pub fn fallback(input: &PlanInput, model: &Model, error: &solver::SolverError) -
             targets.push(Target { offer: state.offer.key.clone(), nodes, launches: meant });
         }
     }
-    let report = report::of_fallback(input, model, &targets, error);
+    let report = appraise::of_fallback(input, model, &targets, error);
     Plan { epoch: input.epoch, launches, releases: Vec::new(), spare: Vec::new(), targets, report }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use fleet::OfferKey;
 
-use crate::decompose;
+use crate::flow;
 use crate::input::{PlanInput, starts};
 use crate::model::Model;
 use crate::plan::Plan;
@@ -198,7 +198,7 @@ fn check_promise(model: &Model, plan: &Plan, nodes: &[Vec<f64>], fail: &mut impl
     for t in 0..model.periods() {
         let able = |p: usize| (nodes[p][t] * gpus[p], serves[p].iter().map(|(k, e)| (*k, *e)).collect());
         let pools: Vec<(f64, Vec<(usize, f64)>)> = (0..nodes.len()).filter(|p| nodes[*p][t] > 0.0).map(able).collect();
-        let fewest = |s: usize| decompose::fewest_missed_gpus(&pools, &model.demand_gpus[s][t]);
+        let fewest = |s: usize| flow::fewest_missed_gpus(&pools, &model.demand_gpus[s][t]);
         let least: f64 = model.weights.iter().enumerate().map(|(s, w)| w * fewest(s)).sum();
         let claimed: f64 =
             plan.report.classes.iter().enumerate().map(|(k, c)| c.expected_misses[t] * model.claim_gpus[k]).sum();

@@ -1,72 +1,10 @@
-//! The rows and columns of the program that do not depend on the demand path, named once and used by the extensive
+//! The rows and columns of the program that do not depend on the demand path, written once and used by the extensive
 //! form and by the decomposition alike.
 
 use crate::input::PlanInput;
-use crate::model::{BUDGET_PENALTY_USD, Model, QUOTA_PENALTY_USD, Source};
-
-/// A row. `t` is a period; `block` a demand path, or a path count plus a lost domain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs, reason = "the fields are source, period, class, path in this order")]
-pub enum RowKey {
-    /// Nodes that exist: `n_t ≤ survivors + arrivals`.
-    Flow(usize, usize),
-    /// Nodes that must be kept: claimed, or inside their minimum billing time.
-    Floor(usize, usize),
-    /// Nodes are paid by a commitment or billed.
-    Own(usize, usize),
-    /// Launches beyond the parent plan's cost more: free to fall, slow to rise.
-    Sticky(usize, usize),
-    Quota(usize, usize),
-    /// Launches of a provider.
-    Rate(usize, usize),
-    Commitment(usize, usize),
-    Spread(usize, usize),
-    Budget(usize),
-    /// Hit-rate target of a class.
-    Target(usize, usize),
-    /// Tail of the miss cost (CVaR) of a path.
-    Tail(usize),
-    /// GPUs of a pool (decomposition only).
-    Pool(usize, usize),
-    /// GPUs that a set of classes can use (decomposition only): set, period, lost domain + 1.
-    Set(usize, usize, usize),
-    /// A Gale-Hoffman cut (decomposition only): set, period, block.
-    Cut(usize, usize, usize),
-    /// GPUs of a source given out (extensive form only): source, period, block.
-    Use(usize, usize, usize),
-    /// GPUs of a source that a class can use (extensive form only): source, period, block, class.
-    Edge(usize, usize, usize, usize),
-    /// Demand is covered or missed (extensive form only): class, period, block.
-    Cover(usize, usize, usize),
-}
-
-/// A column.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs, reason = "the fields are source, period, class, path in this order")]
-pub enum ColKey {
-    Nodes(usize, usize),
-    Launch(usize, usize),
-    /// Launches beyond the parent plan's.
-    Over(usize, usize),
-    /// Nodes that a commitment pays for: commitment, source, period.
-    Paid(usize, usize, usize),
-    /// Nodes billed beside commitments.
-    Billed(usize, usize),
-    QuotaSlack(usize, usize),
-    BudgetSlack(usize),
-    SpreadSlack(usize, usize),
-    TargetSlack(usize, usize),
-    /// Missed claims: class, period, block.
-    Miss(usize, usize, usize),
-    /// CVaR's threshold.
-    TailStart,
-    /// CVaR's excess of a path.
-    TailExcess(usize),
-    Pool(usize, usize),
-    Set(usize, usize, usize),
-    /// GPUs of a source that serve a class (extensive form only): source, class, period, block.
-    Serve(usize, usize, usize, usize),
-}
+use crate::keys::{Block, ClassId, ColKey, CommitmentId, Period, QuotaId, RateGroupId, RowKey, SourceId, SpreadId};
+use crate::model::{BUDGET_PENALTY_USD, Model, QUOTA_PENALTY_USD};
+use crate::source::Source;
 
 /// A row with its bounds.
 #[derive(Debug, Clone, PartialEq)]
@@ -165,32 +103,42 @@ pub fn shared(input: &PlanInput, model: &Model) -> (Vec<RowSpec>, Vec<ColSpec>) 
     let (mut rows, mut cols) = (Vec::new(), Vec::new());
     for t in 0..model.periods() {
         for q in 0..input.quotas.len() {
-            rows.push(at_most(RowKey::Quota(q, t), model.quota_left[q][t]));
-            cols.push(col(ColKey::QuotaSlack(q, t), QUOTA_PENALTY_USD, INF, vec![(RowKey::Quota(q, t), -1.0)]));
+            rows.push(at_most(RowKey::Quota(QuotaId(q), Period(t)), model.quota_left[q][t]));
+            cols.push(col(
+                ColKey::QuotaSlack(QuotaId(q), Period(t)),
+                QUOTA_PENALTY_USD,
+                INF,
+                vec![(RowKey::Quota(QuotaId(q), Period(t)), -1.0)],
+            ));
         }
         for (c, commitment) in input.commitments.iter().enumerate() {
             let nodes = commitment.nodes.get(t).copied().unwrap_or(0.0);
-            rows.push(at_most(RowKey::Commitment(c, t), nodes));
+            rows.push(at_most(RowKey::Commitment(CommitmentId(c), Period(t)), nodes));
         }
         if let Some(rate) = input.policy.launch_rate_nodes_per_min {
             for g in 0..rate_groups(input).len() {
-                rows.push(at_most(RowKey::Rate(g, t), rate * model.hours[t] * 60.0));
+                rows.push(at_most(RowKey::Rate(RateGroupId(g), Period(t)), rate * model.hours[t] * 60.0));
             }
         }
         if let Some(left) = model.budget_left_usd_per_h.get(t) {
-            rows.push(at_most(RowKey::Budget(t), *left));
-            cols.push(col(ColKey::BudgetSlack(t), BUDGET_PENALTY_USD, INF, vec![(RowKey::Budget(t), -1.0)]));
+            rows.push(at_most(RowKey::Budget(Period(t)), *left));
+            cols.push(col(
+                ColKey::BudgetSlack(Period(t)),
+                BUDGET_PENALTY_USD,
+                INF,
+                vec![(RowKey::Budget(Period(t)), -1.0)],
+            ));
         }
         for k in 0..model.claim_gpus.len() {
             if model.has_target(k, t) {
-                rows.push(at_most(RowKey::Target(k, t), model.allowed_misses[t][k]));
-                let slack = vec![(RowKey::Target(k, t), -1.0)];
-                cols.push(col(ColKey::TargetSlack(k, t), model.target_penalty_usd[t][k], INF, slack));
+                rows.push(at_most(RowKey::Target(ClassId(k), Period(t)), model.allowed_misses[t][k]));
+                let slack = vec![(RowKey::Target(ClassId(k), Period(t)), -1.0)];
+                cols.push(col(ColKey::TargetSlack(ClassId(k), Period(t)), model.target_penalty_usd[t][k], INF, slack));
             }
         }
     }
     if input.policy.cvar_weight > 0.0 {
-        let tail = |s| RowKey::Tail(s);
+        let tail = |s| RowKey::Tail(Block(s));
         let scenarios = 0..model.weights.len();
         rows.extend(scenarios.clone().map(|s| at_least(tail(s), 0.0)));
         let entries = scenarios.clone().map(|s| (tail(s), 1.0)).collect();
@@ -199,7 +147,7 @@ pub fn shared(input: &PlanInput, model: &Model) -> (Vec<RowSpec>, Vec<ColSpec>) 
         cols.push(ColSpec { key: ColKey::TailStart, cost: weight, lower: -INF, upper: INF, entries });
         cols.extend(scenarios.map(|s| {
             let cost = weight * model.weights[s] / (1.0 - input.policy.cvar_level);
-            col(ColKey::TailExcess(s), cost, INF, vec![(tail(s), 1.0)])
+            col(ColKey::TailExcess(Block(s)), cost, INF, vec![(tail(s), 1.0)])
         }));
     }
     (rows, cols)
@@ -207,26 +155,25 @@ pub fn shared(input: &PlanInput, model: &Model) -> (Vec<RowSpec>, Vec<ColSpec>) 
 
 /// The rows of one spread limit in one period, and its softening column.
 #[must_use]
-pub fn spread_row(model: &Model, r: usize, t: usize) -> (RowSpec, ColSpec) {
-    let key = RowKey::Spread(r, t);
-    let slack = col(ColKey::SpreadSlack(r, t), model.spreads[r].penalty_usd[t], INF, vec![(key, -1.0)]);
+pub fn spread_row(model: &Model, spread: SpreadId, period: Period) -> (RowSpec, ColSpec) {
+    let key = RowKey::Spread(spread, period);
+    let penalty_usd = model.spreads[spread.0].penalty_usd[period.0];
+    let slack = col(ColKey::SpreadSlack(spread, period), penalty_usd, INF, vec![(key, -1.0)]);
     (at_most(key, 0.0), slack)
 }
 
-/// A miss column without its demand rows. `block` below the number of paths is a path, above it a lost domain, whose
-/// misses are counted in GPUs at the outage penalty.
+/// A miss column without its demand rows. After the loss of a domain, misses are counted in GPUs at the outage penalty.
 #[must_use]
-pub fn miss(input: &PlanInput, model: &Model, k: usize, t: usize, block: usize) -> ColSpec {
-    let key = ColKey::Miss(k, t, block);
-    let paths = model.weights.len();
-    if block >= paths {
+pub fn miss(input: &PlanInput, model: &Model, class: ClassId, period: Period, block: Block) -> ColSpec {
+    let key = ColKey::Miss(class, period, block);
+    let (k, t) = (class.0, period.0);
+    let Some(weight) = model.weights.get(block.0) else {
         let cost = model.outage_penalty_usd[t][k] * model.claim_gpus[k];
         return col(key, cost, INF, Vec::new());
-    }
-    let weight = model.weights[block];
+    };
     let mut entries = Vec::new();
     if model.has_target(k, t) {
-        entries.push((RowKey::Target(k, t), weight));
+        entries.push((RowKey::Target(class, period), *weight));
     }
     if input.policy.cvar_weight > 0.0 {
         entries.push((RowKey::Tail(block), -model.miss_usd[t][k]));
@@ -236,43 +183,44 @@ pub fn miss(input: &PlanInput, model: &Model, k: usize, t: usize, block: usize) 
 
 /// The rows and columns of one source. Entries of `Nodes` into pools, uses or cuts are added by the caller.
 #[must_use]
-pub fn source(input: &PlanInput, model: &Model, links: &Links, i: usize) -> (Vec<RowSpec>, Vec<ColSpec>) {
-    let source = &model.sources[i];
+pub fn source(input: &PlanInput, model: &Model, links: &Links, id: SourceId) -> (Vec<RowSpec>, Vec<ColSpec>) {
+    let source = &model.sources[id.0];
     let (mut rows, mut cols) = (Vec::new(), Vec::new());
     let budget = input.policy.budget_usd_micros_per_h.is_some();
     let committed = !links.commitments.is_empty();
     let periods = model.periods();
     for t in source.first..periods {
-        rows.push(at_most(RowKey::Flow(i, t), source.appear[t]));
-        let mut entries = vec![(RowKey::Flow(i, t), 1.0)];
+        rows.push(at_most(RowKey::Flow(id, Period(t)), source.appear[t]));
+        let mut entries = vec![(RowKey::Flow(id, Period(t)), 1.0)];
         if t + 1 < periods {
-            entries.push((RowKey::Flow(i, t + 1), -source.profile.survive[t + 1]));
+            entries.push((RowKey::Flow(id, Period(t + 1)), -source.profile.survive[t + 1]));
         }
         if needs_floor(source, t) {
-            rows.push(at_least(RowKey::Floor(i, t), source.kept[t]));
-            entries.push((RowKey::Floor(i, t), 1.0));
+            rows.push(at_least(RowKey::Floor(id, Period(t)), source.kept[t]));
+            entries.push((RowKey::Floor(id, Period(t)), 1.0));
         }
-        entries.extend(links.quotas.iter().map(|&(q, units)| (RowKey::Quota(q, t), units)));
-        entries.extend(links.spreads.iter().map(|&(r, gpus)| (RowKey::Spread(r, t), gpus)));
+        entries.extend(links.quotas.iter().map(|&(q, units)| (RowKey::Quota(QuotaId(q), Period(t)), units)));
+        entries.extend(links.spreads.iter().map(|&(r, gpus)| (RowKey::Spread(SpreadId(r), Period(t)), gpus)));
         let (hourly, cost) = (source.price_usd_per_h, source.cost_usd_per_h * model.hours[t]);
         if committed {
-            rows.push(at_most(RowKey::Own(i, t), 0.0));
-            entries.push((RowKey::Own(i, t), 1.0));
+            rows.push(at_most(RowKey::Own(id, Period(t)), 0.0));
+            entries.push((RowKey::Own(id, Period(t)), 1.0));
             for &c in &links.commitments {
-                let pays = vec![(RowKey::Own(i, t), -1.0), (RowKey::Commitment(c, t), 1.0)];
-                cols.push(col(ColKey::Paid(c, i, t), 0.0, INF, pays));
+                let pays =
+                    vec![(RowKey::Own(id, Period(t)), -1.0), (RowKey::Commitment(CommitmentId(c), Period(t)), 1.0)];
+                cols.push(col(ColKey::Paid(CommitmentId(c), id, Period(t)), 0.0, INF, pays));
             }
-            let mut bill = vec![(RowKey::Own(i, t), -1.0)];
-            bill.extend(budget.then_some((RowKey::Budget(t), hourly)));
-            cols.push(col(ColKey::Billed(i, t), cost, INF, bill));
+            let mut bill = vec![(RowKey::Own(id, Period(t)), -1.0)];
+            bill.extend(budget.then_some((RowKey::Budget(Period(t)), hourly)));
+            cols.push(col(ColKey::Billed(id, Period(t)), cost, INF, bill));
         } else {
-            entries.extend(budget.then_some((RowKey::Budget(t), hourly)));
+            entries.extend(budget.then_some((RowKey::Budget(Period(t)), hourly)));
         }
         let cost = if committed { 0.0 } else { cost };
-        cols.push(col(ColKey::Nodes(i, t), cost, INF, entries));
+        cols.push(col(ColKey::Nodes(id, Period(t)), cost, INF, entries));
     }
     for t in 0..source.launch_end {
-        launch(input, model, links, i, t, &mut rows, &mut cols);
+        launch(input, model, links, id, Period(t), &mut rows, &mut cols);
     }
     (rows, cols)
 }
@@ -286,40 +234,42 @@ fn launch(
     input: &PlanInput,
     model: &Model,
     links: &Links,
-    i: usize,
-    t: usize,
+    id: SourceId,
+    period: Period,
     rows: &mut Vec<RowSpec>,
     cols: &mut Vec<ColSpec>,
 ) {
-    let source = &model.sources[i];
+    let (source, t) = (&model.sources[id.0], period.0);
     let churn = input.policy.churn * source.launch_cost_usd;
     let mut entries = Vec::new();
     for u in t..model.periods() {
         let arrivals = source.profile.arrivals[t][u];
         if arrivals > 0.0 {
-            entries.push((RowKey::Flow(i, u), -arrivals));
+            entries.push((RowKey::Flow(id, Period(u)), -arrivals));
         }
         let held = source.profile.held[t][u];
         if held > 0.0 {
-            entries.push((RowKey::Floor(i, u), -held));
+            entries.push((RowKey::Floor(id, Period(u)), -held));
         }
         let in_flight = source.profile.in_flight[t][u];
         if in_flight > 0.0 {
-            entries.extend(links.quotas.iter().map(|&(q, units)| (RowKey::Quota(q, u), units * in_flight)));
+            entries.extend(
+                links.quotas.iter().map(|&(q, units)| (RowKey::Quota(QuotaId(q), Period(u)), units * in_flight)),
+            );
             if input.policy.budget_usd_micros_per_h.is_some() {
-                entries.push((RowKey::Budget(u), source.price_usd_per_h * in_flight));
+                entries.push((RowKey::Budget(Period(u)), source.price_usd_per_h * in_flight));
             }
         }
     }
-    entries.extend(links.rate.map(|g| (RowKey::Rate(g, t), 1.0)));
+    entries.extend(links.rate.map(|g| (RowKey::Rate(RateGroupId(g), period), 1.0)));
     let mut cost = source.launch_usd(t);
     if source.planned[t] > 0.0 {
-        let key = RowKey::Sticky(i, t);
+        let key = RowKey::Sticky(id, period);
         rows.push(at_most(key, source.planned[t]));
         entries.push((key, 1.0));
-        cols.push(col(ColKey::Over(i, t), churn, INF, vec![(key, -1.0)]));
+        cols.push(col(ColKey::Over(id, period), churn, INF, vec![(key, -1.0)]));
     } else {
         cost += churn;
     }
-    cols.push(col(ColKey::Launch(i, t), cost, source.launch_limit[t], entries));
+    cols.push(col(ColKey::Launch(id, period), cost, source.launch_limit[t], entries));
 }

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::columns;
 use crate::decompose::{self, Effort};
 use crate::input::{OfferState, PlanInput};
-use crate::model::{Model, Source};
+use crate::model::Model;
 use crate::plan::{Plan, micros};
+use crate::source::Source;
 use fleet::Caps;
 
 /// The offers of one class, chosen ones first, then by what is missing.
@@ -69,7 +70,7 @@ pub fn refusals(class: &Class, offers: &[OfferState]) -> (usize, BTreeMap<String
     let caps = Caps::resolve(class, offers.iter().map(|o| &o.offer));
     let mut refused: BTreeMap<String, usize> = BTreeMap::new();
     for state in offers {
-        if let Err(why) = admission::yields(&state.offer, class, caps.of(class, &state.offer)) {
+        if let Err(why) = admission::offer_share(&state.offer, class, caps.of(class, &state.offer)) {
             *refused.entry(reason(&why)).or_default() += 1;
         }
     }
@@ -99,7 +100,7 @@ pub fn explain(
     }
     for (p, state) in input.offers.iter().enumerate() {
         let cap = caps.of(&input.classes[class], &state.offer);
-        if admission::yields(&state.offer, &input.classes[class], cap).is_err() {
+        if admission::offer_share(&state.offer, &input.classes[class], cap).is_err() {
             continue;
         }
         let Some(&i) = source_of.get(&p) else {

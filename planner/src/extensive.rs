@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use solver::{Col, Lp};
 
-use crate::columns::{self, ColKey, ColSpec, RowKey, RowSpec};
+use crate::columns::{self, ColSpec, RowSpec};
 use crate::input::PlanInput;
+use crate::keys::{Block, ClassId, ColKey, Period, RowKey, SourceId, SpreadId};
 use crate::model::Model;
 
 /// The extensive form with the keys of its columns, in the order of `lp.cols`.
@@ -29,17 +30,17 @@ pub fn build(input: &PlanInput, model: &Model) -> Extensive {
     form.add_rows(&rows);
     for r in 0..model.spreads.len() {
         for t in 0..model.periods() {
-            let (row, slack) = columns::spread_row(model, r, t);
+            let (row, slack) = columns::spread_row(model, SpreadId(r), Period(t));
             form.add_rows(&[row]);
             cols.push(slack);
         }
     }
-    for block in 0..blocks(model) {
+    for block in 0..model.blocks() {
         for t in 0..model.periods() {
             for k in 0..model.claim_gpus.len() {
-                let key = RowKey::Cover(k, t, block);
-                form.add_rows(&[RowSpec { key, lower: demand(model, block, t)[k], upper: f64::INFINITY }]);
-                let mut miss = columns::miss(input, model, k, t, block);
+                let key = RowKey::Cover(ClassId(k), Period(t), Block(block));
+                form.add_rows(&[RowSpec { key, lower: model.demand(Block(block), t)[k], upper: f64::INFINITY }]);
+                let mut miss = columns::miss(input, model, ClassId(k), Period(t), Block(block));
                 miss.entries.push((key, model.claim_gpus[k]));
                 cols.push(miss);
             }
@@ -47,10 +48,10 @@ pub fn build(input: &PlanInput, model: &Model) -> Extensive {
     }
     form.add_cols(cols);
     for (i, links) in links.iter().enumerate() {
-        let (rows, mut cols) = columns::source(input, model, links, i);
+        let (rows, mut cols) = columns::source(input, model, links, SourceId(i));
         form.add_rows(&rows);
         for col in &mut cols {
-            if let ColKey::Nodes(_, t) = col.key {
+            if let ColKey::Nodes(_, Period(t)) = col.key {
                 form.use_rows(model, i, t, &mut col.entries);
             }
         }
@@ -58,25 +59,6 @@ pub fn build(input: &PlanInput, model: &Model) -> Extensive {
         form.add_serves(model, i);
     }
     form
-}
-
-/// Number of blocks: demand paths, then lost domains.
-#[must_use]
-pub fn blocks(model: &Model) -> usize {
-    let outages = if model.outage_gpus.is_empty() { 0 } else { model.domains.len() };
-    model.weights.len() + outages
-}
-
-/// Demand of a block in GPUs, `[K]`.
-#[must_use]
-pub fn demand(model: &Model, block: usize, t: usize) -> &[f64] {
-    model.demand_gpus.get(block).map_or_else(|| &model.outage_gpus[t], |s| &s[t])
-}
-
-/// Whether a pool's nodes are there in a block.
-#[must_use]
-pub fn alive(model: &Model, pool: usize, block: usize) -> bool {
-    block < model.weights.len() || model.pools[pool].domain != Some(block - model.weights.len())
 }
 
 impl Extensive {
@@ -99,12 +81,12 @@ impl Extensive {
     /// Rows that cap what a source gives out in each block, and the node column's entries in them.
     fn use_rows(&mut self, model: &Model, i: usize, t: usize, entries: &mut Vec<(RowKey, f64)>) {
         let source = &model.sources[i];
-        for block in (0..blocks(model)).filter(|b| alive(model, source.pool, *b)) {
-            let key = RowKey::Use(i, t, block);
+        for block in (0..model.blocks()).filter(|b| model.is_there(source.pool, Block(*b))) {
+            let key = RowKey::Use(SourceId(i), Period(t), Block(block));
             self.add_rows(&[RowSpec { key, lower: f64::NEG_INFINITY, upper: 0.0 }]);
             entries.push((key, -source.gpus));
             for &(k, share) in model.pools[source.pool].serves.iter().filter(|(_, share)| *share < 1.0) {
-                let key = RowKey::Edge(i, t, block, k);
+                let key = RowKey::Edge(SourceId(i), Period(t), Block(block), ClassId(k));
                 self.add_rows(&[RowSpec { key, lower: f64::NEG_INFINITY, upper: 0.0 }]);
                 entries.push((key, -source.gpus * share));
             }
@@ -113,14 +95,17 @@ impl Extensive {
 
     fn add_serves(&mut self, model: &Model, i: usize) {
         let pool = model.sources[i].pool;
-        for block in (0..blocks(model)).filter(|b| alive(model, pool, *b)) {
+        for block in (0..model.blocks()).filter(|b| model.is_there(pool, Block(*b))) {
             for t in 0..model.periods() {
                 for &(k, share) in model.pools[pool].serves.iter().filter(|_| t >= model.sources[i].first) {
-                    let mut entries = vec![(RowKey::Use(i, t, block), 1.0), (RowKey::Cover(k, t, block), 1.0)];
+                    let mut entries = vec![
+                        (RowKey::Use(SourceId(i), Period(t), Block(block)), 1.0),
+                        (RowKey::Cover(ClassId(k), Period(t), Block(block)), 1.0),
+                    ];
                     if share < 1.0 {
-                        entries.push((RowKey::Edge(i, t, block, k), 1.0));
+                        entries.push((RowKey::Edge(SourceId(i), Period(t), Block(block), ClassId(k)), 1.0));
                     }
-                    let key = ColKey::Serve(i, k, t, block);
+                    let key = ColKey::Serve(SourceId(i), ClassId(k), Period(t), Block(block));
                     self.add_cols(vec![ColSpec { key, cost: 0.0, lower: 0.0, upper: f64::INFINITY, entries }]);
                 }
             }

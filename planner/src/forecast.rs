@@ -352,7 +352,7 @@ fn strata(len: usize, count: usize) -> Vec<(usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::instance::Rng;
+    use fleet::rng::Rng;
 
     fn daily(n: usize, noise: f64) -> Vec<f64> {
         let mut rng = Rng::new(3);

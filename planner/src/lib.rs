@@ -1,7 +1,8 @@
 //! Sizes GPU buffers: forecast, supply estimate, linear program, whole-number plan and a report that says why.
 //!
-//! Nothing here does I/O, reads a clock or draws a random number: [`plan::plan`] is a function of one input.
+//! Nothing here does I/O, reads a clock or draws a random number: [`planning::plan`] is a function of one input.
 
+mod appraise;
 pub mod base_stock;
 pub mod check;
 pub mod columns;
@@ -9,20 +10,25 @@ pub mod decompose;
 pub mod error_budget;
 pub mod explain;
 pub mod extensive;
+pub mod flow;
 pub mod forecast;
 pub mod gather;
 pub mod input;
-pub mod instance;
+pub mod keys;
 pub mod model;
 pub mod plan;
+pub mod planning;
 pub mod report;
 pub mod rolling;
 pub mod round;
 pub mod scenarios;
 pub mod serves;
+pub mod source;
 pub mod supply;
+pub mod synthetic;
 pub mod validate;
 pub mod what_if;
 
 pub use input::PlanInput;
-pub use plan::{Options, Plan, PlanError, plan};
+pub use plan::Plan;
+pub use planning::{Options, PlanError, plan};

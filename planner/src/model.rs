@@ -9,8 +9,11 @@ use std::rc::Rc;
 
 use fleet::{Market, Refusal};
 
-use crate::input::{DomainLevel, OfferState, PlanInput, SpreadBy};
+use crate::flow::Network;
+use crate::input::{DomainLevel, PlanInput, SpreadBy};
+use crate::keys::{Block, DomainId};
 use crate::serves::{fragment_serves, whole_node_serves};
+use crate::source::{Profile, Source};
 
 /// Which classes a pool serves, and how much of it each can use.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,84 +22,6 @@ pub struct Pool {
     pub serves: Vec<(usize, f64)>,
     /// Domain that is lost as one, where N-1 is asked for.
     pub domain: Option<usize>,
-}
-
-/// Nodes that behave alike: what an offer sells, or a group of partly claimed nodes.
-#[derive(Debug, Clone)]
-pub struct Source {
-    /// Index of the offer.
-    pub offer: usize,
-    /// Index of the node group for partly claimed nodes; `None` for the offer itself (idle nodes and launches).
-    pub group: Option<usize>,
-    /// Index of its pool.
-    pub pool: usize,
-    /// GPUs of one node.
-    pub gpus: f64,
-    /// Dollars for a node-hour.
-    pub price_usd_per_h: f64,
-    /// Dollars for a node-hour of full work, and for the claims that faults cut in it: what is weighed, not what is paid.
-    pub cost_usd_per_h: f64,
-    /// Nodes that appear at the start of each period from what exists already, `[T]`.
-    pub appear: Vec<f64>,
-    /// Nodes that must be kept in each period, `[T]`.
-    pub kept: Vec<f64>,
-    /// How launches arrive and nodes are lost.
-    pub profile: Rc<Profile>,
-    /// Most launches in each period, `[T]`; all 0 for groups.
-    pub launch_limit: Vec<f64>,
-    /// Dollars for one launch, before the churn penalty.
-    pub launch_cost_usd: f64,
-    /// Launches of the parent plan, `[T]`.
-    pub planned: Vec<f64>,
-    /// First period in which it can have nodes.
-    pub first: usize,
-    /// First period in which a launch can no longer appear, or 0 when nothing can be launched.
-    pub launch_end: usize,
-}
-
-/// How one launch turns into nodes over the periods. Sources with equal estimates share one.
-#[derive(Debug, PartialEq)]
-pub struct Profile {
-    /// Share of nodes that live from the start of `t-1` to the start of `t`, `[T]`; 1 at 0.
-    pub survive: Vec<f64>,
-    /// Nodes that become healthy in `t` of one launch in `u`, `[u][t]`.
-    pub arrivals: Vec<Vec<f64>>,
-    /// Nodes of one launch in `u` that are healthy in `t` and inside their minimum billing time, `[u][t]`.
-    pub held: Vec<Vec<f64>>,
-    /// Share of one launch in `u` whose outcome is still open in `t`: it counts against quotas and is billed, `[u][t]`.
-    pub in_flight: Vec<Vec<f64>>,
-}
-
-impl Profile {
-    fn of(state: &OfferState, start_s: &[f64], hours: &[f64]) -> Self {
-        let periods = hours.len();
-        let arrived = |u: usize, t: usize| {
-            if t <= u { 0.0 } else { state.fill * state.lead_time.share_by(start_s[t] - start_s[u]) }
-        };
-        let mut profile = Self {
-            survive: vec![1.0; periods],
-            arrivals: vec![vec![0.0; periods]; periods],
-            held: vec![vec![0.0; periods]; periods],
-            in_flight: vec![vec![0.0; periods]; periods],
-        };
-        for t in 1..periods {
-            profile.survive[t] = (-state.hazard_per_h * hours[t - 1]).exp();
-        }
-        for u in 0..periods {
-            let mut alive = 0.0;
-            for t in u..periods {
-                let answered = if t == u { 0.0 } else { state.lead_time.share_by(start_s[t] - start_s[u]) };
-                profile.in_flight[u][t] = (1.0 - answered).max(0.0);
-                if t > u {
-                    profile.arrivals[u][t] = arrived(u, t) - arrived(u, t - 1);
-                    alive = alive * profile.survive[t] + profile.arrivals[u][t];
-                    let young = start_s[t] - start_s[u] < f64::from(state.min_hold_s);
-                    profile.held[u][t] = if young { alive } else { 0.0 };
-                }
-            }
-        }
-        profile
-    }
 }
 
 /// The problem of one plan: pools of sources, demand by path, and what limits them.
@@ -241,6 +166,50 @@ impl Model {
     #[must_use]
     pub fn has_target(&self, k: usize, t: usize) -> bool {
         self.hit_rate_target[k] > 0.0 && t < self.periods()
+    }
+
+    /// Number of blocks: demand paths, then lost domains.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        let outages = if self.outage_gpus.is_empty() { 0 } else { self.domains.len() };
+        self.weights.len() + outages
+    }
+
+    /// The domain that a block loses.
+    #[must_use]
+    pub fn lost_domain(&self, block: Block) -> Option<DomainId> {
+        block.0.checked_sub(self.weights.len()).map(DomainId)
+    }
+
+    /// Demand of a block in GPUs, `[K]`.
+    #[must_use]
+    pub fn demand(&self, block: Block, t: usize) -> &[f64] {
+        self.demand_gpus.get(block.0).map_or_else(|| &self.outage_gpus[t], |path| &path[t])
+    }
+
+    /// Whether a pool's nodes are there in a block.
+    #[must_use]
+    pub fn is_there(&self, pool: usize, block: Block) -> bool {
+        self.lost_domain(block).is_none_or(|lost| self.pools[pool].domain != Some(lost.0))
+    }
+
+    /// Missed claims, mean over the demand paths, `[T][K]`, with `gpus` of each pool `[T][pools]`, when classes are served
+    /// in their order.
+    #[must_use]
+    pub fn missed_claims(&self, gpus: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let classes = self.claim_gpus.len();
+        let order: Vec<usize> = (0..classes).collect();
+        let mut missed = vec![vec![0.0; classes]; self.periods()];
+        for (t, row) in missed.iter_mut().enumerate() {
+            let pools = gpus[t].iter().zip(&self.pools).map(|(gpus, pool)| (*gpus, pool.serves.as_slice()));
+            let network = Network::new(classes, pools);
+            for (path, weight) in self.weights.iter().enumerate() {
+                let (_, short) = network.short_sets(self.demand(Block(path), t), &order);
+                let claims = row.iter_mut().zip(&short).zip(&self.claim_gpus);
+                claims.for_each(|((missed, short), gpus)| *missed += weight * short / gpus);
+            }
+        }
+        missed
     }
 
     /// Number of periods.
@@ -508,7 +477,7 @@ impl Model {
                 row[source.pool] += alive * source.gpus;
             }
         }
-        let least = crate::decompose::missed_claims(self, &gpus);
+        let least = self.missed_claims(&gpus);
         for (t, allowed) in self.allowed_misses.iter_mut().enumerate() {
             for (k, allowed) in allowed.iter_mut().enumerate() {
                 let arrived = if t < self.first_period[k] { 0.0 } else { self.arrived_share[k][t] };
@@ -557,39 +526,4 @@ fn arrived_share(arrivals: &[f64]) -> Vec<f64> {
         if total > 0.0 { (come / total).min(1.0) } else { 0.0 }
     };
     arrivals.iter().map(&mut by).collect()
-}
-
-/// Launches that may as well come a period later come now: demand between two period starts is not in the program.
-/// Share of the launch cost for each period of delay.
-const DELAY_SHARE: f64 = 1e-3;
-
-impl Source {
-    /// Dollars for one launch in period `u`, before the churn penalty.
-    #[must_use]
-    pub fn launch_usd(&self, u: usize) -> f64 {
-        self.launch_cost_usd * (1.0 + DELAY_SHARE * u as f64)
-    }
-
-    /// Whether its nodes exist, or the parent plan launched some.
-    #[must_use]
-    pub fn must_be_modelled(&self) -> bool {
-        self.appear.iter().chain(&self.planned).any(|v| *v > 0.0)
-    }
-
-    /// Lowers the floor to what can still be alive, so that a hazard never makes the plan infeasible.
-    fn clip_kept(&mut self) {
-        let mut alive = 0.0;
-        for t in 0..self.appear.len() {
-            alive = alive * self.profile.survive[t] + self.appear[t];
-            self.kept[t] = self.kept[t].min(alive);
-            // What is kept now was kept before: released nodes do not come back.
-            for u in (0..t).rev() {
-                let needed = (self.kept[u + 1] - self.appear[u + 1]) / self.profile.survive[u + 1].max(1e-12);
-                if self.kept[u] >= needed {
-                    break;
-                }
-                self.kept[u] = needed;
-            }
-        }
-    }
 }

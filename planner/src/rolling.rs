@@ -9,7 +9,8 @@ use crate::error_budget::ErrorBudget;
 use crate::forecast::Method;
 use crate::gather::{self, Estimate, Observed, ObservedNode};
 use crate::input::{Commitment, PlanInput, Policy, Quota, Scenario};
-use crate::plan::{Options, Plan, PlanError, plan};
+use crate::plan::Plan;
+use crate::planning::{Options, PlanError, plan};
 use crate::scenarios::{self, Declared, History, PathRules};
 use fleet::book::Tally;
 
@@ -33,7 +34,7 @@ const CHOOSE_EVERY_S: f64 = 3600.0;
 
 /// What is remembered between plans.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Memory {
+pub struct RollingMemory {
     methods: Vec<Method>,
     chosen_at_s: Option<f64>,
     parent: Option<(Plan, f64)>,
@@ -41,7 +42,7 @@ pub struct Memory {
     observed_s: f64,
 }
 
-impl Memory {
+impl RollingMemory {
     /// With what earlier days left of the hit-rate targets.
     #[must_use]
     pub fn with_budget(budget: ErrorBudget) -> Self {
@@ -92,7 +93,7 @@ pub struct Moment<'a> {
 
 /// The planner's input for a moment. `memory` learns what was judged and which forecasts are good.
 #[must_use]
-pub fn input(rules: &Rules, memory: &mut Memory, seen: &Moment) -> PlanInput {
+pub fn input(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) -> PlanInput {
     let classes = aimed(memory, seen);
     let paths = paths(rules, memory, seen);
     let observed = Observed {
@@ -115,7 +116,7 @@ pub fn input(rules: &Rules, memory: &mut Memory, seen: &Moment) -> PlanInput {
 ///
 /// # Errors
 /// See [`PlanError`].
-pub fn decide(memory: &mut Memory, input: &PlanInput, now_s: f64) -> Result<Plan, PlanError> {
+pub fn decide(memory: &mut RollingMemory, input: &PlanInput, now_s: f64) -> Result<Plan, PlanError> {
     let made = plan(input, options())?;
     memory.parent = Some((made.clone(), now_s));
     Ok(made)
@@ -128,7 +129,7 @@ pub fn options() -> Options {
 }
 
 /// The classes with the hit rates to aim at.
-fn aimed(memory: &mut Memory, seen: &Moment) -> Vec<Class> {
+fn aimed(memory: &mut RollingMemory, seen: &Moment) -> Vec<Class> {
     let targets: Vec<f64> = seen.classes.iter().map(|k| k.hit_rate_target).collect();
     memory.budget.observe(&targets, seen.judged, seen.now_s - memory.observed_s);
     memory.observed_s = seen.now_s;
@@ -139,7 +140,7 @@ fn aimed(memory: &mut Memory, seen: &Moment) -> Vec<Class> {
     seen.classes.iter().enumerate().map(aim).collect()
 }
 
-fn paths(rules: &Rules, memory: &mut Memory, seen: &Moment) -> Vec<Scenario> {
+fn paths(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) -> Vec<Scenario> {
     let again = memory.chosen_at_s.is_none_or(|at| seen.now_s - at >= CHOOSE_EVERY_S);
     if again || memory.methods.len() != seen.classes.len() {
         memory.methods = scenarios::choose(seen.history, &rules.period_s, rules.season_s);

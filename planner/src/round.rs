@@ -5,9 +5,10 @@
 
 use solver::SolverError;
 
-use crate::columns::{ColKey, RowKey};
+use crate::columns;
 use crate::decompose::{self, Effort, Master, Optimum};
 use crate::input::PlanInput;
+use crate::keys::{ColKey, Period, QuotaId, RateGroupId, RowKey, SourceId};
 use crate::model::{EPS, Model};
 
 /// When to look beyond simple rounding.
@@ -113,7 +114,7 @@ fn whole_nodes(
     let mut kept = Vec::new();
     for &i in master.active.iter().filter(|i| model.sources[**i].appear[0] > 0.0) {
         let source = &model.sources[i];
-        let nodes = master.value(&relaxed.solution, ColKey::Nodes(i, 0));
+        let nodes = master.value(&relaxed.solution, ColKey::Nodes(SourceId(i), Period(0)));
         let up = (nodes - 1e-4).ceil().clamp(0.0, source.appear[0].floor());
         let down = nodes.floor().max(source.kept[0].ceil()).min(up);
         let fits = rooms.take(&units(input, model, master, i), up - nodes);
@@ -132,13 +133,19 @@ impl Rooms {
         let room = |left: &Vec<f64>, row: &dyn Fn(usize) -> RowKey| {
             master.room(&relaxed.solution, |t| left[t], row, periods).max(0.0)
         };
-        let mut rooms: Vec<f64> =
-            model.quota_left.iter().enumerate().map(|(q, left)| room(left, &|t| RowKey::Quota(q, t))).collect();
+        let mut rooms: Vec<f64> = model
+            .quota_left
+            .iter()
+            .enumerate()
+            .map(|(q, left)| room(left, &|t| RowKey::Quota(QuotaId(q), Period(t))))
+            .collect();
         // Without a budget there are no rows, and the room is infinite.
-        rooms.push(room(&model.budget_left_usd_per_h, &RowKey::Budget));
+        rooms.push(room(&model.budget_left_usd_per_h, &|t| RowKey::Budget(Period(t))));
         let rate = input.policy.launch_rate_nodes_per_min.map_or(f64::INFINITY, |r| r * model.hours[0] * 60.0);
-        for g in 0..crate::columns::rate_groups(input).len() {
-            rooms.push(master.room(&relaxed.solution, |_| rate, |_| RowKey::Rate(g, 0), 1).max(0.0));
+        for g in 0..columns::rate_groups(input).len() {
+            rooms.push(
+                master.room(&relaxed.solution, |_| rate, |_| RowKey::Rate(RateGroupId(g), Period(0)), 1).max(0.0),
+            );
         }
         Self(rooms)
     }
@@ -171,7 +178,7 @@ fn whole_launches(
 ) -> Vec<(usize, f64)> {
     let mut wanted: Vec<(usize, f64)> = Vec::new();
     for &i in master.active.iter().filter(|i| model.sources[**i].launch_end > 0) {
-        let launches = master.value(&relaxed.solution, ColKey::Launch(i, 0));
+        let launches = master.value(&relaxed.solution, ColKey::Launch(SourceId(i), Period(0)));
         if launches > EPS {
             wanted.push((i, launches));
         }
@@ -243,9 +250,9 @@ fn fix(
 ) -> Result<(), SolverError> {
     for i in master.active.clone().into_iter().filter(|i| model.sources[*i].launch_end > 0) {
         let count = launches.iter().find(|(j, _)| *j == i).map_or(0.0, |(_, x)| *x);
-        master.set_bounds(ColKey::Launch(i, 0), count, count)?;
+        master.set_bounds(ColKey::Launch(SourceId(i), Period(0)), count, count)?;
     }
-    kept.iter().try_for_each(|&(i, nodes)| master.set_bounds(ColKey::Nodes(i, 0), nodes, nodes))
+    kept.iter().try_for_each(|&(i, nodes)| master.set_bounds(ColKey::Nodes(SourceId(i), Period(0)), nodes, nodes))
 }
 
 /// Depth-first branch and bound over the first period's launches and nodes, from the incumbent `best`.
@@ -261,10 +268,10 @@ fn branch(
     for &i in &master.active {
         let source = &model.sources[i];
         if source.launch_end > 0 {
-            whole.push((ColKey::Launch(i, 0), source.launch_limit[0].floor()));
+            whole.push((ColKey::Launch(SourceId(i), Period(0)), source.launch_limit[0].floor()));
         }
         if source.appear[0] > 0.0 {
-            whole.push((ColKey::Nodes(i, 0), source.appear[0].floor()));
+            whole.push((ColKey::Nodes(SourceId(i), Period(0)), source.appear[0].floor()));
         }
     }
     let root: Vec<(f64, f64)> = whole.iter().map(|(_, upper)| (0.0, *upper)).collect();
@@ -304,7 +311,7 @@ fn branch(
             }
             (None, None) => {
                 let launches = whole.iter().zip(&values).filter_map(|((key, _), v)| match key {
-                    ColKey::Launch(i, _) if v.round() >= 1.0 => Some((*i, v.round())),
+                    ColKey::Launch(SourceId(i), _) if v.round() >= 1.0 => Some((*i, v.round())),
                     _ => None,
                 });
                 *best = Rounded { launches: launches.collect(), optimum, rule: Rule::Branched };
@@ -317,7 +324,7 @@ fn branch(
 /// Whether column `j` launches at a source that column `j + 1` releases nodes of.
 fn is_swap(model: &Model, whole: &[(ColKey, f64)], values: &[f64], j: usize) -> bool {
     match (whole[j].0, whole[j + 1].0) {
-        (ColKey::Launch(i, _), ColKey::Nodes(n, _)) if i == n => {
+        (ColKey::Launch(SourceId(i), _), ColKey::Nodes(SourceId(n), _)) if i == n => {
             values[j] > 0.5 && values[j + 1] < model.sources[i].appear[0].floor() - 0.5
         }
         _ => false,

@@ -10,7 +10,7 @@ pub fn whole_node_serves(input: &PlanInput, p: usize, caps: &[Caps]) -> (Vec<(us
     let mut serves = Vec::new();
     let mut refusal: Option<Refusal> = None;
     for (k, class) in input.classes.iter().enumerate() {
-        match admission::yields(offer, class, caps[k].of(class, offer)) {
+        match admission::offer_share(offer, class, caps[k].of(class, offer)) {
             Ok(share) => serves.push((k, share)),
             Err(why) if refusal.is_none() || matches!(refusal, Some(Refusal::Model(_))) => refusal = Some(why),
             Err(_) => {}

@@ -6,7 +6,8 @@ use fleet::UsdMicros;
 use serde::{Deserialize, Serialize};
 
 use crate::input::PlanInput;
-use crate::plan::{Options, Plan, PlanError, plan};
+use crate::plan::Plan;
+use crate::planning::{Options, PlanError, plan};
 
 /// One change to an input.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

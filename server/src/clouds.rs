@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use fleet::Offer;
-use planner::instance::{self, Size};
+use planner::synthetic::{self, Size};
 #[cfg(feature = "aws")]
 use providers::aws::{Account, AwsProvider, Region, ec2::Template, sdk::SdkEc2};
 use providers::sim::Dist;
@@ -117,5 +117,5 @@ fn demo_lead() -> Dist {
 
 fn demo_offers() -> Vec<Offer> {
     let size = Size { offers: 60, classes: 1, scenarios: 1, periods: 1 };
-    instance::catalogue(size, 1).offers.into_iter().map(|o| o.offer).collect()
+    synthetic::catalogue(size, 1).offers.into_iter().map(|o| o.offer).collect()
 }

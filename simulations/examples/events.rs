@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use fleet::book::ClassRule;
 use fleet::rng::Rng;
-use planner::instance::{Size, catalogue};
 use planner::scenarios::History;
+use planner::synthetic::{Size, catalogue};
 use providers::sim::{Dist, SimOffer};
 use simulations::claims;
 use simulations::engine::{Setup, run};

@@ -8,8 +8,11 @@
 use std::collections::BTreeMap;
 
 use fleet::Market;
+use good_lp::{
+    Constraint, Expression, ProblemVariables, ResolutionError, Solution, SolutionStatus, SolverModel, Variable, highs,
+    variable,
+};
 use serde::{Deserialize, Serialize};
-use solver::{Col, Limits, Lp, SolverError};
 
 use crate::engine::{Disturbance, Setup};
 
@@ -37,100 +40,154 @@ struct Group {
     offers: Vec<usize>,
 }
 
+/// Why there is no bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BoundError {
+    /// The solver found no optimum.
+    #[error("the bound on any policy's cost has no optimum")]
+    Solver(#[from] ResolutionError),
+    /// The program is too large for the time it may take.
+    #[error("the bound on any policy's cost was not found in {TIME_LIMIT_S} s: simulate fewer days, classes or offers")]
+    TimeLimit,
+}
+
 /// The least that any policy can pay for the measured part of a run.
 ///
 /// # Errors
 /// The solver gives no optimum.
-pub fn bound(setup: &Setup) -> Result<Bound, SolverError> {
+pub fn bound(setup: &Setup) -> Result<Bound, BoundError> {
     match solve(setup, true) {
         // The hit rate cannot be had by anyone: the least without it.
-        Err(SolverError::Infeasible) => solve(setup, false),
+        Err(BoundError::Solver(ResolutionError::Infeasible)) => solve(setup, false),
         result => result,
     }
 }
 
-fn solve(setup: &Setup, hit_rates: bool) -> Result<Bound, SolverError> {
+/// Means over buckets, `[bucket]`.
+type Series = Vec<Variable>;
+
+/// The program while it is written: a column for each mean, rows in terms of them.
+struct Program<'a> {
+    setup: &'a Setup,
+    buckets: usize,
+    bucket_s: f64,
+    vars: ProblemVariables,
+    rows: Vec<Constraint>,
+    nodes_usd: Expression,
+    boot_usd: Expression,
+    misses_usd: Expression,
+}
+
+fn solve(setup: &Setup, hit_rates: bool) -> Result<Bound, BoundError> {
     let measured_s = setup.end_s - setup.measure_from_s;
     let bucket_s = (measured_s / BUCKETS_MAX).max(60.0);
-    let buckets = (measured_s / bucket_s).ceil() as usize;
-    let demand = mean_demand(setup, bucket_s, buckets);
-    let groups = groups(setup, &demand);
-    let start = |b: usize| setup.measure_from_s + b as f64 * bucket_s;
-    let hours = bucket_s / 3600.0;
-    let mut lp = Lp::default();
-    let classes = setup.classes.len();
-    let cover: Vec<Vec<usize>> =
-        demand.iter().map(|row| row.iter().map(|gpus| lp.add_row(*gpus, f64::INFINITY, "c")).collect()).collect();
-    let begins: Vec<Vec<usize>> =
-        (0..classes).map(|_| (0..buckets).map(|_| lp.add_row(0.0, f64::INFINITY, "u")).collect()).collect();
-    let quotas: Vec<Vec<usize>> = setup
-        .quotas
-        .iter()
-        .map(|q| (0..buckets).map(|_| lp.add_row(f64::NEG_INFINITY, q.limit, "q")).collect())
-        .collect();
-    let targets: Vec<usize> = setup
-        .classes
-        .iter()
-        .enumerate()
-        .map(|(k, class)| {
-            let new = setup
-                .claims
-                .iter()
-                .filter(|c| c.class as usize == k && c.at_ms as f64 >= setup.measure_from_s * 1000.0);
-            let allowed = (1.0 - class.class.hit_rate_target) * new.count() as f64;
-            lp.add_row(f64::NEG_INFINITY, if hit_rates { allowed } else { f64::INFINITY }, "t")
-        })
-        .collect();
-    // Which columns are nodes, boots and misses, for the parts of the bound.
-    let mut kinds: Vec<u8> = Vec::new();
-    for (k, class) in setup.classes.iter().enumerate() {
-        let gpus = f64::from(class.class.gpus_per_claim);
-        for b in 0..buckets {
-            // Unserved claims, and those that begin to be: misses ≥ unserved now − unserved before.
-            let mut entries = vec![(cover[k][b], gpus), (begins[k][b], -1.0)];
-            entries.extend((b + 1 < buckets).then(|| (begins[k][b + 1], 1.0)));
-            add(&mut lp, &mut kinds, 0, 0.0, f64::INFINITY, entries);
-            let miss_usd = class.class.miss_cost_usd_micros.usd();
-            add(&mut lp, &mut kinds, 3, miss_usd, f64::INFINITY, vec![(begins[k][b], 1.0), (targets[k], 1.0)]);
-        }
+    let mut program = Program {
+        setup,
+        buckets: (measured_s / bucket_s).ceil() as usize,
+        bucket_s,
+        vars: ProblemVariables::new(),
+        rows: Vec::new(),
+        nodes_usd: Expression::default(),
+        boot_usd: Expression::default(),
+        misses_usd: Expression::default(),
+    };
+    let demand = mean_demand(setup, bucket_s, program.buckets);
+    let mut served = program.demand(hit_rates);
+    let mut quotas = vec![vec![Expression::default(); program.buckets]; setup.quotas.len()];
+    for group in groups(setup, &demand) {
+        program.supply(&group, &mut served, &mut quotas);
     }
-    for group in &groups {
-        let held: Vec<usize> = (0..buckets).map(|_| lp.add_row(0.0, f64::INFINITY, "g")).collect();
-        for b in 0..buckets {
-            for &k in &group.classes {
-                add(&mut lp, &mut kinds, 0, 0.0, f64::INFINITY, vec![(held[b], -1.0), (cover[k][b], 1.0)]);
+    for (served, demand) in served.into_iter().zip(&demand) {
+        program.rows.extend(served.into_iter().zip(demand).map(|(served, gpus)| served.geq(*gpus)));
+    }
+    for (used, quota) in quotas.into_iter().zip(&setup.quotas) {
+        program.rows.extend(used.into_iter().map(|used| used.leq(quota.limit)));
+    }
+    program.solve()
+}
+
+impl Program<'_> {
+    fn series(&mut self) -> Series {
+        (0..self.buckets).map(|_| self.vars.add(variable().min(0.0))).collect()
+    }
+
+    /// Claims that go unserved, and those that begin to: misses. The GPUs' worth of what goes unserved counts as served,
+    /// `[K][buckets]`.
+    fn demand(&mut self, hit_rates: bool) -> Vec<Vec<Expression>> {
+        let mut served = Vec::new();
+        for (k, class) in self.setup.classes.iter().enumerate() {
+            let (unserved, missed) = (self.series(), self.series());
+            for b in 0..self.buckets {
+                let before = if b == 0 { Expression::default() } else { unserved[b - 1].into() };
+                self.rows.push((missed[b] - unserved[b] + before).geq(0.0));
+                self.misses_usd.add_mul(class.class.miss_cost_usd_micros.usd(), missed[b]);
+            }
+            if hit_rates {
+                let from_ms = self.setup.measure_from_s * 1000.0;
+                let new =
+                    self.setup.claims.iter().filter(|c| c.class as usize == k && c.at_ms as f64 >= from_ms).count();
+                let allowed = (1.0 - class.class.hit_rate_target) * new as f64;
+                self.rows.push(missed.iter().sum::<Expression>().leq(allowed));
+            }
+            let gpus = f64::from(class.class.gpus_per_claim);
+            served.push(unserved.iter().map(|claims| gpus * *claims).collect());
+        }
+        served
+    }
+
+    /// Nodes of a group's offers, their boots, and what they serve.
+    fn supply(&mut self, group: &Group, served: &mut [Vec<Expression>], quotas: &mut [Vec<Expression>]) {
+        let mut idle_gpus = vec![Expression::default(); self.buckets];
+        for &k in &group.classes {
+            for (b, gpus) in self.series().into_iter().enumerate() {
+                served[k][b] += gpus;
+                idle_gpus[b] -= gpus;
             }
         }
         for &p in &group.offers {
+            let setup = self.setup;
             let offer = &setup.offers[p];
             let price = offer.price_usd_micros_per_h.usd();
             let boot_usd = price * setup.supply[p].lead.mean_s() / 3600.0;
-            let rises: Vec<usize> = (0..buckets).map(|_| lp.add_row(0.0, f64::INFINITY, "x")).collect();
-            for b in 0..buckets {
-                let mut entries = vec![(held[b], f64::from(offer.gpus_per_node)), (rises[b], -1.0)];
-                entries.extend((b + 1 < buckets).then(|| (rises[b + 1], 1.0)));
-                for (q, quota) in setup.quotas.iter().enumerate() {
-                    entries.extend(quota.members.iter().filter(|m| m.0 == p).map(|m| (quotas[q][b], m.1)));
+            let launches = self.series();
+            let mut before: Option<Variable> = None;
+            for b in 0..self.buckets {
+                let from_s = setup.measure_from_s + b as f64 * self.bucket_s;
+                let to_s = from_s + self.bucket_s;
+                let nodes = self.vars.add(variable().min(0.0).max(most_nodes(setup, p, from_s, to_s)));
+                idle_gpus[b].add_mul(f64::from(offer.gpus_per_node), nodes);
+                let rise = before.map_or_else(|| nodes.into(), |before| nodes - before);
+                self.rows.push((launches[b] - rise).geq(0.0));
+                for (quota, used) in setup.quotas.iter().zip(quotas.iter_mut()) {
+                    let of_offer = quota.members.iter().filter(|m| m.0 == p);
+                    of_offer.for_each(|(_, units)| used[b].add_mul(*units, nodes));
                 }
-                let most = most_nodes(setup, p, start(b), start(b) + bucket_s);
-                let usd = price * least_factor(setup, p, start(b), start(b) + bucket_s) * hours;
-                add(&mut lp, &mut kinds, 1, usd, most, entries);
-                let usd = if b == 0 { 0.0 } else { boot_usd * least_factor(setup, p, 0.0, start(b) + bucket_s) };
-                add(&mut lp, &mut kinds, 2, usd, f64::INFINITY, vec![(rises[b], 1.0)]);
+                let hours = self.bucket_s / 3600.0;
+                self.nodes_usd.add_mul(price * least_factor(setup, p, from_s, to_s) * hours, nodes);
+                // What exists at the start is free to choose.
+                if b > 0 {
+                    self.boot_usd.add_mul(boot_usd * least_factor(setup, p, 0.0, to_s), launches[b]);
+                }
+                before = Some(nodes);
             }
         }
+        self.rows.extend(idle_gpus.into_iter().map(|idle| idle.geq(0.0)));
     }
-    let solution = lp.solve(Limits { time_limit_s: TIME_LIMIT_S, presolve: true })?;
-    let part = |kind: u8| -> f64 {
-        let of_kind = kinds.iter().zip(&solution.cols).zip(&lp.cols).filter(|((k, _), _)| **k == kind);
-        of_kind.map(|((_, x), col)| x * col.cost).sum()
-    };
-    Ok(Bound { total_usd: solution.objective, nodes_usd: part(1), boot_usd: part(2), misses_usd: part(3) })
-}
 
-fn add(lp: &mut Lp, kinds: &mut Vec<u8>, kind: u8, cost: f64, upper: f64, entries: Vec<(usize, f64)>) {
-    kinds.push(kind);
-    lp.add_col(Col { cost, lower: 0.0, upper, name: String::new() }, entries);
+    fn solve(self) -> Result<Bound, BoundError> {
+        let total_usd = self.nodes_usd.clone() + self.boot_usd.clone() + self.misses_usd.clone();
+        let problem = self.vars.minimise(total_usd.clone()).using(highs).set_threads(1).set_time_limit(TIME_LIMIT_S);
+        let solution = problem.set_option("random_seed", 1).with_all(self.rows).solve()?;
+        if matches!(solution.status(), SolutionStatus::TimeLimit) {
+            return Err(BoundError::TimeLimit);
+        }
+        Ok(Bound {
+            total_usd: solution.eval(&total_usd),
+            nodes_usd: solution.eval(&self.nodes_usd),
+            boot_usd: solution.eval(&self.boot_usd),
+            misses_usd: solution.eval(&self.misses_usd),
+        })
+    }
 }
 
 /// GPUs that claims want, mean of each bucket, `[K][buckets]`.
@@ -156,7 +213,7 @@ fn groups(setup: &Setup, demand: &[Vec<f64>]) -> Vec<Group> {
     for (p, offer) in setup.offers.iter().enumerate() {
         let serves = |k: &usize| {
             let class = &setup.classes[*k].class;
-            fleet::yields(offer, class, None).is_ok()
+            fleet::offer_share(offer, class, None).is_ok()
         };
         let classes: Vec<usize> = (0..setup.classes.len()).filter(serves).collect();
         if !classes.is_empty() {

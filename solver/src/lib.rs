@@ -1,6 +1,6 @@
 //! Linear programs as plain data, HiGHS behind a safe session, and an MPS writer.
 //!
-//! This crate is the only one that depends on HiGHS, so that a change elsewhere never rebuilds it.
+//! HiGHS is built once, by `highs-sys`; a change elsewhere never rebuilds it.
 
 mod mps;
 mod session;
@@ -74,15 +74,5 @@ impl Lp {
     #[must_use]
     pub fn nonzeros(&self) -> usize {
         self.entries.len()
-    }
-
-    /// Solves it cold.
-    ///
-    /// # Errors
-    /// See [`SolverError`].
-    pub fn solve(&self, limits: Limits) -> Result<Solution, SolverError> {
-        let mut session = Session::new(limits)?;
-        session.add(self)?;
-        session.solve()
     }
 }

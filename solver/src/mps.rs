@@ -65,6 +65,14 @@ mod tests {
     use super::*;
     use crate::{Col, Limits, Session, SolverError};
 
+    fn add(session: &mut Session, lp: &Lp) {
+        let rows: Vec<_> = lp.rows.iter().map(|r| (r.lower, r.upper, Vec::new())).collect();
+        session.add_rows(&rows).expect("rows");
+        let entries = |i| lp.col_entries(i).iter().map(|&(r, v)| (r as usize, v)).collect();
+        let cols: Vec<_> = lp.cols.iter().enumerate().map(|(i, c)| (c.cost, c.lower, c.upper, entries(i))).collect();
+        session.add_cols(&cols).expect("columns");
+    }
+
     fn small() -> Lp {
         // max 3x + 2y (as a minimum), x + y <= 4, x <= 3, 1 <= y
         let mut lp = Lp::default();
@@ -78,7 +86,7 @@ mod tests {
     #[test]
     fn optimum_duals_and_warm_restart() {
         let mut session = Session::new(Limits::default()).expect("session");
-        session.add(&small()).expect("add");
+        add(&mut session, &small());
         let first = session.solve().expect("optimal");
         assert!((first.objective + 11.0).abs() < 1e-9 && (first.row_duals[0] + 2.0).abs() < 1e-9);
         session.add_rows(&[(2.0, f64::INFINITY, vec![(1, 1.0)])]).expect("row");
@@ -101,7 +109,7 @@ mod tests {
     #[test]
     fn bad_numbers_are_refused() {
         let mut session = Session::new(Limits::default()).expect("session");
-        session.add(&small()).expect("add");
+        add(&mut session, &small());
         assert!(session.add_rows(&[(0.0, 1.0, vec![(9, 1.0)])]).is_err());
         assert!(session.add_rows(&[(0.0, 1.0, vec![(0, f64::NAN)])]).is_err());
     }

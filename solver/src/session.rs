@@ -1,11 +1,13 @@
 //! One HiGHS instance: columns and rows are added as they are found, and each solve starts from the last basis.
+//!
+//! On HiGHS's C API itself: cuts come hundreds at a time, and the crate `highs` (2.4) adds rows one by one, cannot change a
+//! row's bounds, start a solve's clock anew or forget a basis, and gives its model away at each solve. What is written
+//! once and solved once is written with `good_lp`.
 
 use std::ffi::{CStr, c_void};
 use std::os::raw::c_int;
 
 use highs_sys as sys;
-
-use crate::Lp;
 
 /// What a solve may use. One thread and a fixed seed: the same input gives the same plan.
 #[derive(Debug, Clone, Copy)]
@@ -140,22 +142,6 @@ impl Session {
     #[must_use]
     pub fn num_rows(&self) -> usize {
         self.rows
-    }
-
-    /// Adds all rows, then all columns of `lp`; its row indices count from the rows that are already here.
-    ///
-    /// # Errors
-    /// HiGHS refuses a number.
-    pub fn add(&mut self, lp: &Lp) -> Result<(), SolverError> {
-        let base = self.rows;
-        let rows: Vec<_> = lp.rows.iter().map(|r| (r.lower, r.upper, Vec::new())).collect();
-        self.add_rows(&rows)?;
-        let packed = lp.cols.iter().enumerate().map(|(i, c)| {
-            let entries = lp.col_entries(i).iter().map(|&(r, v)| (base + r as usize, v)).collect();
-            (c.cost, c.lower, c.upper, entries)
-        });
-        let cols: Vec<_> = packed.collect();
-        self.add_cols(&cols)
     }
 
     /// Adds rows `(lower, upper, [(column, coefficient)])` over columns that exist.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use planner::plan::{Options, plan};
+use planner::planning::{Options, plan};
 
 use super::Format;
 use super::client::Remote;

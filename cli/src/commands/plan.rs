@@ -7,7 +7,8 @@ use planner::decompose::Effort;
 use planner::extensive;
 use planner::input::PlanInput;
 use planner::model::Model;
-use planner::plan::{Options, Plan, plan};
+use planner::plan::Plan;
+use planner::planning::{Options, plan};
 use planner::what_if::{self, WhatIf};
 
 use super::Format;

@@ -8,15 +8,16 @@
 use std::collections::BTreeMap;
 
 use crate::columns::Links;
-use crate::extensive;
 use crate::input::PlanInput;
-use crate::model::{BUDGET_PENALTY_USD, Model, QUOTA_PENALTY_USD, Source};
+use crate::keys::{Block, Period};
+use crate::model::{BUDGET_PENALTY_USD, Model, QUOTA_PENALTY_USD};
+use crate::source::Source;
 
 /// Prices of the shared rows, all at least 0, in dollars for one unit in one period.
 #[derive(Debug, Clone, Default)]
 pub struct Duals {
-    /// A GPU more of demand: `(period, block)` to `[K]`.
-    pub cover: BTreeMap<(usize, usize), Vec<f64>>,
+    /// A GPU more of demand, `[K]`.
+    pub cover: BTreeMap<(Period, Block), Vec<f64>>,
     /// `[Q][T]`.
     pub quota: Vec<Vec<f64>>,
     /// `[groups][T]`.
@@ -61,15 +62,14 @@ impl Duals {
             row.iter_mut().enumerate().for_each(|(t, v)| positive(v, model.target_penalty_usd[t][k]));
         }
         self.clip_tail(input, model);
-        let paths = model.weights.len();
-        for (&(t, block), prices) in &mut self.cover {
+        for (&(Period(t), block), prices) in &mut self.cover {
             for (k, price) in prices.iter_mut().enumerate() {
-                let miss = if block >= paths {
-                    model.outage_penalty_usd[t][k] * model.claim_gpus[k]
-                } else {
-                    let weight = model.weights[block];
-                    weight * (model.miss_usd[t][k] + self.target[k][t])
-                        + model.miss_usd[t][k] * self.tail.get(block).copied().unwrap_or(0.0)
+                let miss = match model.weights.get(block.0) {
+                    None => model.outage_penalty_usd[t][k] * model.claim_gpus[k],
+                    Some(weight) => {
+                        weight * (model.miss_usd[t][k] + self.target[k][t])
+                            + model.miss_usd[t][k] * self.tail.get(block.0).copied().unwrap_or(0.0)
+                    }
                 };
                 *price = price.clamp(0.0, miss / model.claim_gpus[k]);
             }
@@ -97,9 +97,9 @@ impl Duals {
     #[must_use]
     pub fn pool_values(&self, model: &Model) -> Vec<Vec<f64>> {
         let mut values = vec![vec![0.0; model.periods()]; model.pools.len()];
-        for (&(t, block), prices) in &self.cover {
+        for (&(Period(t), block), prices) in &self.cover {
             for (pool, value) in values.iter_mut().enumerate() {
-                if extensive::alive(model, pool, block) {
+                if model.is_there(pool, block) {
                     value[t] += best_use(&model.pools[pool].serves, prices);
                 }
             }
@@ -111,8 +111,8 @@ impl Duals {
     #[must_use]
     pub fn bound_usd(&self, input: &PlanInput, model: &Model, links: &[Links], values: &[Vec<f64>]) -> f64 {
         let mut bound = 0.0;
-        for (&(t, block), prices) in &self.cover {
-            bound += dot(prices, extensive::demand(model, block, t));
+        for (&(Period(t), block), prices) in &self.cover {
+            bound += dot(prices, model.demand(block, t));
         }
         for (k, row) in self.target.iter().enumerate() {
             bound -= row.iter().enumerate().map(|(t, v)| v * model.allowed_misses[t][k]).sum::<f64>();

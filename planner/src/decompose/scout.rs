@@ -3,8 +3,9 @@
 
 use solver::{Limits, SolverError};
 
-use crate::decompose::flow::ClassSet;
-use crate::decompose::{Effort, Master, resolve};
+use super::master::Master;
+use super::resolve::{Effort, resolve};
+use crate::flow::ClassSet;
 use crate::input::{PlanInput, Scenario};
 use crate::model::Model;
 

@@ -1,7 +1,8 @@
 //! What a plan does now, in small situations where anyone can say what is right.
 
 use planner::input::{LeadTime, NodeGroup, PlanInput, Policy, Quota, Scenario};
-use planner::plan::{Options, Plan, plan};
+use planner::plan::Plan;
+use planner::planning::{Options, plan};
 
 use crate::tiny::{class, offer, usd};
 

@@ -3,7 +3,7 @@
 use planner::decompose::Effort;
 use planner::extensive;
 use planner::model::Model;
-use planner::plan::{self, Options};
+use planner::planning::{self, Options};
 use planner::round::Refine;
 use planner::validate;
 use solver::Lp;
@@ -46,7 +46,7 @@ fn linear_optimum_equals_the_extensive_form_under_another_solver() {
         let input = tiny::problem(seed);
         assert_eq!(validate::problems(&input), [], "seed {seed}");
         let model = Model::build(&input);
-        let ours = plan::relaxed(&input, &model, EXACT).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let ours = planning::relaxed(&input, &model, EXACT).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         let form = extensive::build(&input, &model);
         let theirs = microlp_optimum(&form.lp, &[]).unwrap_or_else(|| panic!("seed {seed}: microlp has no optimum"));
         assert!(close(ours.objective_usd, theirs), "seed {seed}: ours {} theirs {theirs}", ours.objective_usd);
@@ -68,7 +68,7 @@ fn whole_number_plans_equal_enumeration() {
         let Some(best) = enumerate(&form, &model) else {
             continue;
         };
-        let plan = plan::plan(&input, options).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let plan = planning::plan(&input, options).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         let ours = plan.report.objective_usd_micros.usd();
         assert!((ours - best).abs() <= 1e-5 * best.abs().max(1.0), "seed {seed}: ours {ours} enumeration {best}");
         compared += 1;
@@ -78,12 +78,12 @@ fn whole_number_plans_equal_enumeration() {
 
 /// Cheapest cost over all whole launches and kept nodes of the first period; `None` when there are too many.
 fn enumerate(form: &extensive::Extensive, model: &Model) -> Option<f64> {
-    use planner::columns::ColKey;
+    use planner::keys::{ColKey, Period, SourceId};
     let mut whole: Vec<(usize, usize)> = Vec::new();
     for (c, key) in form.cols.iter().enumerate() {
         match *key {
-            ColKey::Launch(i, 0) => whole.push((c, model.sources[i].launch_limit[0] as usize)),
-            ColKey::Nodes(i, 0) if model.sources[i].appear[0] > 0.0 => {
+            ColKey::Launch(SourceId(i), Period(0)) => whole.push((c, model.sources[i].launch_limit[0] as usize)),
+            ColKey::Nodes(SourceId(i), Period(0)) if model.sources[i].appear[0] > 0.0 => {
                 whole.push((c, model.sources[i].appear[0] as usize));
             }
             _ => {}
@@ -107,8 +107,8 @@ fn enumerate(form: &extensive::Extensive, model: &Model) -> Option<f64> {
         // Rule of the checker: no launch and release of one offer at once.
         let value = |key: ColKey| fixed.iter().find(|(c, _)| form.cols[*c] == key).map(|f| f.1);
         let swap = |i: usize| {
-            value(ColKey::Launch(i, 0)).is_some_and(|x| x > 0.0)
-                && value(ColKey::Nodes(i, 0)).is_some_and(|n| n < model.sources[i].appear[0].floor())
+            value(ColKey::Launch(SourceId(i), Period(0))).is_some_and(|x| x > 0.0)
+                && value(ColKey::Nodes(SourceId(i), Period(0))).is_some_and(|n| n < model.sources[i].appear[0].floor())
         };
         if (0..model.sources.len()).any(swap) {
             continue;

@@ -2,8 +2,9 @@
 
 use planner::check::check;
 use planner::model::Model;
-use planner::plan::{Launch, Options, Plan, PlanError, Release, plan};
-use planner::{PlanInput, instance, validate};
+use planner::plan::{Launch, Plan, Release};
+use planner::planning::{Options, PlanError, plan};
+use planner::{PlanInput, synthetic, validate};
 
 use crate::tiny;
 
@@ -15,8 +16,8 @@ fn rules(input: &PlanInput, plan: &Plan) -> Vec<&'static str> {
 }
 
 fn small() -> (PlanInput, Plan) {
-    let size = instance::Size { offers: 120, classes: 5, scenarios: 5, periods: 8 };
-    let input = instance::catalogue(size, 7);
+    let size = synthetic::Size { offers: 120, classes: 5, scenarios: 5, periods: 8 };
+    let input = synthetic::catalogue(size, 7);
     let plan = plan(&input, Options::default()).expect("a plan");
     (input, plan)
 }

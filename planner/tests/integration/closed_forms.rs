@@ -2,7 +2,7 @@
 
 use planner::base_stock::{newsvendor_penalty_usd, poisson_level};
 use planner::input::{LeadTime, PlanInput, Policy, Scenario};
-use planner::plan::{Options, plan};
+use planner::planning::{Options, plan};
 
 use crate::tiny::{class, offer, usd};
 

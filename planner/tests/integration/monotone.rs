@@ -1,10 +1,10 @@
 //! More of a good thing never costs more, and dearer offers are never bought more.
 
-use planner::columns::ColKey;
 use planner::decompose::Effort;
 use planner::input::PlanInput;
+use planner::keys::{ColKey, Period, SourceId};
 use planner::model::Model;
-use planner::plan;
+use planner::planning;
 use proptest::prelude::*;
 
 use crate::tiny;
@@ -13,7 +13,7 @@ const EXACT: Effort = Effort { gap: 1e-10, time_limit_s: 60.0, rounds: 500, pric
 
 fn cost(input: &PlanInput) -> f64 {
     let model = Model::build(input);
-    plan::relaxed(input, &model, EXACT).expect("an optimum").objective_usd
+    planning::relaxed(input, &model, EXACT).expect("an optimum").objective_usd
 }
 
 /// Node-hours of the first offer in the optimum.
@@ -22,7 +22,7 @@ fn node_hours(input: &PlanInput) -> f64 {
     let (master, optimum) = planner::decompose::solve(input, &model, EXACT).expect("an optimum");
     let of_first = (0..model.sources.len()).filter(|i| model.sources[*i].offer == 0);
     let hours = |i: usize| -> f64 {
-        let nodes = |t: usize| master.value(&optimum.solution, ColKey::Nodes(i, t));
+        let nodes = |t: usize| master.value(&optimum.solution, ColKey::Nodes(SourceId(i), Period(t)));
         (0..model.periods()).map(|t| model.hours[t] * nodes(t)).sum()
     };
     of_first.map(hours).sum()
@@ -100,7 +100,7 @@ proptest! {
     fn the_bound_is_never_above_the_optimum(seed in 0_u64..1_000_000) {
         let input = tiny::problem(seed);
         let model = Model::build(&input);
-        let optimum = plan::relaxed(&input, &model, EXACT).expect("an optimum");
+        let optimum = planning::relaxed(&input, &model, EXACT).expect("an optimum");
         prop_assert!(at_most(optimum.bound_usd, optimum.objective_usd));
         prop_assert!(optimum.gap() < 1e-6, "gap {}", optimum.gap());
     }

@@ -2,7 +2,8 @@
 
 use planner::gather::{Estimate, Observed, ObservedNode, plan_input};
 use planner::input::{LeadTime, Policy, Quota, Scenario};
-use planner::plan::{Options, Plan, plan};
+use planner::plan::Plan;
+use planner::planning::{Options, plan};
 
 use crate::tiny::{class, offer};
 

@@ -1,11 +1,11 @@
 //! Random small problems with every kind of constraint.
 
+use fleet::rng::Rng;
 use fleet::{AcceptedGpu, Class, GpuModel, Interconnect, Market, Offer, OfferKey, PriceCap, UsdMicros};
 use planner::input::{
     Commitment, DomainLevel, LeadTime, NodeGroup, OfferState, PlanInput, Policy, Quota, Scenario, Spread, SpreadBy,
     Survive,
 };
-use planner::instance::Rng;
 
 const MODELS: [&str; 2] = ["H100", "L40S"];
 

@@ -1,6 +1,6 @@
 //! Demand of the demo: made here from a seed, in the shape of real services (a day's rhythm, weekends, bursts).
 
-use planner::instance::Rng;
+use fleet::rng::Rng;
 
 use super::{Series, Unit};
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use fleet::{Market, Offer};
-use planner::instance::{self, Size};
+use planner::synthetic::{self, Size};
 use providers::catalogue::own;
 use simulations::demand::demo;
 
@@ -52,7 +52,7 @@ const SCENARIOS: [(&str, &str, &str, &str, &str); 4] = [
 pub fn run(args: &Args) -> anyhow::Result<()> {
     std::fs::create_dir_all(&args.folder)?;
     let size = Size { offers: args.offers.clamp(40, 100_000), classes: 1, scenarios: 1, periods: 1 };
-    let offers: Vec<_> = instance::catalogue(size, args.seed).offers.into_iter().map(|o| o.offer).collect();
+    let offers: Vec<_> = synthetic::catalogue(size, args.seed).offers.into_iter().map(|o| o.offer).collect();
     output::write_whole(&args.folder.join("offers.csv"), |out| Ok(own::write(&offers, out)?))?;
     let series = demo::series(args.seed);
     let level = |row: &Vec<f64>| (row.iter().sum::<f64>() / row.len() as f64).round();

@@ -4,13 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use solver::{Entries, Solution, SolverError};
 
-use super::{Master, Set};
-use crate::columns::{self, ColKey, ColSpec, RowKey};
-use crate::decompose::flow::{ClassSet, Network};
-use crate::extensive;
+use super::problem::{Master, SHORT_GPUS, Set};
+use crate::columns::{self, ColSpec};
+use crate::flow::{ClassSet, Network};
+use crate::keys::{Block, ClassId, ColKey, CutKey, Period, PoolId, RowKey, SetId, SetKey, SourceId, SpreadId};
 
-/// GPUs by which demand may pass capacity before a cut is added.
-pub(super) const SHORT_GPUS: f64 = 1e-6;
 /// Paths cut for each set and period before the first solve.
 const SEED_CUTS: usize = 1;
 /// Cuts added for one path and period in one round.
@@ -19,8 +17,8 @@ const CUTS_PER_BLOCK: usize = 4;
 /// What a solution of the restricted problem breaks in the whole one.
 #[derive(Debug)]
 pub struct Violations {
-    cuts: Vec<(usize, usize, usize)>,
-    spreads: Vec<(usize, usize)>,
+    cuts: Vec<CutKey>,
+    spreads: Vec<(SpreadId, Period)>,
     /// Dollars that make the solution break nothing; infinite when not measured.
     pub repair_usd: f64,
 }
@@ -31,6 +29,10 @@ impl Violations {
     pub fn is_empty(&self) -> bool {
         self.cuts.is_empty() && self.spreads.is_empty()
     }
+}
+
+fn cut_key(set: usize, period: usize, block: usize) -> CutKey {
+    CutKey { set: SetId(set), period: Period(period), block: Block(block) }
 }
 
 impl Master<'_> {
@@ -50,13 +52,13 @@ impl Master<'_> {
         for (s, set) in self.sets.iter().enumerate() {
             for t in 0..self.model.periods() {
                 let need = |block: &usize| {
-                    let demand = extensive::demand(self.model, *block, t);
+                    let demand = self.model.demand(Block(*block), t);
                     let classes = (0..demand.len()).filter(|k| set.mask & (1 << k) != 0);
                     classes.map(|k| demand[k]).sum::<f64>()
                 };
-                let mut worst: Vec<(f64, usize)> = (0..extensive::blocks(self.model)).map(|b| (need(&b), b)).collect();
+                let mut worst: Vec<(f64, usize)> = (0..self.model.blocks()).map(|b| (need(&b), b)).collect();
                 worst.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-                seeds.extend(worst.iter().take(SEED_CUTS).filter(|(n, _)| *n > 0.0).map(|(_, b)| (s, t, *b)));
+                seeds.extend(worst.iter().take(SEED_CUTS).filter(|(n, _)| *n > 0.0).map(|(_, b)| cut_key(s, t, *b)));
             }
         }
         self.add_cuts(&seeds)
@@ -131,7 +133,7 @@ impl Master<'_> {
             for (s, weight) in model.weights.iter().enumerate() {
                 let (_, short) = network.short_sets(&lack[s][t], &order);
                 for (k, missed) in row.iter_mut().enumerate() {
-                    let accepted = self.value(solution, ColKey::Miss(k, t, s));
+                    let accepted = self.value(solution, ColKey::Miss(ClassId(k), Period(t), Block(s)));
                     *missed += weight * (accepted + short[k] / model.claim_gpus[k]);
                 }
             }
@@ -142,10 +144,10 @@ impl Master<'_> {
     /// Demand less accepted misses, GPUs, `[blocks][T][K]`.
     fn uncovered(&self, solution: &Solution) -> Vec<Vec<Vec<f64>>> {
         let model = self.model;
-        let block_demand = |b| (0..model.periods()).map(|t| extensive::demand(model, b, t).to_vec()).collect();
-        let mut lack: Vec<Vec<Vec<f64>>> = (0..extensive::blocks(model)).map(block_demand).collect();
+        let block_demand = |b| (0..model.periods()).map(|t| model.demand(Block(b), t).to_vec()).collect();
+        let mut lack: Vec<Vec<Vec<f64>>> = (0..model.blocks()).map(block_demand).collect();
         for (key, col) in &self.cols {
-            if let ColKey::Miss(k, t, block) = *key {
+            if let ColKey::Miss(ClassId(k), Period(t), Block(block)) = *key {
                 let left = &mut lack[block][t][k];
                 let missed = solution.cols.get(*col).copied().unwrap_or(0.0);
                 *left = (*left - model.claim_gpus[k] * missed).max(0.0);
@@ -156,21 +158,16 @@ impl Master<'_> {
 
     /// Registers the sets of classes that cannot be covered in some block: with the solution's misses accepted, and
     /// with none accepted and the dearest classes served first (the sets that would bind at these nodes).
-    /// Returns `(set, period, block)` of each, and the dollars that cover what is lacking by misses at their highest
+    /// Returns their cuts, and the dollars that cover what is lacking by misses at their highest
     /// price: the objective plus that is reached by a solution that breaks nothing.
-    fn find_sets(
-        &mut self,
-        solution: &Solution,
-        gpus: &[Vec<f64>],
-        lack: &[Vec<Vec<f64>>],
-    ) -> (BTreeSet<(usize, usize, usize)>, f64) {
+    fn find_sets(&mut self, solution: &Solution, gpus: &[Vec<f64>], lack: &[Vec<Vec<f64>>]) -> (BTreeSet<CutKey>, f64) {
         let model = self.model;
         let paths = model.weights.len();
         let mut found = BTreeSet::new();
         let mut repair_usd = 0.0;
         for (t, gpus) in gpus.iter().enumerate() {
             let network = |block: usize| {
-                let alive = (0..gpus.len()).filter(|p| extensive::alive(model, *p, block));
+                let alive = (0..gpus.len()).filter(|p| model.is_there(*p, Block(block)));
                 let pools = alive.map(|p| (gpus[p], model.pools[p].serves.as_slice()));
                 Network::new(model.claim_gpus.len(), pools)
             };
@@ -190,9 +187,10 @@ impl Master<'_> {
                 if !short.is_empty() && lacks {
                     let dearest = |k: usize| self.dearest_miss_usd(k, t, block) / model.claim_gpus[k];
                     repair_usd += missing.iter().enumerate().map(|(k, gpus)| gpus * dearest(k)).sum::<f64>();
-                    let (binding, _) = net.short_sets(extensive::demand(model, block, t), &order);
+                    let (binding, _) = net.short_sets(model.demand(Block(block), t), &order);
                     for mask in short.into_iter().chain(binding) {
-                        found.insert((self.register(mask), t, block));
+                        let set = self.register(mask);
+                        found.insert(cut_key(set, t, block));
                     }
                 }
             }
@@ -214,8 +212,11 @@ impl Master<'_> {
     /// Classes by the price of a missed GPU in `t`, dearest first.
     fn dearest_first(&self, solution: &Solution, t: usize) -> Vec<usize> {
         let price = |k: &usize| {
-            let target =
-                self.rows.get(&RowKey::Target(*k, t)).and_then(|r| solution.row_duals.get(*r)).map_or(0.0, |v| -v);
+            let target = self
+                .rows
+                .get(&RowKey::Target(ClassId(*k), Period(t)))
+                .and_then(|r| solution.row_duals.get(*r))
+                .map_or(0.0, |v| -v);
             (self.model.miss_usd[t][*k] + target) / self.model.claim_gpus[*k]
         };
         let mut order: Vec<usize> = (0..self.model.claim_gpus.len()).collect();
@@ -223,13 +224,8 @@ impl Master<'_> {
         order
     }
 
-    /// The worst broken cuts of every known set and period: `(set, period, block)`.
-    fn violated(
-        &self,
-        gpus: &[Vec<f64>],
-        lack: &[Vec<Vec<f64>>],
-        chains: &BTreeSet<(usize, usize, usize)>,
-    ) -> Vec<(usize, usize, usize)> {
+    /// The worst broken cuts of every known set and period.
+    fn violated(&self, gpus: &[Vec<f64>], lack: &[Vec<Vec<f64>>], chains: &BTreeSet<CutKey>) -> Vec<CutKey> {
         let paths = self.model.weights.len();
         let mut found: BTreeMap<(usize, usize), Vec<(f64, usize)>> = BTreeMap::new();
         for (s, set) in self.sets.iter().enumerate() {
@@ -241,11 +237,11 @@ impl Master<'_> {
                     let lost: f64 = if block < paths {
                         0.0
                     } else {
-                        let dead = set.pools.iter().filter(|(p, _)| !extensive::alive(self.model, *p, block));
+                        let dead = set.pools.iter().filter(|(p, _)| !self.model.is_there(*p, Block(block)));
                         dead.map(|&(p, share)| share * gpus[p]).sum()
                     };
                     let short = need - capacity + lost;
-                    if short > SHORT_GPUS * need.max(1.0) && !self.cuts.contains(&(s, t, block)) {
+                    if short > SHORT_GPUS * need.max(1.0) && !self.cuts.contains(&cut_key(s, t, block)) {
                         // Distance from the point to the cut: large sets are not better for being large.
                         found.entry((t, block)).or_default().push((short / (1.0 + classes.len() as f64).sqrt(), s));
                     }
@@ -255,112 +251,116 @@ impl Master<'_> {
         let mut new = Vec::new();
         for ((t, block), mut worst) in found {
             worst.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-            let (bind, more): (Vec<_>, Vec<_>) = worst.iter().partition(|(_, s)| chains.contains(&(*s, t, block)));
-            new.extend(bind.iter().chain(more.iter().take(CUTS_PER_BLOCK)).map(|(_, s)| (*s, t, block)));
+            let (bind, more): (Vec<_>, Vec<_>) =
+                worst.iter().partition(|(_, s)| chains.contains(&cut_key(*s, t, block)));
+            new.extend(bind.iter().chain(more.iter().take(CUTS_PER_BLOCK)).map(|(_, s)| cut_key(*s, t, block)));
         }
         new.sort_unstable();
         new
     }
 
-    /// Adds cuts, `(set, period, block)`. GPUs of a set that many cuts use are a column of its own.
-    fn add_cuts(&mut self, new: &[(usize, usize, usize)]) -> Result<(), SolverError> {
+    /// Adds cuts. GPUs of a set that many cuts use are a column of its own.
+    fn add_cuts(&mut self, new: &[CutKey]) -> Result<(), SolverError> {
         let model = self.model;
         let mut cols = self.add_shared_sets(new)?;
         let mut misses = BTreeSet::new();
-        for &(s, t, block) in new {
-            for k in (0..model.claim_gpus.len()).filter(|k| self.sets[s].mask & (1 << k) != 0) {
-                let key = ColKey::Miss(k, t, block);
-                if extensive::demand(model, block, t)[k] > 0.0 && !self.cols.contains_key(&key) && misses.insert(key) {
-                    cols.push(columns::miss(self.input, model, k, t, block));
+        for cut in new {
+            for k in self.classes_of(cut.set) {
+                let key = ColKey::Miss(ClassId(k), cut.period, cut.block);
+                let wanted = model.demand(cut.block, cut.period.0)[k] > 0.0;
+                if wanted && !self.cols.contains_key(&key) && misses.insert(key) {
+                    cols.push(columns::miss(self.input, model, ClassId(k), cut.period, cut.block));
                 }
             }
         }
         self.add(&[], cols)?;
         let mut cut_rows = Vec::with_capacity(new.len());
-        for &(s, t, block) in new {
-            let domain = self.lost_domain(block);
-            let mut entries = match self.cols.get(&ColKey::Set(s, t, domain)) {
-                Some(set) => vec![(*set, 1.0)],
+        for &cut in new {
+            let set = self.set_key(cut);
+            let mut entries = match self.cols.get(&ColKey::Set(set)) {
+                Some(col) => vec![(*col, 1.0)],
                 None => {
-                    self.inlined.insert((s, t, domain), RowKey::Cut(s, t, block));
-                    self.set_pools(s, t, domain)
+                    self.inlined.insert(set, cut);
+                    self.set_pools(set)
                 }
             };
             let mut demand = 0.0;
-            for k in (0..model.claim_gpus.len()).filter(|k| self.sets[s].mask & (1 << k) != 0) {
-                demand += extensive::demand(model, block, t)[k];
-                let miss = self.cols.get(&ColKey::Miss(k, t, block));
+            for k in self.classes_of(cut.set) {
+                demand += model.demand(cut.block, cut.period.0)[k];
+                let miss = self.cols.get(&ColKey::Miss(ClassId(k), cut.period, cut.block));
                 entries.extend(miss.map(|c| (*c, model.claim_gpus[k])));
             }
-            self.rows.insert(RowKey::Cut(s, t, block), self.session.num_rows() + cut_rows.len());
-            self.cuts.insert((s, t, block));
+            self.rows.insert(RowKey::Cut(cut), self.session.num_rows() + cut_rows.len());
+            self.cuts.insert(cut);
             cut_rows.push((demand, f64::INFINITY, entries));
         }
         self.session.add_rows(&cut_rows)
     }
 
     /// Adds the rows of sets that more than one cut uses, and returns their columns.
-    fn add_shared_sets(&mut self, new: &[(usize, usize, usize)]) -> Result<Vec<ColSpec>, SolverError> {
-        let mut uses: BTreeMap<(usize, usize, usize), usize> = BTreeMap::new();
-        for &(s, t, block) in new {
-            let at = (s, t, self.lost_domain(block));
-            *uses.entry(at).or_insert_with(|| usize::from(self.inlined.contains_key(&at))) += 1;
+    fn add_shared_sets(&mut self, new: &[CutKey]) -> Result<Vec<ColSpec>, SolverError> {
+        let mut uses: BTreeMap<SetKey, usize> = BTreeMap::new();
+        for &cut in new {
+            let set = self.set_key(cut);
+            *uses.entry(set).or_insert_with(|| usize::from(self.inlined.contains_key(&set))) += 1;
         }
         let (mut rows, mut cols) = (Vec::new(), Vec::new());
-        for ((s, t, domain), _) in uses.into_iter().filter(|(_, uses)| *uses > 1) {
-            let key = RowKey::Set(s, t, domain);
+        for (set, _) in uses.into_iter().filter(|(_, uses)| *uses > 1) {
+            let key = RowKey::Set(set);
             if !self.rows.contains_key(&key) {
-                let entries = self.set_pools(s, t, domain).into_iter().map(|(c, share)| (c, -share)).collect();
+                let entries = self.set_pools(set).into_iter().map(|(c, share)| (c, -share)).collect();
                 self.rows.insert(key, self.session.num_rows() + rows.len());
                 rows.push((0.0, 0.0, entries));
-                let gpus = ColKey::Set(s, t, domain);
-                cols.push(ColSpec {
-                    key: gpus,
-                    cost: 0.0,
-                    lower: 0.0,
-                    upper: f64::INFINITY,
-                    entries: vec![(key, 1.0)],
-                });
+                let entries = vec![(key, 1.0)];
+                cols.push(ColSpec { key: ColKey::Set(set), cost: 0.0, lower: 0.0, upper: f64::INFINITY, entries });
             }
         }
         self.session.add_rows(&rows)?;
         Ok(cols)
     }
 
-    /// The domain that a block loses, counted from 1; 0 where it loses none.
-    fn lost_domain(&self, block: usize) -> usize {
-        (block + 1).saturating_sub(self.model.weights.len())
+    /// Classes of a set.
+    fn classes_of(&self, set: SetId) -> impl Iterator<Item = usize> + use<> {
+        let mask = self.sets[set.0].mask;
+        (0..self.model.claim_gpus.len()).filter(move |k| mask & (1 << k) != 0)
+    }
+
+    /// The GPUs that a cut has on its side.
+    fn set_key(&self, cut: CutKey) -> SetKey {
+        SetKey { set: cut.set, period: cut.period, lost: self.model.lost_domain(cut.block) }
     }
 
     /// Pool columns of a set with their shares.
-    fn set_pools(&self, s: usize, t: usize, domain: usize) -> Entries {
-        let alive = |p: usize| domain == 0 || self.model.pools[p].domain != Some(domain - 1);
-        let pools = self.sets[s].pools.iter().filter(|(p, _)| alive(*p));
-        pools.filter_map(|&(p, share)| self.cols.get(&ColKey::Pool(p, t)).map(|c| (*c, share))).collect()
+    fn set_pools(&self, key: SetKey) -> Entries {
+        let alive = |p: usize| key.lost.is_none_or(|lost| self.model.pools[p].domain != Some(lost.0));
+        let pools = self.sets[key.set.0].pools.iter().filter(|(p, _)| alive(*p));
+        let col = |p: usize| self.cols.get(&ColKey::Pool(PoolId(p), key.period)).copied();
+        pools.filter_map(|&(p, share)| col(p).map(|c| (c, share))).collect()
     }
 
-    /// Spread rows that the solution breaks: `(row, period)`.
-    fn broken_spreads(&self, solution: &Solution) -> Vec<(usize, usize)> {
+    /// Spread limits that the solution breaks.
+    fn broken_spreads(&self, solution: &Solution) -> Vec<(SpreadId, Period)> {
         let model = self.model;
         let mut broken = Vec::new();
         for (r, spread) in model.spreads.iter().enumerate() {
-            for t in (0..model.periods()).filter(|t| !self.spreads.contains(&(r, *t))) {
-                let gpus = |i: &usize| model.sources[*i].gpus * self.value(solution, ColKey::Nodes(*i, t));
+            for t in (0..model.periods()).filter(|t| !self.spreads.contains(&(SpreadId(r), Period(*t)))) {
+                let gpus =
+                    |i: &usize| model.sources[*i].gpus * self.value(solution, ColKey::Nodes(SourceId(*i), Period(t)));
                 let sum = |of: &[usize]| of.iter().filter(|i| self.is_active[**i]).map(gpus).sum::<f64>();
                 let group = sum(&spread.members);
                 if group > SHORT_GPUS && group > spread.max_share * sum(&spread.all) + SHORT_GPUS {
-                    broken.push((r, t));
+                    broken.push((SpreadId(r), Period(t)));
                 }
             }
         }
         broken
     }
 
-    fn add_spread(&mut self, r: usize, t: usize) -> Result<(), SolverError> {
+    fn add_spread(&mut self, r: SpreadId, t: Period) -> Result<(), SolverError> {
         let (row, slack) = columns::spread_row(self.model, r, t);
-        let nodes = self.model.spreads[r].all.iter().filter_map(|i| {
-            let col = self.cols.get(&ColKey::Nodes(*i, t))?;
-            let (_, gpus) = self.links[*i].spreads.iter().find(|(row, _)| *row == r)?;
+        let nodes = self.model.spreads[r.0].all.iter().filter_map(|i| {
+            let col = self.cols.get(&ColKey::Nodes(SourceId(*i), t))?;
+            let (_, gpus) = self.links[*i].spreads.iter().find(|(row, _)| *row == r.0)?;
             Some((*col, *gpus))
         });
         let entries: Vec<_> = nodes.collect();
@@ -380,7 +380,7 @@ impl Master<'_> {
     #[must_use]
     pub fn binding_sets(&self, solution: &Solution) -> Vec<ClassSet> {
         let binding = self.rows.iter().filter_map(|(key, row)| match key {
-            RowKey::Cut(s, ..) if solution.row_duals[*row] > 1e-9 => Some(self.sets[*s].mask),
+            RowKey::Cut(cut) if solution.row_duals[*row] > 1e-9 => Some(self.sets[cut.set.0].mask),
             _ => None,
         });
         let sets: BTreeSet<ClassSet> = binding.collect();

@@ -1,6 +1,6 @@
 //! Generated planning problems for tests and benchmarks: the same seed gives the same problem.
 
-pub use fleet::rng::Rng;
+use fleet::rng::Rng;
 use fleet::{AcceptedGpu, Class, GpuModel, Interconnect, Market, Offer, OfferKey, PriceCap, UsdMicros};
 
 use crate::input::{LeadTime, NodeGroup, OfferState, PlanInput, Policy, Quota, Scenario};
@@ -150,7 +150,7 @@ fn class(rng: &mut Rng, k: usize) -> Class {
 fn place_nodes(rng: &mut Rng, offers: &mut [OfferState], classes: &[Class], now: &Scenario) {
     for (k, class) in classes.iter().enumerate() {
         let mut missing = now.claims[0][k] * f64::from(class.gpus_per_claim) * rng.between(0.6, 1.1);
-        let serves = |o: &OfferState| fleet::yields(&o.offer, class, None).is_ok();
+        let serves = |o: &OfferState| fleet::offer_share(&o.offer, class, None).is_ok();
         let mut able: Vec<usize> = (0..offers.len()).filter(|p| serves(&offers[*p])).collect();
         able.sort_by_key(|p| offers[*p].offer.gpu_price_usd_micros_per_h());
         able.truncate(12);

@@ -64,6 +64,14 @@ impl Network {
     }
 }
 
+/// The fewest GPUs of `demand` `[K]` that pools of `(GPUs, [(class, share)])` cannot serve.
+#[must_use]
+pub fn fewest_missed_gpus(pools: &[(f64, Vec<(usize, f64)>)], demand: &[f64]) -> f64 {
+    let order: Vec<usize> = (0..demand.len()).collect();
+    let network = Network::new(demand.len(), pools.iter().map(|(gpus, serves)| (*gpus, serves.as_slice())));
+    network.short_sets(demand, &order).1.iter().sum()
+}
+
 struct Flow<'a> {
     net: &'a Network,
     sent: Vec<Vec<f64>>,

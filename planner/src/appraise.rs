@@ -1,0 +1,428 @@
+//! Writes a plan's report: what an optimum costs, which limits hold it back and what they are worth, what it leaves unmet.
+
+use std::cmp::Reverse;
+
+use fleet::UsdMicros;
+
+use crate::columns;
+use crate::decompose::{self, Duals, Effort, Master, Optimum};
+use crate::input::{PlanInput, Quota};
+use crate::keys::{Block, ClassId, ColKey, CommitmentId, Period, QuotaId, RateGroupId, RowKey, SourceId, SpreadId};
+use crate::model::Model;
+use crate::plan::{Target, micros};
+use crate::report::{Binding, Change, ClassReport, Cost, LimitKind, Measured, Method, PlanReport, Unmet, Work};
+use crate::round::{Rounded, Rule};
+use crate::source::Source;
+
+const SHOWN_SUPPLY: usize = 8;
+
+/// Measures the dearest quotas, budget and launch rates, `most` of them, by solving with one more and one less.
+///
+/// # Errors
+/// The solver gives no optimum when the limits are put back.
+pub fn sensitivities(
+    input: &PlanInput,
+    model: &Model,
+    master: &mut Master,
+    relaxed: &Optimum,
+    effort: Effort,
+    most: usize,
+) -> Result<Vec<Binding>, solver::SolverError> {
+    let mut binding = limits(input, model, &relaxed.duals);
+    binding.sort_by_key(|(_, b)| Reverse(b.value_usd_micros_per_h));
+    // Supply limits with many pools would fill the report: the first few say where supply hurts.
+    let mut supply = supply_limits(input, model, master, relaxed);
+    supply.sort_by_key(|b| Reverse(b.value_usd_micros_per_h));
+    let effort = Effort { price: false, ..effort };
+    let horizon_h = model.horizon_h();
+    let measurable = binding.iter_mut().filter(|(rows, _)| !rows.is_empty());
+    for (rows, shown) in measurable.take(most) {
+        let mut cost = |step: f64| -> Result<f64, solver::SolverError> {
+            for &(key, limit) in rows.iter() {
+                master.set_row(key, f64::NEG_INFINITY, (limit + step).max(limit.min(0.0)))?;
+            }
+            Ok(decompose::resolve(input, model, master, effort)?.objective_usd)
+        };
+        let (more, less) = (cost(1.0), cost(-1.0));
+        let base = cost(0.0)?;
+        // Not measured is said; it costs nobody the plan.
+        let (Ok(more), Ok(less)) = (more, less) else { continue };
+        let (gain, loss) = ((base - more).max(0.0) / horizon_h, (less - base).max(0.0) / horizon_h);
+        shown.measured = Some(Measured {
+            one_more_usd_micros_per_h: micros(gain),
+            one_less_usd_micros_per_h: micros(loss),
+            unique: (gain - loss).abs() <= 0.05 * gain.max(loss),
+        });
+    }
+    let mut all: Vec<Binding> = binding.into_iter().map(|(_, b)| b).collect();
+    all.extend(supply.into_iter().take(SHOWN_SUPPLY));
+    all.sort_by_key(|b| Reverse(b.value_usd_micros_per_h));
+    Ok(all)
+}
+
+/// Rows with their limits, and the binding they are shown as.
+type Limited = (Vec<(RowKey, f64)>, Binding);
+
+/// Limits with a price, with the rows that hold them.
+fn limits(input: &PlanInput, model: &Model, duals: &Duals) -> Vec<Limited> {
+    let horizon_h = model.horizon_h();
+    let mut all = Vec::new();
+    let mut push = |kind, name: String, prices: &[f64], rows: Vec<(RowKey, f64)>| {
+        let value = prices.iter().sum::<f64>() / horizon_h;
+        if value > 1e-6 {
+            let value_usd_micros_per_h = micros(value);
+            all.push((rows, Binding { kind, name, value_usd_micros_per_h, measured: None }));
+        }
+    };
+    let periods = 0..model.periods();
+    for (q, quota) in input.quotas.iter().enumerate() {
+        let rows = periods.clone().map(|t| (RowKey::Quota(QuotaId(q), Period(t)), model.quota_left[q][t])).collect();
+        push(LimitKind::Quota, quota.name.clone(), &duals.quota[q], rows);
+    }
+    if !duals.budget.is_empty() {
+        let rows = periods.clone().map(|t| (RowKey::Budget(Period(t)), model.budget_left_usd_per_h[t])).collect();
+        push(LimitKind::Budget, "spend".into(), &duals.budget, rows);
+    }
+    let rate = input.policy.launch_rate_nodes_per_min.unwrap_or(0.0);
+    for (g, name) in columns::rate_groups(input).into_iter().enumerate() {
+        let per_min: Vec<f64> = duals.rate[g].iter().zip(&model.hours).map(|(v, h)| v * h * 60.0).collect();
+        let rows =
+            periods.clone().map(|t| (RowKey::Rate(RateGroupId(g), Period(t)), rate * model.hours[t] * 60.0)).collect();
+        push(LimitKind::LaunchRate, name, &per_min, rows);
+    }
+    for (c, commitment) in input.commitments.iter().enumerate() {
+        let nodes = |t: usize| commitment.nodes.get(t).copied().unwrap_or(0.0);
+        let rows = periods.clone().map(|t| (RowKey::Commitment(CommitmentId(c), Period(t)), nodes(t))).collect();
+        push(LimitKind::Commitment, commitment.name.clone(), &duals.commitment[c], rows);
+    }
+    for (r, spread) in model.spreads.iter().enumerate() {
+        // A spread row's unit is not one that can be bought: without rows, it is not measured.
+        push(LimitKind::Spread, spread.name.clone(), &duals.spread[r], Vec::new());
+    }
+    all
+}
+
+/// Offers whose launch limit binds now.
+fn supply_limits(input: &PlanInput, model: &Model, master: &Master, relaxed: &Optimum) -> Vec<Binding> {
+    let values = relaxed.duals.pool_values(model);
+    let mut all = Vec::new();
+    for &i in &master.active {
+        let source = &model.sources[i];
+        let launched = master.value(&relaxed.solution, ColKey::Launch(SourceId(i), Period(0)));
+        if source.launch_end == 0 || launched < source.launch_limit[0] - 1e-6 {
+            continue;
+        }
+        let profit = relaxed.duals.profit(input, model, &master.links[i], source, &values[source.pool]);
+        if profit.best_launch_usd > 1e-6 {
+            all.push(Binding {
+                kind: LimitKind::Supply,
+                name: input.offers[source.offer].offer.key.to_string(),
+                value_usd_micros_per_h: micros(profit.best_launch_usd / model.horizon_h()),
+                measured: None,
+            });
+        }
+    }
+    all
+}
+
+/// The report of an optimum.
+pub fn of_optimum(
+    input: &PlanInput,
+    model: &Model,
+    master: &Master,
+    relaxed: &Optimum,
+    rounded: &Rounded,
+    binding: Vec<Binding>,
+) -> PlanReport {
+    let solution = &rounded.optimum.solution;
+    let value = |key| master.value(solution, key);
+    let gpus = master.pool_gpus(Some(solution));
+    let missed = master.missed_claims(solution);
+    let classes: Vec<ClassReport> = (0..input.classes.len())
+        .map(|k| {
+            let misses = missed.iter().map(|row| row[k]).collect();
+            class_report(input, model, k, misses, &gpus, Some(&relaxed.duals))
+        })
+        .collect();
+    let mut spend = vec![0.0; model.periods()];
+    for &i in &master.active {
+        for (t, total) in spend.iter_mut().enumerate() {
+            *total += model.sources[i].price_usd_per_h * value(ColKey::Nodes(SourceId(i), Period(t)));
+        }
+    }
+    let (rows, columns) = master.size();
+    let unmet = unmet(input, model, &|key| value(key), &classes, &binding);
+    let rounding = match rounded.rule {
+        Rule::Ceil => "up",
+        Rule::Nearest => "to the nearest",
+        Rule::Pooled => "up within each pool",
+        Rule::Branched => "by branch and bound",
+    };
+    PlanReport {
+        method: Method::Optimum { rounding: rounding.to_owned() },
+        objective_usd_micros: micros(rounded.optimum.objective_usd),
+        bound_usd_micros: micros(relaxed.bound_usd),
+        cost: cost(model, master, rounded),
+        certificate_gap: relaxed.gap(),
+        rounding_gap: decompose::gap(rounded.optimum.objective_usd, relaxed.bound_usd),
+        horizon_s: input.period_s.iter().sum(),
+        spend_usd_micros_per_h: spend.into_iter().map(micros).collect(),
+        classes,
+        binding,
+        unmet,
+        quota_excess_units: quota_excess(input),
+        changes: changes(input, model, &rounded.launches),
+        work: Work {
+            active_sources: master.active.len(),
+            rows,
+            columns,
+            cuts: master.cut_counts().0,
+            solves: master.solves,
+            cold_restarts: master.cold_restarts,
+            ..work(input, model)
+        },
+    }
+}
+
+fn cost(model: &Model, master: &Master, rounded: &Rounded) -> Cost {
+    let solution = &rounded.optimum.solution;
+    let value = |key| master.value(solution, key);
+    let (mut nodes, mut launches) = (0.0, 0.0);
+    for &i in &master.active {
+        let source = &model.sources[i];
+        for t in 0..model.periods() {
+            let committed = !master.links[i].commitments.is_empty();
+            let billed = value(if committed {
+                ColKey::Billed(SourceId(i), Period(t))
+            } else {
+                ColKey::Nodes(SourceId(i), Period(t))
+            });
+            nodes += source.price_usd_per_h * model.hours[t] * billed;
+            launches += source.launch_cost_usd * value(ColKey::Launch(SourceId(i), Period(t)));
+        }
+    }
+    let missed = master.missed_claims(solution);
+    let cost = |(row, usd): (&Vec<f64>, &Vec<f64>)| row.iter().zip(usd).map(|(m, usd)| m * usd).sum::<f64>();
+    let misses: f64 = missed.iter().zip(&model.miss_usd).map(cost).sum();
+    let penalties = (rounded.optimum.objective_usd - nodes - launches - misses).max(0.0);
+    Cost {
+        nodes_usd_micros: micros(nodes),
+        launches_usd_micros: micros(launches),
+        misses_usd_micros: micros(misses),
+        penalties_usd_micros: micros(penalties),
+    }
+}
+
+fn work(input: &PlanInput, model: &Model) -> Work {
+    Work {
+        offers: input.offers.len(),
+        classes: input.classes.len(),
+        scenarios: input.scenarios.len(),
+        periods: input.period_s.len(),
+        pools: model.pools.len(),
+        ..Work::default()
+    }
+}
+
+fn class_report(
+    input: &PlanInput,
+    model: &Model,
+    k: usize,
+    expected_misses: Vec<f64>,
+    gpus: &[Vec<f64>],
+    duals: Option<&Duals>,
+) -> ClassReport {
+    let class = &input.classes[k];
+    let mean = |new: bool, t: usize| -> f64 {
+        if new { mean_new(input, k, t) } else { input.scenarios.iter().map(|s| s.weight * s.claims[t][k]).sum() }
+    };
+    // Where no launch arrives within the horizon, every period counts.
+    let first = if model.first_period[k] < model.periods() { model.first_period[k] } else { 0 };
+    let periods = first..model.periods();
+    let new: f64 = periods.clone().map(|t| mean(true, t)).sum();
+    let missed: f64 = periods.clone().map(|t| expected_misses[t] * model.miss_share[t][k]).sum();
+    let count = periods.len().max(1) as f64;
+    let able = |t: usize| -> f64 {
+        let serve = |p: &usize| model.pools[*p].serves.iter().any(|(c, _)| *c == k);
+        (0..model.pools.len()).filter(serve).map(|p| gpus[t][p]).sum()
+    };
+    let surge: f64 = periods.clone().map(|t| (able(t) - mean(false, t) * model.claim_gpus[k]).max(0.0)).sum();
+    let price: f64 = duals.map_or(0.0, |d| periods.clone().map(|t| d.target[k][t] * 0.001 * mean(true, t)).sum());
+    ClassReport {
+        class: class.name.clone(),
+        mean_claims: (0..model.periods()).map(|t| mean(false, t)).collect(),
+        expected_misses,
+        hit_rate_target: class.hit_rate_target,
+        expected_hit_rate: if new > 0.0 { (1.0 - missed / new).clamp(0.0, 1.0) } else { 1.0 },
+        surge_gpus: surge / count,
+        hit_rate_price_usd_micros_per_h: micros(price / model.horizon_h()),
+        first_period: model.first_period[k] as u32,
+    }
+}
+
+/// New claims of a class in a period, mean over the paths.
+fn mean_new(input: &PlanInput, k: usize, t: usize) -> f64 {
+    input.scenarios.iter().map(|s| s.weight * s.new_claims[t][k]).sum()
+}
+
+/// Everything whose softening column is in use.
+fn unmet(
+    input: &PlanInput,
+    model: &Model,
+    value: &dyn Fn(ColKey) -> f64,
+    classes: &[ClassReport],
+    binding: &[Binding],
+) -> Vec<Unmet> {
+    let mut all = Vec::new();
+    let mut push = |what: String, slack: &dyn Fn(usize) -> f64, unit: &str, why: String| {
+        let over: Vec<(usize, f64)> = (0..model.periods()).map(|t| (t, slack(t))).filter(|(_, v)| *v > 1e-4).collect();
+        if let (Some(first), Some(last)) = (over.first(), over.last()) {
+            let worst = over.iter().map(|o| o.1).fold(0.0, f64::max);
+            let by = format!("{worst:.2} {unit}");
+            all.push(Unmet { what, periods: (first.0 as u32, last.0 as u32), by, why });
+        }
+    };
+    for (k, class) in classes.iter().enumerate() {
+        let why = why_missed(input, model, k, binding);
+        let what = format!("{}: hit rate {:.1} %", class.class, 100.0 * class.hit_rate_target);
+        // No row asks for a hit rate that no launch can change: what is missed all the same is told.
+        let out_of_reach = model.first_period[k] >= model.periods();
+        let short = |t: usize| {
+            if out_of_reach {
+                class.expected_misses[t] * model.miss_share[t][k]
+                    - (1.0 - class.hit_rate_target) * mean_new(input, k, t)
+            } else {
+                value(ColKey::TargetSlack(ClassId(k), Period(t)))
+            }
+        };
+        push(what, &short, "claims a period beyond the target", why);
+    }
+    let excess = quota_excess(input);
+    for (q, quota) in input.quotas.iter().enumerate() {
+        let why = "more nodes exist or are on their way than the quota allows".to_owned();
+        let excess = excess[q];
+        push(
+            format!("quota {}", quota.name),
+            &|t| if model.quota_full[q][t] { excess } else { 0.0 },
+            "units over",
+            why,
+        );
+    }
+    let why = "nodes that cannot be released yet cost more than the budget".to_owned();
+    push("budget".into(), &|t| value(ColKey::BudgetSlack(Period(t))), "$/h over", why);
+    for (r, spread) in model.spreads.iter().enumerate() {
+        let why = "the other domains have too little supply".to_owned();
+        push(
+            format!("spread of {}", spread.name),
+            &|t| value(ColKey::SpreadSlack(SpreadId(r), Period(t))),
+            "GPUs over",
+            why,
+        );
+    }
+    let paths = model.weights.len();
+    for block in paths..model.blocks() {
+        for (k, class) in classes.iter().enumerate() {
+            let what = format!("{}: loss of {}", class.class, model.domains[block - paths]);
+            let why = "the other domains cannot carry it".to_owned();
+            let after = |t: usize| {
+                if t < model.first_period[k] { 0.0 } else { value(ColKey::Miss(ClassId(k), Period(t), Block(block))) }
+            };
+            push(what, &after, "claims short", why);
+        }
+    }
+    all
+}
+
+fn why_missed(input: &PlanInput, model: &Model, k: usize, binding: &[Binding]) -> String {
+    let serves = |s: &&Source| model.pools[s.pool].serves.iter().any(|(c, _)| *c == k);
+    let launchable = model.sources.iter().filter(serves).filter(|s| s.launch_end > 0).count();
+    if model.sources.iter().filter(serves).count() == 0 {
+        return "no offer serves this class: see 'explain'".into();
+    }
+    if launchable == 0 {
+        return "no offer that serves it can be launched in time".into();
+    }
+    if input.policy.budget_usd_micros_per_h.is_some() && binding.iter().any(|b| b.kind == LimitKind::Budget) {
+        return "the budget is spent".into();
+    }
+    // Only limits that offers of this class are under.
+    let of_class = |b: &&Binding| {
+        let offers = || model.sources.iter().filter(serves).map(|s| s.offer);
+        match b.kind {
+            LimitKind::Quota => {
+                let quota = input.quotas.iter().find(|q| q.name == b.name);
+                quota.is_some_and(|q| offers().any(|p| q.members.iter().any(|(m, _)| *m == p)))
+            }
+            LimitKind::Supply => offers().any(|p| input.offers[p].offer.key.to_string() == b.name),
+            LimitKind::LaunchRate => offers().any(|p| input.offers[p].offer.key.provider == b.name),
+            LimitKind::Spread => b.name.starts_with(&format!("{} in ", input.classes[k].name)),
+            LimitKind::Budget | LimitKind::Commitment => true,
+        }
+    };
+    let held: Vec<&str> = binding.iter().filter(of_class).take(3).map(|b| b.name.as_str()).collect();
+    if held.is_empty() { "supply does not arrive in time".into() } else { format!("held back by {}", held.join(", ")) }
+}
+
+/// Launches that differ from what the parent plan meant for now.
+fn changes(input: &PlanInput, model: &Model, launches: &[(usize, f64)]) -> Vec<Change> {
+    let mut all = Vec::new();
+    for (p, state) in input.offers.iter().enumerate() {
+        let before = state.planned_nodes.first().copied().unwrap_or(0.0);
+        let now: f64 = launches.iter().filter(|(i, _)| model.sources[*i].offer == p).map(|l| l.1).sum();
+        if (before - now).abs() > 0.5 {
+            all.push(Change { offer: state.offer.key.clone(), before, now });
+        }
+    }
+    all
+}
+
+/// The report of the base-stock fallback: misses are what its nodes cannot serve.
+pub fn of_fallback(input: &PlanInput, model: &Model, targets: &[Target], error: &solver::SolverError) -> PlanReport {
+    let mut gpus = vec![vec![0.0; model.pools.len()]; model.periods()];
+    let mut spend = vec![0.0; model.periods()];
+    for source in model.sources.iter().filter(|s| s.group.is_none()) {
+        let key = &input.offers[source.offer].offer.key;
+        let Some(target) = targets.iter().find(|t| t.offer == *key) else {
+            continue;
+        };
+        for t in 0..model.periods() {
+            gpus[t][source.pool] += target.nodes[t] * source.gpus;
+            spend[t] += target.nodes[t] * source.price_usd_per_h;
+        }
+    }
+    let missed = model.missed_claims(&gpus);
+    let classes = (0..input.classes.len())
+        .map(|k| class_report(input, model, k, missed.iter().map(|row| row[k]).collect(), &gpus, None))
+        .collect();
+    PlanReport {
+        method: Method::BaseStock { solver_error: error.to_string() },
+        objective_usd_micros: UsdMicros::ZERO,
+        bound_usd_micros: UsdMicros::ZERO,
+        cost: Cost::default(),
+        certificate_gap: 1.0,
+        rounding_gap: 1.0,
+        horizon_s: input.period_s.iter().sum(),
+        spend_usd_micros_per_h: spend.into_iter().map(micros).collect(),
+        classes,
+        binding: Vec::new(),
+        unmet: vec![Unmet {
+            what: "optimum".into(),
+            periods: (0, model.periods() as u32 - 1),
+            by: "unknown".into(),
+            why: format!("{error}; order-up-to levels are used and nothing is released"),
+        }],
+        quota_excess_units: quota_excess(input),
+        changes: Vec::new(),
+        work: work(input, model),
+    }
+}
+
+/// Units by which nodes that exist or are on their way exceed each quota.
+fn quota_excess(input: &PlanInput) -> Vec<f64> {
+    let nodes = |p: usize| {
+        let state = &input.offers[p];
+        state.nodes.iter().map(|g| f64::from(g.nodes)).sum::<f64>() + state.arriving_nodes.iter().sum::<f64>()
+    };
+    let used = |q: &Quota| q.members.iter().map(|&(p, units)| units * nodes(p)).sum::<f64>();
+    input.quotas.iter().map(|q| (used(q) - q.limit).max(0.0)).collect()
+}

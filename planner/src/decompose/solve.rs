@@ -1,0 +1,82 @@
+//! The whole problem, from nothing.
+
+use solver::{Limits, SolverError};
+
+use super::master::Master;
+use super::resolve::{Effort, Optimum, resolve};
+use super::scout;
+use crate::columns::Links;
+use crate::input::PlanInput;
+use crate::model::{EPS, Model};
+use crate::source::Source;
+
+/// Problems of so few sources are solved with all of them from the start.
+const SMALL: usize = 60;
+
+/// Solves `model`. The master is kept for re-solves with changed bounds.
+///
+/// # Errors
+/// The solver gives no optimum.
+pub fn solve<'a>(input: &'a PlanInput, model: &'a Model, effort: Effort) -> Result<(Master<'a>, Optimum), SolverError> {
+    let limits = Limits { time_limit_s: effort.time_limit_s, presolve: true };
+    let mut master = Master::new(input, model, limits)?;
+    master.seed_sets();
+    let mut sources = first_sources(input, model, &master.links);
+    if model.sources.len() <= SMALL {
+        sources = (0..model.sources.len()).collect();
+    } else if model.weights.len() > 3 {
+        let scouted = scout::explore(input, &sources, effort)?;
+        sources = scouted.sources;
+        scouted.sets.into_iter().for_each(|mask| {
+            master.register(mask);
+        });
+        master.aim_at(scouted.pool_gpus);
+    }
+    master.add_sources(&sources)?;
+    master.seed_cuts()?;
+    let optimum = resolve(input, model, &mut master, effort)?;
+    Ok((master, optimum))
+}
+
+/// Sources to start with: all that exist or were planned, and for each class the cheapest until they can carry its
+/// peak one and a half times.
+fn first_sources(input: &PlanInput, model: &Model, links: &[Links]) -> Vec<usize> {
+    let mut chosen: Vec<bool> = model.sources.iter().map(Source::must_be_modelled).collect();
+    let classes = model.claim_gpus.len();
+    let mut serving: Vec<Vec<(f64, usize)>> = vec![Vec::new(); classes];
+    for (i, source) in model.sources.iter().enumerate().filter(|(_, s)| s.launch_end > 0) {
+        let arrived: f64 = source.profile.arrivals[0].iter().sum();
+        let hours = model.horizon_h() * arrived.max(0.01);
+        for &(k, share) in &model.pools[source.pool].serves {
+            let node = source.cost_usd_per_h + source.launch_cost_usd / hours;
+            serving[k].push((node / (source.gpus * share), i));
+        }
+    }
+    // Classes with the fewest offers first; what one class takes of an offer or a quota is gone for the others.
+    let mut order: Vec<usize> = (0..classes).collect();
+    order.sort_by_key(|k| serving[*k].len());
+    let mut left: Vec<f64> = model.sources.iter().map(|s| s.launch_limit[0]).collect();
+    let mut room: Vec<f64> = input.quotas.iter().map(|q| q.limit).collect();
+    for k in order {
+        serving[k].sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        let peak = model.demand_gpus.iter().flatten().map(|row| row[k]).fold(0.0, f64::max);
+        let mut missing = 1.3 * peak;
+        for &(_, i) in &serving[k] {
+            if missing <= 0.0 {
+                break;
+            }
+            let source = &model.sources[i];
+            let in_time: f64 = source.profile.arrivals[0].iter().take(model.first_period[k] + 1).sum();
+            let quota =
+                links[i].quotas.iter().map(|&(q, units)| room[q] / units.max(1e-9)).fold(f64::INFINITY, f64::min);
+            let nodes = left[i].min(quota).min(missing / (source.gpus * in_time.max(0.05)));
+            if nodes > EPS {
+                chosen[i] = true;
+                left[i] -= nodes;
+                missing -= nodes * source.gpus * in_time;
+                links[i].quotas.iter().for_each(|&(q, units)| room[q] -= nodes * units);
+            }
+        }
+    }
+    (0..chosen.len()).filter(|i| chosen[*i]).collect()
+}
