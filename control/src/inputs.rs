@@ -18,7 +18,7 @@ use crate::sampler::{STEP_S, demand};
 
 /// What is looked at.
 #[derive(Debug)]
-pub struct Known<'a> {
+pub struct Knowledge<'a> {
     /// Nodes, claims, offers and classes.
     pub book: &'a Book,
     /// What launches and nodes have taught.
@@ -73,7 +73,7 @@ pub struct Inputs {
 impl Inputs {
     /// Gathers them.
     #[must_use]
-    pub fn of(known: &Known<'_>, history: History) -> Self {
+    pub fn of(known: &Knowledge<'_>, history: History) -> Self {
         let (book, now_s) = (known.book, known.now_ms as f64 / 1000.0);
         let (ids, nodes) = observed(known);
         let (estimates, commitments) = estimates(known, now_s);
@@ -116,7 +116,7 @@ impl Inputs {
 }
 
 /// Nodes that plans count, with their numbers.
-fn observed(known: &Known<'_>) -> (Vec<u64>, Vec<ObservedNode>) {
+fn observed(known: &Knowledge<'_>) -> (Vec<u64>, Vec<ObservedNode>) {
     let book = known.book;
     let classes: BTreeMap<&str, usize> =
         book.classes().keys().enumerate().map(|(k, name)| (name.as_str(), k)).collect();
@@ -147,7 +147,7 @@ fn observed(known: &Known<'_>) -> (Vec<u64>, Vec<ObservedNode>) {
 }
 
 /// What is expected of each offer, and what is paid for in any case.
-fn estimates(known: &Known<'_>, now_s: f64) -> (Vec<Estimate>, Vec<Commitment>) {
+fn estimates(known: &Knowledge<'_>, now_s: f64) -> (Vec<Estimate>, Vec<Commitment>) {
     let book = known.book;
     let place = |offer: &Offer| place_of(&offer.key, &offer.gpu.to_string());
     let health = known.learnt.health.briefs(book.offers().iter().map(place));

@@ -1,7 +1,8 @@
 //! What a plan becomes: the record that is written down, and the intents that carry it out.
 
 use fleet::book::{Book, Node};
-use fleet::{NodeState, OfferKey};
+use fleet::invariants::{Breach, Invariant};
+use fleet::{NodeState, OfferKey, UsdMicros};
 use planner::input::PlanInput;
 use planner::plan::{Launch, Plan};
 use protocol::BudgetSpec;
@@ -66,6 +67,8 @@ pub struct Intended {
     pub released: u32,
     /// Launches that a guard holds back.
     pub held_back: Vec<HeldBack>,
+    /// Guards that are passed by what was launched all the same: none, but for a bug.
+    pub breaches: Vec<Breach>,
 }
 
 /// Launches that a guard holds back.
@@ -137,7 +140,33 @@ pub fn intend(book: &mut Book, wanted: &Wanted<'_>, now_ms: i64) -> Intended {
             spend_usd_per_h += each * f64::from(nodes);
         }
     }
+    if done.launched > 0 {
+        done.breaches = breaches(book, wanted.budget, now_ms);
+    }
     done
+}
+
+/// CAP-6, counted anew after launches. What stood above a guard before is no breach: nothing is launched then.
+fn breaches(book: &Book, budget: &BudgetSpec, now_ms: i64) -> Vec<Breach> {
+    let mut spend = UsdMicros::ZERO;
+    let mut asked = 0_u32;
+    for node in book.nodes().values() {
+        if node.state.is_billed() || node.state == NodeState::Requested {
+            let price = book.offer(&node.offer).map_or(UsdMicros::ZERO, |p| book.offers()[p].price_usd_micros_per_h);
+            spend.0 = spend.0.saturating_add(price.0);
+        }
+        asked += u32::from(now_ms - node.asked_at_ms < MINUTE_MS);
+    }
+    let mut found = Vec::new();
+    if let Some(guard) = budget.spend_guard_usd_per_h.filter(|guard| spend.usd() > guard + 1e-6) {
+        let what = format!("{:.2} $/h after a launch, of {guard:.2}", spend.usd());
+        found.push(Breach::new(Invariant::Cap6, what));
+    }
+    if asked > budget.launch_guard_nodes_per_min {
+        let what = format!("{asked} nodes in a minute, of {}", budget.launch_guard_nodes_per_min);
+        found.push(Breach::new(Invariant::Cap6, what));
+    }
+    found
 }
 
 /// The same nodes, but idle ones in place of those in diagnostics, whose test would be for nothing.
@@ -152,4 +181,57 @@ fn rather_idle(book: &Book, releases: &[u64]) -> Vec<u64> {
         }
     }
     chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet::book::Limits;
+    use fleet::{GpuModel, Market, Offer};
+
+    use super::*;
+
+    /// Nodes of eight GPUs at $20 an hour.
+    fn market() -> (Book, OfferKey) {
+        let gpu: GpuModel = "H100-SXM".parse().expect("known");
+        let name = |s: &str| s.to_owned();
+        let key = OfferKey {
+            provider: name("lab"),
+            region: name("r"),
+            zone: name("z"),
+            instance_type: name("h8"),
+            market: Market::OnDemand,
+        };
+        let mut book = Book::new(Limits::default());
+        book.set_offers(vec![Offer {
+            key: key.clone(),
+            gpu,
+            gpus_per_node: 8,
+            interconnect: gpu.interconnect(),
+            price_usd_micros_per_h: UsdMicros(20_000_000),
+            price_day: None,
+            interruption_per_h: 0.0,
+        }]);
+        (book, key)
+    }
+
+    fn launched(book: &mut Book, offer: &OfferKey, nodes: u32, budget: &BudgetSpec) -> Intended {
+        let launches = [Launch { offer: offer.clone(), nodes }];
+        let wanted = Wanted { epoch: 1, launches: &launches, releases: &[], budget, launch_expires_ms: 60_000 };
+        intend(book, &wanted, 1000)
+    }
+
+    #[test]
+    fn guards_hold_launches_back_and_a_guard_that_is_passed_is_a_breach() {
+        let spend = BudgetSpec { spend_guard_usd_per_h: Some(70.0), ..BudgetSpec::default() };
+        let rate = BudgetSpec { launch_guard_nodes_per_min: 2, ..BudgetSpec::default() };
+        for (budget, most) in [(&spend, 3), (&rate, 2)] {
+            let (mut book, offer) = market();
+            let done = launched(&mut book, &offer, 5, budget);
+            assert_eq!((done.launched, done.held_back.len(), done.breaches.len()), (most, 1, 0), "{done:?}");
+            // Planted: one that no guard saw.
+            book.intend_launch(1, &offer, 1, 60_000, 1000).expect("an offer");
+            let found = breaches(&book, budget, 1000);
+            assert_eq!(found.iter().map(|b| b.invariant).collect::<Vec<_>>(), [Invariant::Cap6], "{found:?}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use fleet::book::{Book, Gate, Identity, Node, NodeError, Pending};
 use fleet::{Cause, NodeState, Remedy};
 use health::Verdict;
 use health::weekly::Run;
-use protocol::agent::{Checks, Condition, Desired, Diagnosis, Gate as GateReport, Report, Work};
+use protocol::agent::{Checks, Condition, Desired, Diagnosis, Gate as GateReport, HealthOrder, HealthReport, Work};
 
 use crate::gpus::{GpuChange, GpuRecord, Tested};
 
@@ -25,7 +25,7 @@ pub fn desired(id: u64, node: Option<&Node>) -> Desired {
     // A node that the book has forgotten has ended.
     let state = node.map_or(NodeState::Terminated, |n| n.state);
     let reboots = node.and_then(|n| n.care.as_ref()).is_some_and(|c| c.remedy == Remedy::Reboot);
-    let health = match state {
+    let work = match state {
         NodeState::Requested | NodeState::Booting | NodeState::Checking => {
             let short = node.is_some_and(Node::gate_is_short);
             let scope = if short { health::gate::Scope::Short } else { health::gate::Scope::Whole };
@@ -42,7 +42,8 @@ pub fn desired(id: u64, node: Option<&Node>) -> Desired {
         NodeState::Quarantined | NodeState::Lost => Work::Hold,
         NodeState::Terminating | NodeState::Terminated => Work::End,
     };
-    Desired { node: format!("n-{id}"), state, health, version: node.map_or(i64::MAX, |n| n.since_ms) }
+    let (version, of_health) = node.map_or((i64::MAX, i64::MAX), |n| (n.desired.all, n.desired.health));
+    Desired { node: format!("n-{id}"), state, health: HealthOrder { work, version: of_health }, version }
 }
 
 /// What conditions ask for.
@@ -86,7 +87,7 @@ pub fn blocked(node: u64, gpus: &[GpuRecord], now_ms: i64) -> Option<String> {
 #[derive(Debug, Clone)]
 pub struct Heard<'a> {
     /// The report.
-    pub report: &'a Report,
+    pub report: &'a HealthReport,
     /// Why the host is not taken, though it passed its gate.
     pub blocked: Option<&'a str>,
 }
@@ -103,7 +104,7 @@ pub fn note(book: &mut Book, id: u64, heard: &Heard<'_>, now_ms: i64) -> Result<
     }
     match &report.checks {
         Checks::Gate(gate) => {
-            let asked_for = book.nodes().get(&id).map(|n| n.since_ms);
+            let asked_for = book.nodes().get(&id).map(|n| n.desired.health);
             if gate.version.is_some() && gate.version != asked_for {
                 return Ok(false);
             }
@@ -143,7 +144,13 @@ fn gated(book: &mut Book, id: u64, heard: &Heard<'_>, gate: &GateReport, now_ms:
     book.gate(id, &report.boot, &said, &why, now_ms)
 }
 
-fn passive(book: &mut Book, id: u64, report: &Report, conditions: &[Condition], now_ms: i64) -> Result<(), NodeError> {
+fn passive(
+    book: &mut Book,
+    id: u64,
+    report: &HealthReport,
+    conditions: &[Condition],
+    now_ms: i64,
+) -> Result<(), NodeError> {
     let healthy = match report.verdict {
         Verdict::Pass => Some(true),
         // A condition says what is wrong, and what is to be done; without one it is a fault.
@@ -167,7 +174,13 @@ fn fault(book: &mut Book, id: u64, cause: Cause, reason: &str, now_ms: i64) {
 }
 
 /// What diagnostics say of a node: they end, and what they found is done.
-fn diagnosed(book: &mut Book, id: u64, report: &Report, diagnosis: &Diagnosis, now_ms: i64) -> Result<(), NodeError> {
+fn diagnosed(
+    book: &mut Book,
+    id: u64,
+    report: &HealthReport,
+    diagnosis: &Diagnosis,
+    now_ms: i64,
+) -> Result<(), NodeError> {
     let cause = Cause::Diagnosis(diagnosis.error);
     let (tests, reason) = (short(&diagnosis.tests, NAME_MAX), short(&report.reason, REASON_MAX));
     let said = match report.verdict {
@@ -191,7 +204,7 @@ fn diagnosed(book: &mut Book, id: u64, report: &Report, diagnosis: &Diagnosis, n
         // Nothing has confirmed it yet, nor taken it back: the whole gate, and the test again in the next gap.
         Remedy::Recheck if report.verdict == Verdict::Fail => {
             book.diagnosed(id, &report.boot, &said, now_ms)?;
-            book.check_whole(id, &said, now_ms);
+            book.check_whole(id, &said);
         }
         Remedy::Nothing | Remedy::Record | Remedy::TryAgain | Remedy::SetUp | Remedy::Recheck => {
             book.diagnosed(id, &report.boot, &said, now_ms)?;
@@ -229,7 +242,7 @@ pub fn remember(book: &Book, heard: &Heard<'_>, (before, after): (&Node, &Node),
     Remembered { gpus: Some(GpuChange::Seen { node: Box::new(after.clone()), tested, fault }), yielded_s }
 }
 
-fn tested(report: &Report, diagnosis: &Diagnosis) -> Tested {
+fn tested(report: &HealthReport, diagnosis: &Diagnosis) -> Tested {
     match (report.verdict, Run::of_word(&diagnosis.tests)) {
         (Verdict::Pass, Some(run)) => Tested::Passed(run),
         (Verdict::Fail, _) if diagnosis.remedy > Remedy::SetUp => Tested::Failed,
@@ -238,7 +251,7 @@ fn tested(report: &Report, diagnosis: &Diagnosis) -> Tested {
 }
 
 /// Whether a fault that a report brings is one of the GPUs, and not of the host's set-up.
-fn blames_gpus(report: &Report) -> bool {
+fn blames_gpus(report: &HealthReport) -> bool {
     let Checks::Gate(gate) = &report.checks else { return true };
     let set_up = matches!(gate.mend, Some(Remedy::Nothing | Remedy::TryAgain | Remedy::SetUp));
     report.verdict == Verdict::Fail && !set_up

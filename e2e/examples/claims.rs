@@ -283,17 +283,7 @@ async fn gather(database: &str, nodes: u64) -> anyhow::Result<()> {
     let app = Arc::clone(&server.app);
     let claims = |book: &mut Book, now_ms: i64| {
         for _ in 0..20_000 {
-            let ask = ClaimRequest {
-                class: "bench".into(),
-                count: 1,
-                key: None,
-                digest: String::new(),
-                holder: String::new(),
-                on_empty: None,
-                wait_ms: None,
-                lease_ms: None,
-                answer_by_ms: None,
-            };
+            let ask = ClaimRequest::of("bench");
             book.claim(ask, now_ms).unwrap();
         }
     };

@@ -120,7 +120,7 @@ fn region_matches(pattern: &str, offer: &Offer) -> bool {
 ///
 /// # Errors
 /// The first reason why the offer does not serve the class.
-pub fn yields(offer: &Offer, class: &Class, cap: Option<UsdMicros>) -> Result<f64, Refusal> {
+pub fn offer_share(offer: &Offer, class: &Class, cap: Option<UsdMicros>) -> Result<f64, Refusal> {
     admits_node(offer, class)?;
     let price = offer.gpu_price_usd_micros_per_h();
     match cap {
@@ -130,7 +130,7 @@ pub fn yields(offer: &Offer, class: &Class, cap: Option<UsdMicros>) -> Result<f6
     }
 }
 
-/// The part of [`yields`] that does not depend on price: what a node already paid for can serve.
+/// The part of [`offer_share`] that does not depend on price: what a node already paid for can serve.
 ///
 /// # Errors
 /// The first reason why the offer's nodes do not serve the class.
@@ -212,13 +212,13 @@ mod tests {
 
     #[test]
     fn fragmentation_counts() {
-        assert_eq!(yields(&offer(8), &class(1), None), Ok(1.0));
-        assert_eq!(yields(&offer(8), &class(8), None), Ok(1.0));
-        assert_eq!(yields(&offer(8), &class(3), None), Ok(0.75));
-        assert!(matches!(yields(&offer(4), &class(8), None), Err(Refusal::NodeTooSmall { .. })));
+        assert_eq!(offer_share(&offer(8), &class(1), None), Ok(1.0));
+        assert_eq!(offer_share(&offer(8), &class(8), None), Ok(1.0));
+        assert_eq!(offer_share(&offer(8), &class(3), None), Ok(0.75));
+        assert!(matches!(offer_share(&offer(4), &class(8), None), Err(Refusal::NodeTooSmall { .. })));
         let gang = Class { multi_node: true, ..class(16) };
-        assert_eq!(yields(&offer(8), &gang, None), Ok(1.0));
-        assert!(yields(&offer(5), &gang, None).is_err());
+        assert_eq!(offer_share(&offer(8), &gang, None), Ok(1.0));
+        assert!(offer_share(&offer(5), &gang, None).is_err());
         assert_eq!(usable_share(8, 5, &class(4)), Some(0.5));
         assert_eq!(usable_share(8, 5, &class(8)), None);
         assert_eq!(usable_share(8, 7, &gang), None);
@@ -227,13 +227,13 @@ mod tests {
     #[test]
     fn place_market_price_and_size() {
         let pinned = Class { regions: vec!["aws/us-*".into()], ..class(1) };
-        assert!(yields(&offer(8), &pinned, None).is_ok());
+        assert!(offer_share(&offer(8), &pinned, None).is_ok());
         let elsewhere = Class { regions: vec!["aws/eu-west-1".into(), "gcp/*".into()], ..class(1) };
-        assert!(matches!(yields(&offer(8), &elsewhere, None), Err(Refusal::Region(_))));
+        assert!(matches!(offer_share(&offer(8), &elsewhere, None), Err(Refusal::Region(_))));
         let spot = Class { markets: vec![Market::Spot], ..class(1) };
-        assert!(matches!(yields(&offer(8), &spot, None), Err(Refusal::Market(_))));
-        assert!(matches!(yields(&offer(8), &class(1), Some(UsdMicros(3_999_999))), Err(Refusal::Price { .. })));
+        assert!(matches!(offer_share(&offer(8), &spot, None), Err(Refusal::Market(_))));
+        assert!(matches!(offer_share(&offer(8), &class(1), Some(UsdMicros(3_999_999))), Err(Refusal::Price { .. })));
         let small = Class { max_node_gpus: Some(2), ..class(1) };
-        assert!(matches!(yields(&offer(8), &small, None), Err(Refusal::NodeTooLarge { .. })));
+        assert!(matches!(offer_share(&offer(8), &small, None), Err(Refusal::NodeTooLarge { .. })));
     }
 }

@@ -19,7 +19,7 @@ pub mod placement;
 pub mod remedy;
 pub mod rng;
 
-pub use admission::{Caps, Refusal, yields};
+pub use admission::{Caps, Refusal, offer_share};
 pub use cause::{Cause, Cell};
 pub use claim::{ClaimEvent, ClaimState, OnEmpty};
 pub use class::{AcceptedGpu, Class, PriceCap};

@@ -151,7 +151,7 @@ pub struct Standing {
 
 /// All that is known of one host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Host {
+pub struct HostConditions {
     boot: String,
     /// Boots before that: their events come too late.
     past_boots: VecDeque<String>,
@@ -199,7 +199,7 @@ mod as_list {
     }
 }
 
-impl Host {
+impl HostConditions {
     /// What is wrong now.
     pub fn conditions(&self) -> impl Iterator<Item = &Condition> {
         self.conditions.values()

@@ -9,6 +9,15 @@ use health::gate::Scope;
 use health::policy::Effect;
 use serde::{Deserialize, Serialize};
 
+/// The protocol that this version speaks. 1: one version number for all that is desired. 2: health's order has its own.
+pub const PROTOCOL: u32 = 2;
+/// The oldest that the control plane still understands.
+pub const OLDEST_PROTOCOL: u32 = 1;
+
+fn first_protocol() -> u32 {
+    1
+}
+
 /// What an agent says when it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -20,6 +29,9 @@ pub struct Register {
     pub boot: String,
     /// GPUs that it sees.
     pub gpus: u32,
+    /// The protocol that it speaks.
+    #[serde(default = "first_protocol")]
+    pub protocol: u32,
 }
 
 /// What an agent is told, after registering and after each report.
@@ -107,8 +119,19 @@ pub struct Desired {
     #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub state: NodeState,
     /// What the health subsystem is to do.
-    pub health: Work,
+    pub health: HealthOrder,
     /// Rises with each change of anything here; send it back as `known` to hear of the next change.
+    pub version: i64,
+}
+
+/// What the health subsystem of an agent is to do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct HealthOrder {
+    /// The work.
+    #[serde(flatten)]
+    pub work: Work,
+    /// Another number is another order: work is done once for each. Other subsystems' orders do not change it.
     pub version: i64,
 }
 
@@ -141,10 +164,10 @@ impl Checks {
     }
 }
 
-/// A report of an agent.
+/// A report of the health subsystem of an agent. Another subsystem reports by a path of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Report {
+pub struct HealthReport {
     /// The boot that it is about.
     pub boot: String,
     /// Which checks.
@@ -175,7 +198,7 @@ pub struct Gate {
     /// What was measured, the slowest GPU of each number; empty for a short gate.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rates: BTreeMap<String, f64>,
-    /// `version` of the desired state that asked for it. One that was asked for by another is not noted.
+    /// `version` of the order that asked for it. One that was asked for by another is not noted.
     #[serde(default)]
     pub version: Option<i64>,
     /// Who the host is.
@@ -261,14 +284,15 @@ mod tests {
     /// What is not known is refused where it would steer something.
     #[test]
     fn unknown_words_are_no_orders() {
-        let desired =
-            |work: &str| format!("{{\"node\":\"n-1\",\"state\":\"repairing\",\"health\":{work},\"version\":1}}");
+        let desired = |work: &str| {
+            format!("{{\"node\":\"n-1\",\"state\":\"repairing\",\"health\":{{{work},\"version\":1}},\"version\":4}}")
+        };
         let read = |work: &str| serde_json::from_str::<Desired>(&desired(work));
-        assert_eq!(read("{\"work\":\"reboot\"}").expect("known").health, Work::Reboot);
-        assert!(read("{\"work\":\"reflash\"}").is_err(), "an order that nobody knows is no reset");
-        assert!(read("{\"work\":\"diagnose\"}").is_err(), "tests are named");
+        assert_eq!(read("\"work\":\"reboot\"").expect("known").health.work, Work::Reboot);
+        assert!(read("\"work\":\"reflash\"").is_err(), "an order that nobody knows is no reset");
+        assert!(read("\"work\":\"diagnose\"").is_err(), "tests are named");
         let report = |checks: &str| format!("{{\"boot\":\"b\",\"verdict\":\"pass\",{checks}}}");
-        let read = |checks: &str| serde_json::from_str::<Report>(&report(checks));
+        let read = |checks: &str| serde_json::from_str::<HealthReport>(&report(checks));
         assert!(matches!(read("\"checks\":\"passive\"").expect("known").checks, Checks::Passive { .. }));
         assert!(read("\"checks\":\"another\"").is_err());
         let asks = |word: &str| read(&format!("\"checks\":\"gate\",\"mend\":\"{word}\""));
@@ -280,7 +304,7 @@ mod tests {
         let identity = Identity { serials: vec!["s".into()], driver: Some("580.1".into()), ..Identity::default() };
         let rates = BTreeMap::from([("read_gbps".to_owned(), 4000.0)]);
         let gate = Gate { mend: Some(Remedy::Reset), rates, version: Some(3), identity, ..Gate::default() };
-        let report = Report {
+        let report = HealthReport {
             boot: "b".into(),
             checks: Checks::Gate(gate),
             verdict: Verdict::Fail,
@@ -288,6 +312,6 @@ mod tests {
             seq: Some(7),
         };
         let text = serde_json::to_string(&report).expect("JSON");
-        assert_eq!(serde_json::from_str::<Report>(&text).expect("reads"), report, "{text}");
+        assert_eq!(serde_json::from_str::<HealthReport>(&text).expect("reads"), report, "{text}");
     }
 }

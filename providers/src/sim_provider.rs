@@ -35,14 +35,14 @@ struct State {
     cloud: SimCloud,
     rng: Rng,
     next: u64,
-    instances: BTreeMap<u64, Host>,
+    instances: BTreeMap<u64, SimHost>,
     /// Errors that the next calls answer with, for tests.
     errors: Vec<(ErrorKind, bool)>,
 }
 
 /// A simulated host.
 #[derive(Debug, Clone)]
-pub struct Host {
+pub struct SimHost {
     /// Its instance.
     pub instance: Instance,
     /// What its agent was told to join with.
@@ -86,7 +86,7 @@ impl SimProvider {
 
     /// Hosts that are there now, for whoever plays their agents.
     #[must_use]
-    pub fn hosts(&self) -> Vec<Host> {
+    pub fn hosts(&self) -> Vec<SimHost> {
         let now_ms = self.clock.now_ms();
         let mut state = self.lock();
         self.let_time_pass(&mut state, now_ms);
@@ -170,7 +170,7 @@ impl Provider for SimProvider {
                 state: InstanceState::Running,
                 launched_at_ms: now_ms,
             };
-            let host = Host {
+            let host = SimHost {
                 instance: instance.clone(),
                 join: request.join.clone(),
                 gpus: self.offers[p].gpus_per_node,
@@ -222,12 +222,12 @@ impl Provider for SimProvider {
         let now_ms = self.clock.now_ms();
         let state = self.lock();
         let ahead_ms = (NOTICE_S * 1000.0 / self.speed) as i64;
-        let due = |h: &&Host| {
+        let due = |h: &&SimHost| {
             h.instance.offer.market == Market::Spot
                 && h.instance.state == InstanceState::Running
                 && h.lost_at_ms.is_some_and(|at| at - now_ms <= ahead_ms)
         };
-        let notice = |h: &Host| Notice { instance: h.instance.id.clone(), at_ms: h.lost_at_ms.unwrap_or(now_ms) };
+        let notice = |h: &SimHost| Notice { instance: h.instance.id.clone(), at_ms: h.lost_at_ms.unwrap_or(now_ms) };
         Ok(state.instances.values().filter(due).map(notice).collect())
     }
 
@@ -257,7 +257,7 @@ impl Provider for SimProvider {
     }
 }
 
-fn host_of<'a>(instances: &'a mut BTreeMap<u64, Host>, id: &str) -> Result<&'a mut Host, ProviderError> {
+fn host_of<'a>(instances: &'a mut BTreeMap<u64, SimHost>, id: &str) -> Result<&'a mut SimHost, ProviderError> {
     let found = instances.values_mut().find(|h| h.instance.id == id);
     found.ok_or_else(|| ProviderError::new(ErrorKind::Gone, format!("there is no instance {id}")))
 }

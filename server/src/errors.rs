@@ -1,4 +1,48 @@
-//! Errors as one line.
+//! Errors as one line, and not more lines than somebody reads.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// What is said so often is said again after this time.
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// Lets one of many equal lines into the log: the first, then one each ten seconds. A database that is away fails every
+/// call, and the line before the outage is the one that is looked for.
+#[derive(Debug, Default)]
+pub struct Seldom(Mutex<Option<Said>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Said {
+    at: Instant,
+    held_back: u64,
+}
+
+impl Seldom {
+    /// Nothing was said yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    /// Whether to say it now: the number of times that it was not said since. `None`: not now.
+    pub fn now(&self) -> Option<u64> {
+        let mut said = self.0.lock();
+        let at = Instant::now();
+        match &mut *said {
+            Some(last) if at.duration_since(last.at) < AGAIN_AFTER => {
+                last.held_back += 1;
+                None
+            }
+            last => {
+                let held_back = last.map_or(0, |l| l.held_back);
+                *last = Some(Said { at, held_back: 0 });
+                Some(held_back)
+            }
+        }
+    }
+}
 
 /// An error and its causes; a cause that its parent already quotes is not said twice.
 #[must_use]
@@ -14,4 +58,17 @@ pub fn chain_of(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_is_said_and_then_one_each_ten_seconds() {
+        let seldom = Seldom::new();
+        assert_eq!((seldom.now(), seldom.now(), seldom.now()), (Some(0), None, None));
+        tokio::time::advance(AGAIN_AFTER).await;
+        assert_eq!((seldom.now(), seldom.now()), (Some(2), None));
+    }
 }

@@ -9,7 +9,7 @@ use comfy_table::Table;
 use serde::Serialize;
 
 use crate::check::Format;
-use crate::host::Host;
+use crate::host::HostFolders;
 use crate::kmsg::KernelLog;
 use crate::probe::{Answer, Ask};
 use crate::worker::{Program, Worker};
@@ -73,7 +73,7 @@ const PINNED_MIB: u64 = 1024;
 ///
 /// # Errors
 /// The output cannot be written.
-pub fn run(options: &Options, program: Program, host: &Host) -> anyhow::Result<ExitCode> {
+pub fn run(options: &Options, program: Program, host: &HostFolders) -> anyhow::Result<ExitCode> {
     let mut findings = Vec::new();
     let gpus = driver(&mut findings, program, host);
     log(&mut findings, &options.kernel_log);
@@ -119,7 +119,7 @@ fn bad(needed_for: For, what: &'static str, said: impl Into<String>, mend: &str)
 }
 
 /// The driver, from a child, since it may hang. Returns the GPUs that it sees.
-fn driver(findings: &mut Vec<Finding>, program: Program, host: &Host) -> u64 {
+fn driver(findings: &mut Vec<Finding>, program: Program, host: &HostFolders) -> u64 {
     let mut worker = Worker::new(program);
     let on_bus = host.on_bus();
     match worker.ask(&Ask::Survey, Duration::from_secs(15)) {
@@ -221,7 +221,7 @@ fn tools(findings: &mut Vec<Finding>) {
 }
 
 /// Hosts with NVSwitches need the fabric manager before CUDA starts.
-fn fabric(findings: &mut Vec<Finding>, host: &Host) {
+fn fabric(findings: &mut Vec<Finding>, host: &HostFolders) {
     let names = std::fs::read_dir(&host.dev).into_iter().flatten().flatten().map(|e| e.file_name());
     let switches = names.filter(|n| {
         let name = n.to_string_lossy();
@@ -254,7 +254,7 @@ fn joining(findings: &mut Vec<Finding>, config: &Path) {
     });
 }
 
-fn mounts(findings: &mut Vec<Finding>, host: &Host) {
+fn mounts(findings: &mut Vec<Finding>, host: &HostFolders) {
     let fuse = host.dev.join("fuse");
     findings.push(if fuse.exists() {
         good(For::Mounts, "FUSE", fuse.display().to_string())

@@ -4,13 +4,13 @@
 use std::time::{Duration, Instant};
 
 use health::gate::{
-    Bandwidth, Context, Copies, Driver, Evidence, Expected, Gpu, Identity, Look, Memory, Peer, Products, Reading,
-    Readings, Scope, Unseen,
+    Bandwidth, Context, Copies, Driver, Evidence, Expected, Gpu, Identity, Look, MemoryPatterns, Peer, Products,
+    Reading, Readings, Scope, Unseen,
 };
 use health::kernel_log::{PciAddress, Record};
 
 use crate::gpu::Effort;
-use crate::host::Host;
+use crate::host::HostFolders;
 use crate::kmsg::KernelLog;
 use crate::probe::{Answer, Ask};
 use crate::worker::{Pending, Program, Worker};
@@ -30,7 +30,7 @@ pub struct Setup {
     /// How to start a probe.
     pub program: Program,
     /// The host's folders.
-    pub host: Host,
+    pub host: HostFolders,
     /// How long products are made.
     pub effort: Effort,
     /// Deadlines are multiplied by this.
@@ -283,7 +283,7 @@ fn unmeasured(index: u32, address: PciAddress, identity: Look<Identity>, before:
         loaded: Readings::new(),
         after: Readings::new(),
         context: not_yet::<Context>(),
-        memory: not_yet::<Memory>(),
+        memory: not_yet::<MemoryPatterns>(),
         bandwidth: not_yet::<Bandwidth>(),
         copies_alone: not_yet::<Copies>(),
         copies_together: not_yet::<Copies>(),

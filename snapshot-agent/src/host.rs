@@ -7,14 +7,14 @@ use health::kernel_log::PciAddress;
 
 /// Folders of the host; others in tests.
 #[derive(Debug, Clone)]
-pub struct Host {
+pub struct HostFolders {
     /// `/dev`.
     pub dev: PathBuf,
     /// `/sys`.
     pub sys: PathBuf,
 }
 
-impl Default for Host {
+impl Default for HostFolders {
     fn default() -> Self {
         Self { dev: "/dev".into(), sys: "/sys".into() }
     }
@@ -28,7 +28,7 @@ fn cannot(path: &Path) -> impl Fn(std::io::Error) -> Unseen {
     }
 }
 
-impl Host {
+impl HostFolders {
     /// NVIDIA's GPUs on the PCI bus with their device ids, in the order of their addresses.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! Questions to a GPU, and who answers them. They are asked in processes of their own, see [`crate::worker`].
 
-use health::gate::{Bandwidth, Context, CopyRates, Driver, Identity, Look, Memory, Peer, Products, Readings, Unseen};
+use health::gate::{
+    Bandwidth, Context, CopyRates, Driver, Identity, Look, MemoryPatterns, Peer, Products, Readings, Unseen,
+};
 use health::kernel_log::PciAddress;
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +50,7 @@ pub enum Answer {
     /// To [`Ask::Context`].
     Context(Context),
     /// To [`Ask::Memory`].
-    Memory(Memory),
+    Memory(MemoryPatterns),
     /// To [`Ask::Bandwidth`].
     Bandwidth(Bandwidth),
     /// To [`Ask::Copies`].

@@ -1,6 +1,6 @@
 //! What tests turn on, from the command line down to the checks.
 
-use crate::host::Host;
+use crate::host::HostFolders;
 
 /// What tests turn on. The shipped agent has no way to.
 #[derive(Debug, Clone)]
@@ -8,7 +8,7 @@ pub struct Switches {
     /// A product that is spoiled.
     pub spoil: Option<u32>,
     /// Folders of the host.
-    pub host: Host,
+    pub host: HostFolders,
     /// Deadlines are multiplied by this.
     pub patience: f64,
     /// What resets and reboots, in place of the system's tools.
@@ -19,6 +19,6 @@ pub struct Switches {
 
 impl Default for Switches {
     fn default() -> Self {
-        Self { spoil: None, host: Host::default(), patience: 1.0, tools: None, boot: None }
+        Self { spoil: None, host: HostFolders::default(), patience: 1.0, tools: None, boot: None }
     }
 }

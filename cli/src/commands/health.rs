@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use health::condition::{Change, Event, Host, What};
+use health::condition::{Change, Event, HostConditions, What};
 use health::dcgm::{Document, Exit, Expected, Judgement, Plan, Version, judge};
 use health::kernel_log;
 use health::policy::{Cause, Effect, Policy};
@@ -144,10 +144,10 @@ struct Sum {
 fn replay(log: &Path, policy: &Policy, driver: u32, output: Format) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(log).with_context(|| format!("cannot read {}", log.display()))?;
     let catalogue = Policy::catalogue();
-    let (mut host, mut steps) = (Host::default(), Vec::new());
+    let (mut host, mut steps) = (HostConditions::default(), Vec::new());
     let mut sums: BTreeMap<(Cause, String), Sum> = BTreeMap::new();
     let (mut number, mut last_seq, mut at_ms) = (0, None, 0);
-    let mut send = |host: &mut Host, at_ms: i64, what: What| {
+    let mut send = |host: &mut HostConditions, at_ms: i64, what: What| {
         number += 1;
         let event = Event { at_ms, boot: "log".into(), seq: number, what };
         let changes = host.observe(policy, &event);
@@ -195,7 +195,7 @@ fn replay(log: &Path, policy: &Policy, driver: u32, output: Format) -> anyhow::R
     Ok(())
 }
 
-fn print_replay(steps: &[Step], sums: &BTreeMap<(Cause, String), Sum>, host: &Host) {
+fn print_replay(steps: &[Step], sums: &BTreeMap<(Cause, String), Sum>, host: &HostConditions) {
     let mut rows = table(&["after", "GPU", "", "cause", "the node", "evidence"], 0..1);
     for step in steps {
         let (what, c) = match &step.change {

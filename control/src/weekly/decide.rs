@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fleet::book::{Book, IntentAction, Node};
 use fleet::{Cell, NodeState};
-use health::weekly::{self, Advice, History, Now, Pool, Refusal, Run, Site, admit, due_ms};
+use health::weekly::{self, Advice, History, Now, Pool, Refusal, Site, admit, due_ms};
 
 use super::need::{Need, wanted_nodes};
+use super::orders::{Lend, Orders, Place, place};
 use super::{Diagnostics, Outlook, WeeklyMemory};
 use crate::gpus::{GpuRecord, gpu_names};
 
@@ -16,40 +17,6 @@ use crate::gpus::{GpuRecord, gpu_names};
 const DRILL_AFTER_MS: i64 = 20_000;
 /// The planner holds one node more for a test so long at most, milliseconds.
 const SURGE_MS: i64 = 6 * 3_600_000;
-
-/// What is to be done.
-#[derive(Debug, Default, PartialEq)]
-pub struct Orders {
-    /// Nodes that are lent, and to what.
-    pub lend: Vec<(u64, Run)>,
-    /// Nodes that are called back, and why.
-    pub call_back: Vec<(u64, String)>,
-    /// Nodes that claims take last.
-    pub last: BTreeSet<u64>,
-    /// Nodes that the planner is not to count: those of which nobody knows whether they come back in time, and those for
-    /// whose test it is asked for another.
-    pub uncounted: BTreeSet<u64>,
-    /// Those for whose test it is asked for another, and since when, milliseconds since 1970.
-    pub surge: BTreeMap<u64, i64>,
-    /// Nodes whose test is due.
-    pub due: usize,
-    /// Nodes whose test is stale.
-    pub stale: usize,
-    /// Nodes in diagnostics.
-    pub diagnosing: usize,
-    /// Idle nodes that stay for the claims that may come before a diagnostic has yielded, of all pools.
-    pub hot_nodes: u32,
-    /// Why no more are lent, for people.
-    pub why: String,
-}
-
-/// Cloud, region, zone, instance type.
-type Place<'a> = (&'a str, &'a str, &'a str, &'a str);
-
-fn place(node: &Node) -> Place<'_> {
-    let o = &node.offer;
-    (&o.provider, &o.region, &o.zone, &o.instance_type)
-}
 
 /// All that pools are looked at with.
 struct Look<'a> {
@@ -138,18 +105,18 @@ impl<'a> Look<'a> {
         let proven = self.is_proven(&serving);
         let pool = self.pool(nodes, *serving.first()?, &known, proven);
         let advice = admit(&pool, &self.rules.rules, self.now_ms);
-        let refusal = advice.refusal;
+        let (refusal, hot_nodes) = (advice.refusal, pool.hot_nodes);
         self.ask_for_surge(&known, &advice, orders);
         orders.stale += advice.stale.len();
         let back = in_tests(&serving);
         orders.diagnosing += back.len();
-        orders.hot_nodes += pool.hot_nodes;
-        orders.call_back.extend(back.iter().take(advice.yields as usize).map(few));
+        orders.hot_nodes += hot_nodes;
+        orders.call_back.extend(back.iter().take(advice.call_back as usize).map(few));
         if !proven {
             orders.uncounted.extend(back.iter().map(|n| n.id));
             // Each node once: where all are slow, tests still come to their end.
             let due = |n: &&&Node| n.yield_ms.is_none() && self.now_ms - n.since_ms >= DRILL_AFTER_MS;
-            let drilled = back.iter().skip(advice.yields as usize).find(due);
+            let drilled = back.iter().skip(advice.call_back as usize).find(due);
             let reason = "a drill: how soon it is back is not known here yet";
             orders.call_back.extend(drilled.map(|n| (n.id, reason.to_owned())));
         }
@@ -159,7 +126,7 @@ impl<'a> Look<'a> {
             if let Some(node) = self.book.nodes().get(&lease.node) {
                 self.tested(node);
             }
-            orders.lend.push((lease.node, lease.run));
+            orders.lend.push(Lend { node: lease.node, run: lease.run, hot_nodes });
         }
         Some(refusal)
     }
@@ -183,7 +150,7 @@ impl<'a> Look<'a> {
             buffer_nodes: need.buffer_nodes,
             hot_nodes: need.hot_nodes,
             waiting_nodes: need.waiting_nodes,
-            yields: proven,
+            can_call_back: proven,
             short: need.short,
             rising: need.rising,
             held: self.held.contains(&cell),
@@ -291,10 +258,10 @@ impl<'a> Tested<'a> {
         Self { node, names, history, not_before_ms, risk, domain: domain_of(node) }
     }
 
-    fn seen(&self, look: &Look<'_>) -> weekly::Node<'_> {
+    fn seen(&self, look: &Look<'_>) -> weekly::PoolNode<'_> {
         let node = self.node;
         let released = node.released_at_ms == Some(node.since_ms);
-        weekly::Node {
+        weekly::PoolNode {
             id: node.id,
             gpus: &self.names[0],
             now: match node.state {
@@ -324,6 +291,10 @@ mod tests {
         UsdMicros,
     };
 
+    use fleet::invariants::Invariant;
+    use health::weekly::Run;
+
+    use super::super::orders::breach_of;
     use super::*;
 
     const HOUR_MS: i64 = 3_600_000;
@@ -399,7 +370,7 @@ mod tests {
         let mut book = fleet_of(4);
         let orders = decided(&book, &BTreeMap::new(), HOUR_MS);
         assert_eq!(orders.lend.len(), 1, "{orders:?}");
-        let (node, run) = orders.lend[0].clone();
+        let Lend { node, run, .. } = orders.lend[0].clone();
         assert_eq!((run, orders.due), (Run::Quick, 4), "new nodes are met with level 2");
         book.lend(node, "2", 2 * HOUR_MS, HOUR_MS).expect("idle");
         let orders = decided(&book, &BTreeMap::new(), HOUR_MS + 1000);
@@ -411,6 +382,24 @@ mod tests {
         book.gate(node, "b", &Gate::passed(), "passed", HOUR_MS + DRILL_AFTER_MS + 9000).expect("checking");
         let orders = decided(&book, &BTreeMap::new(), HOUR_MS + 2 * DRILL_AFTER_MS);
         assert!(!orders.lend.is_empty() && orders.uncounted.is_empty(), "it is proven now: {orders:?}");
+    }
+
+    /// Between the look and its orders claims may come: what they leave is looked at again.
+    #[test]
+    fn a_reserve_that_was_claimed_meanwhile_is_not_lent() {
+        let mut book = fleet_of(4);
+        let orders = decided(&book, &BTreeMap::new(), HOUR_MS);
+        let Lend { node, hot_nodes, .. } = orders.lend[0].clone();
+        for _ in 0..3 {
+            book.take_last(&BTreeSet::from([node]));
+            book.claim(fleet::book::ClaimRequest::of("chat"), HOUR_MS).expect("free");
+        }
+        assert_eq!(orders.carry_out(&mut book, HOUR_MS), []);
+        assert_eq!(book.nodes()[&node].state, NodeState::Idle, "it is the reserve now, of {hot_nodes}");
+        // Planted: lent all the same.
+        book.lend(node, "2", 2 * HOUR_MS, HOUR_MS).expect("idle");
+        let breach = breach_of(&book, &orders.lend[0]).expect("it is seen");
+        assert_eq!(breach.invariant, Invariant::Hlt3);
     }
 
     #[test]
@@ -429,17 +418,8 @@ mod tests {
     #[test]
     fn few_idle_nodes_are_not_lent_and_after_ten_days_the_planner_is_asked_for_another() {
         let mut book = fleet_of(2);
-        let claim = fleet::book::ClaimRequest {
-            class: "chat".into(),
-            count: 1,
-            key: None,
-            digest: String::new(),
-            holder: "test".into(),
-            on_empty: Some(OnEmpty::Fail),
-            wait_ms: None,
-            lease_ms: None,
-            answer_by_ms: None,
-        };
+        let claim =
+            fleet::book::ClaimRequest { on_empty: Some(OnEmpty::Fail), ..fleet::book::ClaimRequest::of("chat") };
         book.claim(claim, HOUR_MS).expect("free");
         let gpus = tested(&book, HOUR_MS);
         let orders = decided(&book, &gpus, 9 * 24 * HOUR_MS);
@@ -466,17 +446,8 @@ mod tests {
         let back = |book: &Book| reserve(book, &WeeklyMemory::default(), HOUR_MS).len();
         assert_eq!(back(&book), 0, "two are idle");
         let mut claim = || {
-            let ask = fleet::book::ClaimRequest {
-                class: "chat".into(),
-                count: 1,
-                key: None,
-                digest: String::new(),
-                holder: "test".into(),
-                on_empty: Some(OnEmpty::Queue),
-                wait_ms: None,
-                lease_ms: None,
-                answer_by_ms: None,
-            };
+            let ask =
+                fleet::book::ClaimRequest { on_empty: Some(OnEmpty::Queue), ..fleet::book::ClaimRequest::of("chat") };
             book.claim(ask, HOUR_MS).expect("it waits at worst");
             back(&book)
         };
@@ -516,7 +487,7 @@ mod tests {
             decide(book, &gpus, memory, &Outlook::default(), &Diagnostics::default(), now_ms)
                 .lend
                 .into_iter()
-                .map(|l| l.0)
+                .map(|l| l.node)
                 .collect()
         };
         let late_ms = 9 * 24 * HOUR_MS;

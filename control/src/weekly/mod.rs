@@ -3,6 +3,7 @@
 
 mod decide;
 mod need;
+mod orders;
 mod outlook;
 mod rollouts;
 mod settings;
@@ -10,11 +11,11 @@ mod settings;
 use std::collections::BTreeMap;
 
 use fleet::book::Book;
-use health::dcgm::{TEST_DEADLINE_S, level_deadline_s};
-use health::weekly::{Arrivals, Run};
+use health::weekly::Arrivals;
 use serde::{Deserialize, Serialize};
 
-pub use decide::{Orders, decide, reserve};
+pub use decide::{decide, reserve};
+pub use orders::{Lend, Orders};
 pub use outlook::Outlook;
 use rollouts::Rollouts;
 pub use settings::Diagnostics;
@@ -35,8 +36,6 @@ pub struct WeeklyMemory {
 
 /// Windows that were missed are not counted: nobody looked.
 const MISSED_WINDOWS: i64 = 3;
-/// Margin over the agent's own deadlines, milliseconds.
-const MARGIN_MS: i64 = 120_000;
 
 impl WeeklyMemory {
     /// Notes what came, and what is being rolled out. Returns whether that is worth writing down.
@@ -73,35 +72,4 @@ impl WeeklyMemory {
         self.window = (now_ms, now);
         true
     }
-}
-
-impl Orders {
-    /// Whether the book is not yet as ordered.
-    #[must_use]
-    pub fn changes(&self, book: &Book) -> bool {
-        let last = |n: &fleet::book::Node| n.claimed_last != self.last.contains(&n.id);
-        !self.lend.is_empty() || !self.call_back.is_empty() || book.nodes().values().any(last)
-    }
-
-    /// Does what is ordered. What was claimed or has ended meanwhile stays as it is.
-    pub fn carry_out(&self, book: &mut Book, now_ms: i64) {
-        for (node, reason) in &self.call_back {
-            book.call_back(*node, reason, now_ms).ok();
-        }
-        for (node, run) in &self.lend {
-            book.lend(*node, run.word(), now_ms + longest_ms(run), now_ms).ok();
-        }
-        book.take_last(&self.last);
-    }
-}
-
-/// When it is over in any case: the agent's deadlines, and some time to start.
-fn longest_ms(run: &Run) -> i64 {
-    let deadline_s = match run {
-        Run::Quick => level_deadline_s(2),
-        Run::Full => level_deadline_s(3),
-        Run::Slice(_) => TEST_DEADLINE_S,
-    };
-    // What asks for it is repeated.
-    2 * i64::from(deadline_s) * 1000 + MARGIN_MS
 }

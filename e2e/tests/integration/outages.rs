@@ -161,8 +161,12 @@ async fn postgres_away_locks_nobody_out() {
     let outages = setting("OUTAGES_S", "1 8".to_owned());
     for round in 0..setting("ROUNDS", 1) {
         for seconds in outages.split_whitespace().map(|s| s.parse::<u64>().unwrap()) {
+            let said_before = lab.serving.logged("the database cannot be used");
             database.stop();
             tokio::time::sleep(Duration::from_secs(seconds)).await;
+            let said = lab.serving.logged("the database cannot be used");
+            let most = usize::try_from(seconds).unwrap() / 10 + 2;
+            assert!(said - said_before <= most, "{} lines in {seconds} s: one each ten seconds", said - said_before);
             database.start();
             lab.expect_all_back(&format!("round {round}, away for {seconds} s")).await;
             // Again at once, before everything has found its pace.

@@ -72,6 +72,11 @@ pub async fn serve(folder: &Path, database: &str, wrapper: &[&str]) -> Serving {
 }
 
 impl Serving {
+    /// Lines of its log so far that have a word.
+    pub fn logged(&self, word: &str) -> usize {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).iter().filter(|line| line.contains(word)).count()
+    }
+
     /// A read that succeeds.
     pub async fn get(&self, path: &str) -> Value {
         let got = self.http.get(format!("{}{path}", self.url)).send().await.expect("answers");

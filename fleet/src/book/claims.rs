@@ -28,6 +28,24 @@ pub struct ClaimRequest {
     pub answer_by_ms: Option<i64>,
 }
 
+impl ClaimRequest {
+    /// One unit of a class, by the class's own rules, of a client that says nothing else.
+    #[must_use]
+    pub fn of(class: impl Into<String>) -> Self {
+        Self {
+            class: class.into(),
+            count: 1,
+            key: None,
+            digest: String::new(),
+            holder: String::new(),
+            on_empty: None,
+            wait_ms: None,
+            lease_ms: None,
+            answer_by_ms: None,
+        }
+    }
+}
+
 /// How a request was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Taken {

@@ -63,15 +63,13 @@ impl Book {
     }
 
     /// The whole gate follows diagnostics that left a doubt, and not the short one.
-    pub fn check_whole(&mut self, id: u64, reason: &str, now_ms: i64) {
+    pub fn check_whole(&mut self, id: u64, reason: &str) {
         if !self.nodes.get(&id).is_some_and(super::Node::gate_is_short) {
             return;
         }
         let known = self.edit_node(id, |node| {
             node.diagnosis = None;
             reason.clone_into(&mut node.reason);
-            // Its agent may be at the short one: another state is desired.
-            node.since_ms = now_ms.max(node.since_ms + 1);
         });
         debug_assert!(known.is_ok(), "{known:?}");
     }

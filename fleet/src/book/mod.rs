@@ -28,7 +28,7 @@ pub use events::{Asked, Change, ClaimChange, IntentChange, NodeChange, NodeFacts
 pub use holds::{Held, HeldCause, Identity};
 pub use intents::IntentError;
 pub use nodes::NodeError;
-pub use records::{Claim, ClassRule, Intent, IntentAction, Limits, Node, Part, Tally};
+pub use records::{Claim, ClassRule, DesiredVersion, Intent, IntentAction, Limits, Node, Part, Tally};
 
 /// What an operation changed, to be written before anybody is told.
 #[derive(Debug, Clone, Default, PartialEq)]

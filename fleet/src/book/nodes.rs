@@ -9,7 +9,7 @@ use crate::node::{IllegalNodeEvent, NodeEvent, NodeState};
 use crate::offer::OfferKey;
 use crate::remedy::Remedy;
 
-use super::{Book, Change, IntentAction, Node, NodeChange, NodeFacts, Pending, What};
+use super::{Book, Change, DesiredVersion, IntentAction, Node, NodeChange, NodeFacts, Pending, What};
 
 /// Why a node cannot do what was asked. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -86,6 +86,7 @@ impl Book {
             driver: None,
             image: None,
             domain: None,
+            desired: DesiredVersion { all: 1, health: 1 },
             sent_back: false,
             cause: None,
             reason: String::new(),
@@ -389,13 +390,22 @@ impl Book {
         }
     }
 
+    /// Something else than health's part of what its agent is to do has changed: the agent hears of it, and health goes on.
+    ///
+    /// # Errors
+    /// The node is unknown.
+    pub fn raise_desired(&mut self, id: u64) -> Result<(), NodeError> {
+        self.edit_node(id, |node| node.desired.all += 1)
+    }
+
     /// Puts a stored node back, as it was.
     pub fn load_node(&mut self, node: Node) {
         let id = node.id;
         self.skip_ids(id + 1);
         self.remove_node(id);
         if node.state != NodeState::Terminated {
-            self.insert_node(node);
+            let desired = node.desired.or_since(node.since_ms);
+            self.insert_node(Node { desired, ..node });
         }
     }
 }

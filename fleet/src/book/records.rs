@@ -11,6 +11,7 @@ use crate::gpu_set::GpuSet;
 use crate::intent::IntentState;
 use crate::node::NodeState;
 use crate::offer::OfferKey;
+use crate::remedy::Remedy;
 
 /// A class with the rules of its claims.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -130,6 +131,9 @@ pub struct Node {
     /// What it hangs together with others by: a rack, an NVLink domain, a placement group.
     #[serde(default)]
     pub domain: Option<String>,
+    /// How far what its agent is to do has come.
+    #[serde(default)]
+    pub desired: DesiredVersion,
     /// Its last fault.
     #[serde(default)]
     pub cause: Option<Cause>,
@@ -137,7 +141,50 @@ pub struct Node {
     pub reason: String,
 }
 
+/// Counts what a host's agent is to do: it acts once on each value. The agent polls for another `all`, and each of its
+/// subsystems acts when its own part has another value.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DesiredVersion {
+    /// Rises with each change, of whichever part.
+    pub all: i64,
+    /// What `all` was when health's part last changed.
+    pub health: i64,
+}
+
+impl DesiredVersion {
+    /// Of a record that has none: agents of that time were told when the state last changed.
+    #[must_use]
+    pub(super) fn or_since(self, since_ms: i64) -> Self {
+        if self == Self::default() { Self { all: since_ms, health: since_ms } } else { self }
+    }
+
+    /// Health's part has changed.
+    pub(super) fn health_changed(&mut self) {
+        self.all += 1;
+        self.health = self.all;
+    }
+}
+
+/// What health's part of the desired state is made of: another value is another order.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct HealthPart {
+    state: NodeState,
+    remedy: Option<Remedy>,
+    tests: Option<String>,
+    gate_is_short: bool,
+}
+
 impl Node {
+    pub(super) fn health_part(&self) -> HealthPart {
+        let of = |state| self.state == state;
+        HealthPart {
+            state: self.state,
+            remedy: self.care.as_ref().filter(|_| of(NodeState::Repairing)).map(|c| c.remedy),
+            tests: self.diagnosis.as_ref().filter(|_| of(NodeState::Diagnosing)).map(|d| d.tests.clone()),
+            gate_is_short: self.gate_is_short(),
+        }
+    }
+
     /// Whether new claims may be placed on it, were GPUs of it free.
     #[must_use]
     pub fn takes_claims(&self) -> bool {

@@ -20,7 +20,11 @@ impl Book {
     pub(super) fn edit_unwritten<R>(&mut self, id: u64, change: impl FnOnce(&mut Node) -> R) -> Result<R, NodeError> {
         self.take_off(id);
         let node = self.nodes.get_mut(&id).ok_or(NodeError::Unknown(id))?;
+        let before = node.health_part();
         let done = change(node);
+        if node.health_part() != before {
+            node.desired.health_changed();
+        }
         self.put_on(id);
         Ok(done)
     }

@@ -92,10 +92,27 @@ fn a_node_in_diagnostics_can_be_given_back_and_a_due_one_is_taken_last() {
 fn a_doubt_asks_for_the_whole_gate() {
     let (mut book, nodes) = lent(1);
     book.call_back(nodes[0], "claims wait", 2000).expect("lent");
-    assert!(book.nodes()[&nodes[0]].gate_is_short());
-    book.check_whole(nodes[0], "memory failed once", 2000);
-    let node = &book.nodes()[&nodes[0]];
-    assert_eq!((node.state, node.gate_is_short(), node.since_ms), (NodeState::Checking, false, 2001));
-    book.check_whole(nodes[0], "again", 3000);
-    assert_eq!(book.nodes()[&nodes[0]].since_ms, 2001, "once");
+    let node = book.nodes()[&nodes[0]].clone();
+    assert!(node.gate_is_short());
+    book.check_whole(nodes[0], "memory failed once");
+    let whole = book.nodes()[&nodes[0]].clone();
+    assert_eq!((whole.state, whole.gate_is_short()), (NodeState::Checking, false));
+    assert_eq!(whole.desired.health, node.desired.all + 1, "its agent may be at the short one");
+    book.check_whole(nodes[0], "again");
+    assert_eq!(book.nodes()[&nodes[0]].desired, whole.desired, "once");
+}
+
+/// Two orders within one millisecond are two orders, and those of another subsystem are none to health.
+#[test]
+fn each_order_has_a_version_of_its_own() {
+    let (mut book, nodes) = lent(1);
+    let desired = |book: &fleet::book::Book| book.nodes()[&nodes[0]].desired;
+    let lent = desired(&book);
+    book.call_back(nodes[0], "claims wait", 1000).expect("lent");
+    let back = desired(&book);
+    assert!(back.all > lent.all && back.health == back.all);
+    book.heard(nodes[0], "boot-1", None, 1500).expect("its boot");
+    assert_eq!(desired(&book), back, "a heartbeat changes nothing");
+    book.raise_desired(nodes[0]).expect("a node");
+    assert_eq!(desired(&book), fleet::book::DesiredVersion { all: back.all + 1, health: back.health });
 }

@@ -62,17 +62,7 @@ pub fn book() -> Book {
 }
 
 pub fn ask(class: &str, on_empty: OnEmpty) -> ClaimRequest {
-    ClaimRequest {
-        class: class.into(),
-        count: 1,
-        key: None,
-        digest: String::new(),
-        holder: "test".into(),
-        on_empty: Some(on_empty),
-        wait_ms: None,
-        lease_ms: None,
-        answer_by_ms: None,
-    }
+    ClaimRequest { on_empty: Some(on_empty), ..ClaimRequest::of(class) }
 }
 
 /// Launches nodes of an offer that boot, register and pass the gate at once.

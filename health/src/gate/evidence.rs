@@ -135,7 +135,7 @@ pub struct Context {
 
 /// Patterns written to memory and read back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Memory {
+pub struct MemoryPatterns {
     /// Bytes that were tested.
     pub tested_bytes: u64,
     /// Patterns.
@@ -243,7 +243,7 @@ pub struct Gpu {
     /// First steps.
     pub context: Look<Context>,
     /// Patterns.
-    pub memory: Look<Memory>,
+    pub memory: Look<MemoryPatterns>,
     /// Bandwidth of its memory.
     pub bandwidth: Look<Bandwidth>,
     /// Host copies, no other GPU copying.

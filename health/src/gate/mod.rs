@@ -15,8 +15,8 @@ mod report;
 mod state;
 
 pub use evidence::{
-    Bandwidth, Context, Copies, CopyRates, Driver, Evidence, Expected, Gpu, Identity, Look, Memory, Peer, Products,
-    Readings, Scope, Unseen,
+    Bandwidth, Context, Copies, CopyRates, Driver, Evidence, Expected, Gpu, Identity, Look, MemoryPatterns, Peer,
+    Products, Readings, Scope, Unseen,
 };
 pub use judge::judge;
 pub use learned::{HOSTS_MIN, Learned, learn, medians, slowest};

@@ -6,7 +6,7 @@ use super::evidence::{Evidence, Look, Readings, Scope, Unseen};
 use super::judged::{Judged, of_effect};
 use super::reading::Reading;
 use super::report::{Bound, Check, Number, Outcome};
-use crate::condition::{Event, Host, What};
+use crate::condition::{Event, HostConditions, What};
 use crate::kernel_log::Record;
 use crate::policy::{Cause, Effect, Policy};
 use crate::verdict::Verdict;
@@ -36,7 +36,7 @@ impl Judged<'_> {
 fn asked(records: &[Record], evidence: &Evidence, policy: &Policy) -> Vec<(Effect, String)> {
     let gpus: Vec<_> = evidence.gpus.iter().map(|g| g.address).collect();
     let major = evidence.driver.as_ref().ok().and_then(super::Driver::major).unwrap_or(u32::MAX);
-    let mut host = Host::default();
+    let mut host = HostConditions::default();
     for (seq, record) in (1..).zip(records) {
         let Some(what) = What::of_record(record, major, &gpus) else { continue };
         let at_ms = i64::try_from(record.at_us.unwrap_or(0) / 1000).unwrap_or(i64::MAX);

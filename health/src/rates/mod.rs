@@ -164,11 +164,11 @@ pub struct Rates {
 /// All places, and what is believed of each by itself.
 #[derive(Debug, Clone)]
 pub struct Places<'a> {
-    places: Vec<Known<'a>>,
+    places: Vec<KnownPlace<'a>>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Known<'a> {
+struct KnownPlace<'a> {
     place: &'a Place,
     counts: &'a Counts,
     /// Probability that it is a bad place, by its faults and by its boots.
@@ -187,7 +187,7 @@ struct Level {
 }
 
 impl Level {
-    fn add(&mut self, other: &Known<'_>) {
+    fn add(&mut self, other: &KnownPlace<'_>) {
         let (like, counts) = (other.bad.map(|bad| 1.0 - bad), other.counts);
         self.gpu_hours += like[0] * counts.gpu_hours;
         self.faults += like[0] * counts.faults;
@@ -222,7 +222,7 @@ impl<'a> Places<'a> {
         let known = |(place, counts): (&'a Place, &'a Counts)| {
             let faults = as_published.0.after(counts.of_faults()).bad_share;
             let boots = as_published.1.after(counts.of_boots()).bad_share;
-            Known { place, counts, bad: [faults, boots] }
+            KnownPlace { place, counts, bad: [faults, boots] }
         };
         Self { places: counts.iter().map(known).collect() }
     }

@@ -192,7 +192,7 @@ impl History {
 
 /// One node of a pool.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Node<'a> {
+pub struct PoolNode<'a> {
     /// Identity.
     pub id: u64,
     /// Its GPUs: their serial numbers, or the instance where they tell none.
@@ -223,7 +223,7 @@ pub struct Node<'a> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pool<'a> {
     /// Its nodes.
-    pub nodes: Vec<Node<'a>>,
+    pub nodes: Vec<PoolNode<'a>>,
     /// Idle nodes that the planner wants, diagnosing ones among them where their yield is proven.
     pub buffer_nodes: u32,
     /// Idle nodes that claims may want within the time to yield ([`Arrivals::hot_reserve`]).
@@ -231,7 +231,7 @@ pub struct Pool<'a> {
     /// Nodes that waiting claims will take of those that come back.
     pub waiting_nodes: u32,
     /// Diagnostics of this type, driver and DCGM have been seen to yield in time.
-    pub yields: bool,
+    pub can_call_back: bool,
     /// Demand is not met, or nodes are on their way.
     pub short: bool,
     /// Demand is expected to rise by more than a fifth.
@@ -302,7 +302,7 @@ pub struct Advice {
     /// Nodes whose test is stale: claims take others first.
     pub stale: Vec<u64>,
     /// Diagnosing nodes that are to yield now, since idle ones have become fewer than the hot reserve: as many.
-    pub yields: u32,
+    pub call_back: u32,
 }
 
 /// How many of `diagnosing` nodes are to yield, where `hot` are to be idle, `idle` are and `coming` will be in a moment.
@@ -321,7 +321,7 @@ pub fn due_ms(gpus: &str, history: &History, rules: &Rules) -> i64 {
     history.tested_ms().saturating_add(period_ms as i64)
 }
 
-fn days_since_test(node: &Node<'_>, now_ms: i64) -> f64 {
+fn days_since_test(node: &PoolNode<'_>, now_ms: i64) -> f64 {
     (now_ms - node.history.tested_ms()) as f64 / DAY_MS as f64
 }
 
@@ -335,7 +335,7 @@ pub fn admit(pool: &Pool<'_>, rules: &Rules, now_ms: i64) -> Advice {
         refusal: Refusal::NothingDue,
         surge: false,
         stale: pool.nodes.iter().filter(|n| days_since_test(n, now_ms) > rules.stale_days).map(|n| n.id).collect(),
-        yields: called_back(
+        call_back: called_back(
             pool.hot_nodes + pool.waiting_nodes,
             idle,
             count(pool, |n| n.now == Now::Coming),
@@ -344,7 +344,7 @@ pub fn admit(pool: &Pool<'_>, rules: &Rules, now_ms: i64) -> Advice {
     };
     // In a pool that is always busy the moment after a claim is the only one.
     let busy = idle <= pool.hot_nodes + 1;
-    let mut wanted: Vec<(&Node<'_>, f64)> =
+    let mut wanted: Vec<(&PoolNode<'_>, f64)> =
         pool.nodes.iter().filter_map(|n| Some((n, priority(n, busy, rules, now_ms)?))).collect();
     // The most urgent first; of equal ones the coldest, whose caches nobody will miss.
     wanted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.warmth.total_cmp(&b.0.warmth)).then(a.0.id.cmp(&b.0.id)));
@@ -376,8 +376,8 @@ pub fn admit(pool: &Pool<'_>, rules: &Rules, now_ms: i64) -> Advice {
             waits.get_or_insert(refusal);
             continue;
         }
-        let whole = if pool.yields { idle + diagnosing >= pool.buffer_nodes } else { idle > pool.buffer_nodes };
-        let Some(run) = run_of(node, whole, pool.yields, rules, now_ms) else {
+        let whole = if pool.can_call_back { idle + diagnosing >= pool.buffer_nodes } else { idle > pool.buffer_nodes };
+        let Some(run) = run_of(node, whole, pool.can_call_back, rules, now_ms) else {
             waits.get_or_insert(Refusal::Buffer);
             continue;
         };
@@ -398,7 +398,7 @@ pub fn admit(pool: &Pool<'_>, rules: &Rules, now_ms: i64) -> Advice {
 /// What one node waits for while others need not.
 fn waits_for(
     pool: &Pool<'_>,
-    node: &Node<'_>,
+    node: &PoolNode<'_>,
     canary: bool,
     domains: &BTreeSet<&str>,
     tested_w: f64,
@@ -416,12 +416,12 @@ fn waits_for(
     }
 }
 
-fn count(pool: &Pool<'_>, which: impl Fn(&Node<'_>) -> bool) -> u32 {
+fn count(pool: &Pool<'_>, which: impl Fn(&PoolNode<'_>) -> bool) -> u32 {
     u32::try_from(pool.nodes.iter().filter(|n| which(n)).count()).unwrap_or(u32::MAX)
 }
 
 /// How urgent a node's test is; none where it is not to be tested now.
-fn priority(node: &Node<'_>, busy: bool, rules: &Rules, now_ms: i64) -> Option<f64> {
+fn priority(node: &PoolNode<'_>, busy: bool, rules: &Rules, now_ms: i64) -> Option<f64> {
     let Now::Idle { since_ms, released } = node.now else { return None };
     let quick = !node.history.quick;
     let overdue_ms = now_ms - due_ms(node.gpus, node.history, rules);
@@ -437,7 +437,7 @@ fn priority(node: &Node<'_>, busy: bool, rules: &Rules, now_ms: i64) -> Option<f
 }
 
 /// What is run on a node: all of it where the buffer allows, a slice where it does not.
-fn run_of(node: &Node<'_>, whole: bool, yields: bool, rules: &Rules, now_ms: i64) -> Option<Run> {
+fn run_of(node: &PoolNode<'_>, whole: bool, can_call_back: bool, rules: &Rules, now_ms: i64) -> Option<Run> {
     if !node.history.quick {
         return Some(Run::Quick);
     }
@@ -448,6 +448,6 @@ fn run_of(node: &Node<'_>, whole: bool, yields: bool, rules: &Rules, now_ms: i64
     // A slice is short: it is lent out of the buffer, above the hot reserve, if it yields.
     let fresh = |name: &&&str| node.history.slices_ms.get(**name).is_some_and(|at| now_ms - at < 6 * DAY_MS);
     let next = SLICES.iter().filter(|n| !fresh(n)).min_by_key(|n| node.history.slices_ms.get(**n).copied());
-    (yields || whole).then_some(())?;
+    (can_call_back || whole).then_some(())?;
     next.map(|name| Run::Slice((*name).to_owned()))
 }

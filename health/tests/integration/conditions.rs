@@ -1,6 +1,6 @@
 //! Conditions: raised by evidence, ended by their rule, and nothing in between.
 
-use health::condition::{Change, Event, Host, What};
+use health::condition::{Change, Event, HostConditions, What};
 use health::kernel_log::{PciAddress, read};
 use health::policy::{Cause, ClearRule, Effect, Policy};
 use proptest::prelude::*;
@@ -15,7 +15,7 @@ fn gpu(n: u8) -> PciAddress {
 /// A host and its clock.
 struct Bench {
     policy: Policy,
-    host: Host,
+    host: HostConditions,
     boot: String,
     seq: u64,
     now_ms: i64,
@@ -23,7 +23,7 @@ struct Bench {
 
 impl Bench {
     fn new(policy: Policy) -> Self {
-        Self { policy, host: Host::default(), boot: "b1".into(), seq: 0, now_ms: 1_700_000_000_000 }
+        Self { policy, host: HostConditions::default(), boot: "b1".into(), seq: 0, now_ms: 1_700_000_000_000 }
     }
 
     fn send(&mut self, what: What) -> Vec<Change> {
@@ -358,6 +358,6 @@ proptest! {
             b.send(what);
         }
         let text = serde_json::to_string(&b.host).expect("text");
-        prop_assert_eq!(serde_json::from_str::<Host>(&text).expect("reads"), b.host);
+        prop_assert_eq!(serde_json::from_str::<HostConditions>(&text).expect("reads"), b.host);
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use fleet::Remedy;
 use health::Verdict;
 use health::gate::{
-    Bandwidth, Context, Copies, CopyRates, Driver, Evidence, Expected, Gpu, Identity, Learned, Limits, Memory, Peer,
-    Products, Reading, Readings, Report, Scope, Unseen, judge, learn,
+    Bandwidth, Context, Copies, CopyRates, Driver, Evidence, Expected, Gpu, Identity, Learned, Limits, MemoryPatterns,
+    Peer, Products, Reading, Readings, Report, Scope, Unseen, judge, learn,
 };
 use health::kernel_log;
 use health::policy::Policy;
@@ -40,7 +40,7 @@ fn healthy(gpus: u32) -> Evidence {
         loaded: readings(true),
         after: readings(false),
         context: Ok(Context { tries: 1, ..Context::default() }),
-        memory: Ok(Memory { tested_bytes: 135_000 << 20, patterns: 8, ..Memory::default() }),
+        memory: Ok(MemoryPatterns { tested_bytes: 135_000 << 20, patterns: 8, ..MemoryPatterns::default() }),
         bandwidth: Ok(Bandwidth { read_gbps: 4600.0, copy_gbps: 4000.0, driver_copy_gbps: 4200.0 }),
         copies_alone: Ok(copies()),
         copies_together: Ok(copies()),
@@ -369,7 +369,7 @@ fn of<T>(look: &mut Result<T, Unseen>) -> &mut T {
     look.as_mut().expect("it was seen")
 }
 
-fn memory(e: &mut Evidence, change: fn(&mut Memory)) {
+fn memory(e: &mut Evidence, change: fn(&mut MemoryPatterns)) {
     change(of(&mut e.gpus[0].memory));
 }
 

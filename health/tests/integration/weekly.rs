@@ -21,8 +21,8 @@ struct Node {
 }
 
 impl Node {
-    fn view(&self) -> weekly::Node<'_> {
-        weekly::Node {
+    fn view(&self) -> weekly::PoolNode<'_> {
+        weekly::PoolNode {
             id: self.id,
             gpus: &self.gpus,
             now: self.now,
@@ -45,7 +45,7 @@ struct Owned {
     nodes: Vec<Node>,
     buffer_nodes: u32,
     hot_nodes: u32,
-    yields: bool,
+    can_call_back: bool,
     short: bool,
     rising: bool,
     held: bool,
@@ -61,7 +61,7 @@ impl Owned {
             buffer_nodes: self.buffer_nodes,
             hot_nodes: self.hot_nodes,
             waiting_nodes: 0,
-            yields: self.yields,
+            can_call_back: self.can_call_back,
             short: self.short,
             rising: self.rising,
             held: self.held,
@@ -99,7 +99,7 @@ fn pool(idle: u64, hot_nodes: u32, buffer_nodes: u32) -> Owned {
         nodes,
         buffer_nodes,
         hot_nodes,
-        yields: true,
+        can_call_back: true,
         short: false,
         rising: false,
         held: false,
@@ -137,7 +137,7 @@ fn each_condition_holds_it_back() {
     refused(|p| p.rising = true, Refusal::Demand);
     refused(|p| p.held = true, Refusal::Held);
     refused(|p| p.nodes[0].now = Now::Diagnosing, Refusal::Cap);
-    refused(|p| (p.yields, p.buffer_nodes) = (false, 10), Refusal::Buffer);
+    refused(|p| (p.can_call_back, p.buffer_nodes) = (false, 10), Refusal::Buffer);
     refused(|p| p.nodes.iter_mut().for_each(|n| n.leaving = true), Refusal::NothingDue);
     refused(
         |p| p.nodes.iter_mut().for_each(|n| n.now = Now::Idle { since_ms: NOW_MS - 60_000, released: false }),
@@ -200,7 +200,7 @@ fn a_burst_of_claims_calls_diagnostics_back() {
     p.nodes[0].now = Now::Away;
     p.nodes[1].now = Now::Away;
     p.nodes[2].now = Now::Diagnosing;
-    assert_eq!(p.admit().yields, 1, "one is idle, three may be wanted, one can come back");
+    assert_eq!(p.admit().call_back, 1, "one is idle, three may be wanted, one can come back");
 }
 
 #[test]
@@ -254,11 +254,11 @@ proptest! {
     #[test]
     fn nothing_is_lent_that_is_needed(
         nodes in proptest::collection::vec(any_node(), 0..400), hot in 0_u32..200, buffer in 0_u32..200,
-        yields in any::<bool>(), short in any::<bool>(), held in any::<bool>(), rollout in proptest::bool::weighted(0.2),
+        can_call_back in any::<bool>(), short in any::<bool>(), held in any::<bool>(), rollout in proptest::bool::weighted(0.2),
         site_w in proptest::option::of(0.0..2e6_f64),
     ) {
         let nodes: Vec<Node> = (0..).zip(nodes).map(|(id, n)| Node { id, gpus: format!("g{id}"), ..n }).collect();
-        let pool = Owned { nodes, buffer_nodes: buffer, hot_nodes: hot, yields, short, rising: false, held, rollout, site_w };
+        let pool = Owned { nodes, buffer_nodes: buffer, hot_nodes: hot, can_call_back, short, rising: false, held, rollout, site_w };
         let rules = Rules::default();
         let advice = pool.admit();
         let idle = pool.nodes.iter().filter(|n| matches!(n.now, Now::Idle { .. })).count();
@@ -282,7 +282,7 @@ proptest! {
         }
         let whole = advice.leases.iter().any(|l| l.run == Run::Full);
         prop_assert!(!whole || idle + busy.len() >= buffer as usize, "the buffer is not lent whole");
-        prop_assert!(advice.yields as usize <= busy.len());
+        prop_assert!(advice.call_back as usize <= busy.len());
     }
 }
 

@@ -71,12 +71,12 @@ pub struct AwsProvider {
     account: Account,
     regions: Vec<Region>,
     clock: Clock,
-    known: Mutex<Known>,
+    known: Mutex<Cache>,
 }
 
 /// What changes seldom and is asked for seldom.
 #[derive(Debug, Default)]
-struct Known {
+struct Cache {
     /// Regions of the instances that run.
     instances: BTreeMap<String, String>,
     /// What each region sold when it last answered.
@@ -97,7 +97,7 @@ impl AwsProvider {
         Self { account, regions, clock, known: Mutex::default() }
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, Cache> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

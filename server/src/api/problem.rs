@@ -7,6 +7,7 @@ use fleet::book::{ClaimError, IntentError, NodeError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::errors::{Seldom, chain_of};
 use crate::pacing::TooFast;
 use crate::store::{Crossed, StoreError, Unread, WriteError};
 
@@ -66,6 +67,8 @@ codes! {
     ClaimEnded = "claim-ended", CONFLICT, "The claim has ended";
     /// The state does not allow it.
     WrongState = "wrong-state", CONFLICT, "The state does not allow this";
+    /// Agent and server do not understand each other.
+    AgentVersion = "agent-version", UNPROCESSABLE_ENTITY, "Agent and server do not understand each other";
     /// Another edit came first.
     EditCrossed = "edit-crossed", PRECONDITION_FAILED, "Somebody else edited it first";
     /// An edit without a version.
@@ -207,7 +210,10 @@ impl From<WriteError> for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         // What the database says is for the operator's log, not for every client.
-        tracing::error!(error = %crate::errors::chain_of(&error), "the database cannot be used");
+        static DATABASE_FAILS: Seldom = Seldom::new();
+        if let Some(held_back) = DATABASE_FAILS.now() {
+            tracing::error!(error = %chain_of(&error), held_back, "the database cannot be used");
+        }
         Self::new(Code::Storage, "nothing was changed; the server's log says why")
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use fleet::{NodeState, Remedy};
 use health::Verdict;
-use protocol::agent::{Checks, Desired, Diagnosis, Gate, Register, Registered, Report, Work};
-use providers::sim_provider::Host as SimHost;
+use protocol::agent::{Checks, Desired, Diagnosis, Gate, HealthReport, PROTOCOL, Register, Registered, Work};
+use providers::sim_provider::SimHost;
 use providers::{Clock, SimProvider};
 use tokio::sync::watch;
 
@@ -89,7 +89,7 @@ async fn step(
 async fn next(api: &Caller, host: &SimHost, agent: &mut Agent, beat_ms: i64, now_ms: i64) {
     let (id, boot) = (&host.instance.id, format!("boot-{}", host.agent_at_ms));
     let path = format!("/v1/agents/{id}/report");
-    let report = |checks: Checks, verdict: Verdict| Report {
+    let report = |checks: Checks, verdict: Verdict| HealthReport {
         boot: boot.clone(),
         checks,
         verdict,
@@ -98,7 +98,7 @@ async fn next(api: &Caller, host: &SimHost, agent: &mut Agent, beat_ms: i64, now
     };
     match agent.stage {
         Stage::Starting => {
-            let body = Register { instance: id.clone(), boot, gpus: host.gpus };
+            let body = Register { instance: id.clone(), boot, gpus: host.gpus, protocol: PROTOCOL };
             let (status, told) = api.post("/v1/agents/register", &body).await;
             // The launch may not be answered yet: it tries again.
             if let Ok(Registered { token, .. }) = serde_json::from_value(told)
@@ -122,7 +122,8 @@ async fn next(api: &Caller, host: &SimHost, agent: &mut Agent, beat_ms: i64, now
             let state = serde_json::from_value::<Registered>(answer).ok().map(|r| r.state);
             if state == Some(NodeState::Diagnosing) {
                 let desired = api.get(&format!("/v1/agents/{id}/desired?wait_s=0")).await;
-                if let Ok(Desired { health: Work::Diagnose { tests }, .. }) = serde_json::from_value(desired) {
+                let order = serde_json::from_value::<Desired>(desired).map(|d| d.health.work);
+                if let Ok(Work::Diagnose { tests }) = order {
                     let diagnosis = Diagnosis {
                         tests,
                         remedy: Remedy::Nothing,

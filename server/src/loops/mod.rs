@@ -278,7 +278,10 @@ async fn once(context: &Context, which: Loop, run: impl Future<Output = Result<S
         }
         Err(error) => {
             let text = crate::errors::chain_of(&*error);
-            tracing::warn!(name = which.name(), error = %text, "a loop failed; it runs again");
+            // The same failure again is counted, and shown by the status.
+            if status.error.as_deref() != Some(&text) {
+                tracing::warn!(name = which.name(), error = %text, "a loop failed; it runs again");
+            }
             status.failures += 1;
             status.error = Some(text);
         }

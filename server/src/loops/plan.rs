@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use control::inputs::{Inputs, Known, history};
+use control::inputs::{Inputs, Knowledge, history};
 use control::learning::Learnt;
 use control::plan::{Acted, PlanRecord, Wanted, intend};
 use fleet::book::Book;
 use fleet::invariants::{Breach, Invariant};
 use planner::PlanError;
 use planner::gather::nodes_to_release;
-use planner::rolling::{self, Memory};
+use planner::rolling::{self, RollingMemory};
 use protocol::BudgetSpec;
 
 use super::{Context, LoopError};
@@ -33,7 +33,7 @@ pub async fn gather(app: &App, planning: &Planning, now_ms: i64) -> Result<(Inpu
     let (uncounted, prior) = (app.board.uncounted(), planning.prior.prior());
     let book = app.book()?;
     let market = app.board.market();
-    let known = Known {
+    let known = Knowledge {
         book: &book,
         learnt: &learnt,
         market: &market,
@@ -58,9 +58,9 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     if inputs.classes.is_empty() || inputs.offers.is_empty() {
         return Ok(format!("{} classes, {} offers: nothing to plan", inputs.classes.len(), inputs.offers.len()));
     }
-    let mut memory: Memory = match app.store.single_or_default().await {
+    let mut memory: RollingMemory = match app.store.single_or_default().await {
         // What an older version remembered is forgotten; what cannot be read now is not.
-        Err(StoreError::Record { .. }) => Memory::default(),
+        Err(StoreError::Record { .. }) => RollingMemory::default(),
         read => read?,
     };
     let last = app.store.plans(i64::MAX, 1).await?.first().map_or(0, |p| p.epoch);
@@ -80,7 +80,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         Err(error) => {
             app.metrics.planned("failed", seconds, last.unsigned_abs());
             if let PlanError::Check(found) = &error {
-                found.iter().for_each(|v| app.metrics.breached(&Breach::new(Invariant::Cap7, v.to_string())));
+                found.iter().for_each(|v| app.breached(&Breach::new(Invariant::Cap7, v.to_string())));
             }
             return Err(error.into());
         }
@@ -114,6 +114,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         intend(book, &wanted, now_ms)
     };
     let done = app.ledger.write_as_leader(term, write).await?;
+    done.breaches.iter().for_each(|breach| app.breached(breach));
     app.board.actor.notify_one();
     let mut text = format!("plan {epoch}: launch {} of {wanted}, release {}", done.launched, done.released);
     for held in &done.held_back {

@@ -47,7 +47,8 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         orders.why
     );
     if changes {
-        app.ledger.write_as_leader(term, move |book, now_ms| orders.carry_out(book, now_ms)).await?;
+        let breaches = app.ledger.write_as_leader(term, move |book, now_ms| orders.carry_out(book, now_ms)).await?;
+        breaches.iter().for_each(|breach| app.breached(breach));
     }
     Ok(text)
 }

@@ -292,6 +292,7 @@ impl Metrics {
 
     /// A numbered property does not hold.
     pub fn breached(&self, breach: &Breach) {
+        tracing::error!(invariant = %breach.invariant, what = breach.what, "an invariant does not hold: a bug");
         self.breaches.get_or_create(&OfInvariant { invariant: breach.invariant.number() }).inc();
     }
 

@@ -154,7 +154,7 @@ singles! {
     Paused = Paused;
     Learnt = Learnt;
     HostLimits = HostLimits;
-    rolling::Memory = Planner;
+    rolling::RollingMemory = Planner;
     WeeklyMemory = Weekly;
     FaultLog = Faults;
     Held = Held;

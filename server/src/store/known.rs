@@ -32,7 +32,7 @@ pub(super) const WAITING_MAX: usize = 4096;
 
 /// The book as this process knows it. One that could not be read is no empty one: it answers nobody.
 #[derive(Debug)]
-pub(super) enum Known {
+pub(super) enum BookState {
     /// It could not be read, or what is in the database is not known after a commit that failed.
     Unread,
     /// As of the last commit, or the one that is being made.

@@ -9,7 +9,7 @@ use fleet::book::Book;
 use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::known::{BookRef, Known, Options, Pulse, Unread, WAITING_MAX, WriteError};
+use super::known::{BookRef, BookState, Options, Pulse, Unread, WAITING_MAX, WriteError};
 use super::parsed::Parsed;
 use super::writer::{Job, Operation, Work, Writer};
 use super::{Store, StoreError, Write, Wrote};
@@ -18,7 +18,7 @@ use super::{Store, StoreError, Write, Wrote};
 #[derive(Clone)]
 pub struct Ledger {
     jobs: mpsc::Sender<Job>,
-    known: Arc<RwLock<Known>>,
+    known: Arc<RwLock<BookState>>,
     pulse: watch::Receiver<Pulse>,
     seq: watch::Receiver<i64>,
     pub(super) parsed: Parsed,
@@ -39,7 +39,7 @@ impl Ledger {
         let (jobs, queue) = mpsc::channel(WAITING_MAX);
         let (seq_out, seq) = watch::channel(0);
         let (pulse_out, pulse) = watch::channel(Pulse::default());
-        let known = Arc::new(RwLock::new(Known::Unread));
+        let known = Arc::new(RwLock::new(BookState::Unread));
         let mut writer = Writer::new(store.clone(), options, Arc::clone(&known), seq_out, pulse_out);
         writer.read_anew().await?;
         tokio::spawn(writer.run(queue));
@@ -52,8 +52,8 @@ impl Ledger {
     /// It is not known.
     pub fn book(&self) -> Result<BookRef<'_>, Unread> {
         let read = RwLockReadGuard::try_map(self.known.read(), |known| match known {
-            Known::Unread => None,
-            Known::Read(book) => Some(&**book),
+            BookState::Unread => None,
+            BookState::Read(book) => Some(&**book),
         });
         read.map_err(|_| Unread)
     }

@@ -53,9 +53,9 @@ struct Commit {
 
 /// A store in memory. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Memory(Arc<Mutex<Tables>>);
+pub struct MemoryTables(Arc<Mutex<Tables>>);
 
-impl Memory {
+impl MemoryTables {
     pub(super) async fn session(&self) -> Session {
         Session { tables: Arc::clone(&self.0), open: None }
     }

@@ -28,7 +28,7 @@ pub use document::{
 };
 pub use known::{BookRef, OnBreach, Options, Pulse, Unread, WriteError};
 pub use ledger::Ledger;
-pub use memory::Memory;
+pub use memory::MemoryTables;
 use parsed::Parsed;
 pub use rows::{AuditRow, EventRow, EvidenceRow, Leadership, Page, PlanRow, TokenRow};
 use session::Session;
@@ -128,7 +128,7 @@ impl StoreError {
 #[derive(Debug, Clone)]
 enum Backend {
     Sql(Sql),
-    Memory(Memory),
+    Memory(MemoryTables),
 }
 
 /// The durable state, for reads.
@@ -166,7 +166,7 @@ impl Store {
 
     /// A store in memory.
     #[must_use]
-    pub fn in_memory(memory: Memory) -> Self {
+    pub fn in_memory(memory: MemoryTables) -> Self {
         Self { backend: Backend::Memory(memory), parsed: Parsed::default() }
     }
 

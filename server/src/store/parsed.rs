@@ -12,10 +12,10 @@ use super::document::{Document, DocumentKey, Single};
 
 /// Text and record of each document.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Parsed(Arc<Mutex<BTreeMap<DocumentKey, Known>>>);
+pub(super) struct Parsed(Arc<Mutex<BTreeMap<DocumentKey, Cached>>>);
 
 #[derive(Debug)]
-struct Known {
+struct Cached {
     body: String,
     record: Box<dyn Any + Send>,
 }
@@ -29,12 +29,12 @@ impl Parsed {
             return Ok(record.clone());
         }
         let record: T = found.record()?;
-        all.insert(T::KEY, Known { body: found.body.clone(), record: Box::new(record.clone()) });
+        all.insert(T::KEY, Cached { body: found.body.clone(), record: Box::new(record.clone()) });
         Ok(record)
     }
 
     /// A record that will be read as this text.
     pub fn note<T: Single>(&self, record: &T, body: &str) {
-        self.0.lock().insert(T::KEY, Known { body: body.to_owned(), record: Box::new(record.clone()) });
+        self.0.lock().insert(T::KEY, Cached { body: body.to_owned(), record: Box::new(record.clone()) });
     }
 }

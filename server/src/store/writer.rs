@@ -7,9 +7,10 @@ use fleet::book::{Book, Changes};
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::known::{Known, Options, Pulse, WriteError};
+use super::known::{BookState, Options, Pulse, WriteError};
 use super::session::Session;
 use super::{Store, StoreError, Write, Wrote};
+use crate::errors::{Seldom, chain_of};
 
 /// Operations of one commit.
 const BATCH_MAX: usize = 256;
@@ -98,7 +99,7 @@ impl Failed {
 pub(super) struct Writer {
     store: Store,
     options: Options,
-    known: Arc<RwLock<Known>>,
+    known: Arc<RwLock<BookState>>,
     /// Everything up to this number is in the book.
     seen: i64,
     nodes_at_ms: i64,
@@ -112,6 +113,8 @@ pub(super) struct Writer {
     /// When the book was last tried to be read, milliseconds since 1970, and why it was not.
     tried_at_ms: i64,
     unread_since: Option<StoreError>,
+    cannot_begin: Seldom,
+    cannot_read: Seldom,
     /// The writer's own connection, whose cache stays warm; opened anew after an error.
     session: Option<Session>,
 }
@@ -120,7 +123,7 @@ impl Writer {
     pub fn new(
         store: Store,
         options: Options,
-        known: Arc<RwLock<Known>>,
+        known: Arc<RwLock<BookState>>,
         seq: watch::Sender<i64>,
         pulse: watch::Sender<Pulse>,
     ) -> Self {
@@ -137,6 +140,8 @@ impl Writer {
             cannot_write: false,
             tried_at_ms: 0,
             unread_since: None,
+            cannot_begin: Seldom::new(),
+            cannot_read: Seldom::new(),
             session: None,
         }
     }
@@ -197,19 +202,21 @@ impl Writer {
 
     /// After a batch that failed: the book is what is in the database, or nobody has it.
     async fn recover(&mut self, failed: &Failed) -> Result<(), StoreError> {
-        let error = crate::errors::chain_of(&failed.error);
+        let error = chain_of(&failed.error);
         if failed.at != Stage::Applied {
-            tracing::warn!(error, "a commit could not begin");
+            if let Some(held_back) = self.cannot_begin.now() {
+                tracing::warn!(error, held_back, "a commit could not begin");
+            }
             return if failed.is_of_a_job() { Ok(()) } else { Err(failed.error.clone()) };
         }
         tracing::error!(error, "a commit failed; the book is read anew");
-        *self.known.write() = Known::Unread;
+        *self.known.write() = BookState::Unread;
         self.read_anew().await.map_err(|_| failed.error.clone())
     }
 
     /// Reads a book that is not known, but not more often than makes sense.
     async fn readable(&mut self) -> Result<(), StoreError> {
-        if matches!(*self.known.read(), Known::Read(_)) {
+        if matches!(*self.known.read(), BookState::Read(_)) {
             return Ok(());
         }
         let just_tried = (0..READ_AGAIN_MS).contains(&(self.now_ms() - self.tried_at_ms));
@@ -227,7 +234,10 @@ impl Writer {
         match &read {
             Ok(()) => self.tell(),
             Err(error) => {
-                tracing::error!(error = crate::errors::chain_of(error), "the state of the fleet cannot be read");
+                if let Some(held_back) = self.cannot_read.now() {
+                    let error = chain_of(error);
+                    tracing::error!(error, held_back, "the state of the fleet cannot be read");
+                }
             }
         }
         read
@@ -257,7 +267,7 @@ impl Writer {
         book.skip_ids(next_id);
         book.take_changes();
         self.seen = seq;
-        *self.known.write() = Known::Read(Box::new(book));
+        *self.known.write() = BookState::Read(Box::new(book));
         Ok(())
     }
 
@@ -271,8 +281,8 @@ impl Writer {
     /// Runs `change` on the book, which is read.
     fn on_book<T>(&self, change: impl FnOnce(&mut Book) -> T) -> Result<T, StoreError> {
         match &mut *self.known.write() {
-            Known::Read(book) => Ok(change(book)),
-            Known::Unread => Err(StoreError::Unread),
+            BookState::Read(book) => Ok(change(book)),
+            BookState::Unread => Err(StoreError::Unread),
         }
     }
 
@@ -299,7 +309,7 @@ impl Writer {
             if news.all {
                 let mut book = Book::with_token_prefix(self.options.limits, self.store.token_prefix());
                 news.tell(&mut book);
-                *self.known.write() = Known::Read(Box::new(book));
+                *self.known.write() = BookState::Read(Box::new(book));
             } else {
                 self.on_book(|book| news.tell(book))?;
             }
@@ -411,7 +421,6 @@ impl Writer {
             breaches
         })?;
         for breach in &breaches {
-            tracing::error!(invariant = %breach.invariant, what = breach.what, "an invariant does not hold: a bug");
             (self.options.on_breach)(breach);
         }
         Ok(())

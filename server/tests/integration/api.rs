@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use protocol::agent::PROTOCOL;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use server::api::{Code, document};
@@ -262,6 +263,12 @@ async fn a_join_secret_registers_once_and_reports_count_once() {
         (answer.status(), answer.json::<Value>().await.expect("JSON"))
     };
     let register = |boot: &str| json!({ "instance": instance, "boot": boot, "gpus": 8 });
+    for (protocol, mend) in [(0, "update the agent"), (PROTOCOL + 1, "update the server")] {
+        let host = json!({ "instance": instance, "boot": "b1", "gpus": 8, "protocol": protocol });
+        let (status, refused) = call("/v1/agents/register", &secret, host).await;
+        assert_eq!((status, &refused["code"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("agent-version")));
+        assert!(refused["detail"].as_str().is_some_and(|d| d.contains(mend)), "{refused}");
+    }
     let (status, told) = call("/v1/agents/register", &secret, register("b1")).await;
     assert_eq!((status, &told["state"]), (StatusCode::OK, &json!("checking")), "{told}");
     let token = told["token"].as_str().expect("its own").to_owned();

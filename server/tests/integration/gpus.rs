@@ -90,7 +90,7 @@ async fn a_gate_answers_the_state_that_asked_for_it() {
     let lent = move |book: &mut fleet::book::Book, now_ms: i64| {
         book.lend(id, "2", now_ms + 60_000, now_ms).expect("idle");
         book.call_back(id, "a claim waits", now_ms + 1).expect("lent");
-        book.nodes()[&id].since_ms
+        book.nodes()[&id].desired.health
     };
     let version = ledger.write(lent).await.expect("written");
     let token = agent_token(&run.server.app.join_key, id, run.server.app.now_ms());
@@ -112,8 +112,21 @@ async fn a_gate_answers_the_state_that_asked_for_it() {
         (StatusCode::OK, &json!("checking")),
         "the short one is not enough now: {told}"
     );
-    let now = ledger.book().expect("read").nodes()[&id].since_ms;
+    let now = ledger.book().expect("read").nodes()[&id].desired.health;
     assert!(now > version && !ledger.book().expect("read").nodes()[&id].gate_is_short());
+    // Another subsystem's order is heard at once, and health's stays what it was.
+    let polled = async |known: i64| -> Value {
+        let url = format!("{}/v1/agents/i-1/desired?known={known}&wait_s=20", run.server.url);
+        let sent = run.http.get(url).bearer_auth(&token).send().await.expect("answers");
+        sent.json().await.expect("JSON")
+    };
+    let raised = async {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        ledger.write(move |book, _| book.raise_desired(id)).await.expect("written").expect("a node");
+    };
+    let (desired, ()) = tokio::join!(polled(now), raised);
+    assert_eq!((&desired["version"], &desired["health"]["version"]), (&json!(now + 1), &json!(now)), "{desired}");
+    assert_eq!((&desired["health"]["work"], &desired["health"]["scope"]), (&json!("gate"), &json!("whole")));
     let (_, told) = say(gate(4, now)).await;
     assert_eq!(told["state"], "idle", "{told}");
     let gpu = run.get("/v1/gpus").await["items"][0].clone();

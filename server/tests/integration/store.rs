@@ -12,8 +12,8 @@ use fleet::{ClaimState, LaunchAnswer, Offer, OnEmpty};
 use protocol::{BudgetSpec, ClassSpec};
 use providers::Clock;
 use server::store::{
-    Crossed, DocumentKey, EventRow, EvidenceRow, Ledger, Memory, OfferTable, Options, Page, Single, Store, StoreError,
-    Write, WriteError, text_of,
+    Crossed, DocumentKey, EventRow, EvidenceRow, Ledger, MemoryTables, OfferTable, Options, Page, Single, Store,
+    StoreError, Write, WriteError, text_of,
 };
 
 use crate::databases;
@@ -38,15 +38,10 @@ fn offer() -> Offer {
 
 pub fn ask(key: Option<&str>) -> ClaimRequest {
     ClaimRequest {
-        class: "small".into(),
-        count: 1,
         key: key.map(str::to_owned),
         digest: "d".into(),
-        holder: String::new(),
         on_empty: Some(OnEmpty::Fail),
-        wait_ms: None,
-        lease_ms: None,
-        answer_by_ms: None,
+        ..ClaimRequest::of("small")
     }
 }
 
@@ -65,7 +60,7 @@ pub fn idle(book: &mut Book, nodes: u32, now_ms: i64) {
 /// A store that can be opened again and again.
 pub enum Place {
     Database(databases::Database),
-    Memory(Memory),
+    Memory(MemoryTables),
 }
 
 impl Place {
@@ -115,7 +110,7 @@ macro_rules! conformance {
 
             #[tokio::test(flavor = "multi_thread")]
             async fn memory() {
-                super::check::$name(&super::Place::Memory(super::Memory::default())).await;
+                super::check::$name(&super::Place::Memory(super::MemoryTables::default())).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]

@@ -112,7 +112,7 @@ async fn live(seconds: u64) -> Day {
     let clock = Clock::new(move || START_MS + start.elapsed().as_millis() as i64);
     let assembled = assemble(
         &config,
-        Store::in_memory(server::store::Memory::default()),
+        Store::in_memory(server::store::MemoryTables::default()),
         clock.clone(),
         Door::OpenWithoutTokens,
         "day",

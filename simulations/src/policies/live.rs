@@ -2,7 +2,7 @@
 
 use planner::error_budget::ErrorBudget;
 use planner::gather;
-use planner::rolling::{self, Memory, Rules};
+use planner::rolling::{self, RollingMemory, Rules};
 
 use super::{Decision, LaunchOrder, Policy, Seen};
 
@@ -10,14 +10,14 @@ use super::{Decision, LaunchOrder, Policy, Seen};
 #[derive(Debug)]
 pub struct Live {
     rules: Rules,
-    memory: Memory,
+    memory: RollingMemory,
 }
 
 impl Live {
     /// With what earlier days left of the hit-rate targets; the default without a past.
     #[must_use]
     pub fn new(rules: Rules, budget: ErrorBudget) -> Self {
-        Self { rules, memory: Memory::with_budget(budget) }
+        Self { rules, memory: RollingMemory::with_budget(budget) }
     }
 
     /// What is left of the hit-rate targets, for the days that come.

@@ -168,7 +168,7 @@ fn slots(seen: &Seen, p: usize, k: usize) -> f64 {
         return 0.0;
     }
     let (offer, class) = (&seen.inputs.offers[p], &seen.inputs.classes[k]);
-    let usable = fleet::yields(offer, class, None).unwrap_or(0.0) * f64::from(offer.gpus_per_node);
+    let usable = fleet::offer_share(offer, class, None).unwrap_or(0.0) * f64::from(offer.gpus_per_node);
     usable / f64::from(class.gpus_per_claim.max(1))
 }
 

@@ -64,7 +64,7 @@ pub fn prepare(scenario: &Scenario, folder: &Path, data: Option<&Path>) -> Resul
         let scaled = series.claims(&members, part.gpus_per_claim);
         demand.push(scaled.iter().map(|v| (v * scenario.scale).round()).collect::<Vec<f64>>());
         let class = parts::rule(part)?.class;
-        let served = offers.iter().any(|o| fleet::yields(o, &class, None).is_ok());
+        let served = offers.iter().any(|o| fleet::offer_share(o, &class, None).is_ok());
         if !served {
             let what = format!("class '{}'", part.name);
             return Err(

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use control::gpus::{GpuChange, GpuRecord, Tested, gpu_names};
-use control::weekly::{Diagnostics, Outlook, WeeklyMemory, decide, reserve};
+use control::weekly::{Diagnostics, Lend, Outlook, WeeklyMemory, decide, reserve};
 use fleet::book::{Book, Change, ClaimRequest, ClassRule, Gate, Identity, Limits, Taken, What};
 use fleet::rng::Rng;
 use fleet::{
@@ -61,7 +61,7 @@ impl Ord for At {
 
 /// A machine, which is one node after another.
 #[derive(Debug)]
-struct Host {
+struct PoolMachine {
     instance: String,
     /// Its node; none while it is out.
     node: Option<u64>,
@@ -89,7 +89,7 @@ pub(super) struct PoolRun<'a> {
     rules: Diagnostics,
     offer: OfferKey,
     gpus: BTreeMap<String, GpuRecord>,
-    hosts: Vec<Host>,
+    hosts: Vec<PoolMachine>,
     host_of: BTreeMap<u64, usize>,
     counts: Counts,
     queue: BinaryHeap<Reverse<At>>,
@@ -153,8 +153,13 @@ impl<'a> PoolRun<'a> {
         let bursts = scenario.bursts_per_day / DAY_S * burst_mean(nodes);
         let claim_rate_per_s = (scenario.occupancy * nodes as f64 / mean_s - bursts).max(0.0);
         let (book, offer) = empty_book();
-        let host =
-            |n: usize| Host { instance: format!("{nodes}-{n}"), node: None, runs: None, life: 0, called_back_s: None };
+        let host = |n: usize| PoolMachine {
+            instance: format!("{nodes}-{n}"),
+            node: None,
+            runs: None,
+            life: 0,
+            called_back_s: None,
+        };
         let mut run = Self {
             scenario,
             book,
@@ -318,17 +323,7 @@ impl<'a> PoolRun<'a> {
     }
 
     fn claim(&mut self, rng: &mut Rng) {
-        let request = ClaimRequest {
-            class: CLASS.into(),
-            count: 1,
-            key: None,
-            digest: String::new(),
-            holder: String::new(),
-            on_empty: None,
-            wait_ms: None,
-            lease_ms: None,
-            answer_by_ms: None,
-        };
+        let request = ClaimRequest::of(CLASS);
         let taken = self.book.claim(request, self.now_ms());
         self.settle(rng);
         let count = u64::from(self.settled());
@@ -462,7 +457,7 @@ impl<'a> PoolRun<'a> {
         self.book.tick(now_ms);
         self.book.tick_nodes(now_ms);
         if self.settled() {
-            let young = |h: &&Host| h.node.is_some() && self.age_s(h) <= TESTED_S;
+            let young = |h: &&PoolMachine| h.node.is_some() && self.age_s(h) <= TESTED_S;
             self.measured.tested_s += TICK_S * self.hosts.iter().filter(young).count() as f64;
         }
         self.memory.look(&self.book, &self.rules, now_ms);
@@ -472,8 +467,9 @@ impl<'a> PoolRun<'a> {
         let orders = decide(&self.book, &self.gpus, &self.memory, &self.outlook(), &self.rules, now_ms);
         self.hot = orders.hot_nodes.max(1);
         self.memory.ordered(&orders);
-        orders.carry_out(&mut self.book, now_ms);
-        for (node, run) in orders.lend {
+        let breaches = orders.carry_out(&mut self.book, now_ms);
+        debug_assert_eq!(breaches, []);
+        for Lend { node, run, .. } in orders.lend {
             let lent = self.book.nodes().get(&node).is_some_and(|n| n.state == NodeState::Diagnosing);
             if let Some(&host) = self.host_of.get(&node).filter(|_| lent) {
                 self.begins(host, run, rng);
@@ -482,7 +478,7 @@ impl<'a> PoolRun<'a> {
     }
 
     /// Seconds since a host's last full test.
-    fn age_s(&self, host: &Host) -> f64 {
+    fn age_s(&self, host: &PoolMachine) -> f64 {
         let gpu = self.gpus.get(&host.instance);
         self.now_s - gpu.and_then(|g| g.history.full_ms).unwrap_or(0) as f64 / 1e3
     }

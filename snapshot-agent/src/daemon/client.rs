@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::agent::{Desired, Register, Registered, Report};
+use protocol::agent::{Desired, HealthReport, PROTOCOL, Register, Registered};
 use serde::{Deserialize, Serialize};
 use ureq::http::StatusCode;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, parse_pem};
@@ -86,7 +86,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub fn register(&self, secret: &str, boot: &str, gpus: u32) -> Result<Registered, ClientError> {
-        let body = Register { instance: self.instance.clone(), boot: boot.to_owned(), gpus };
+        let body = Register { instance: self.instance.clone(), boot: boot.to_owned(), gpus, protocol: PROTOCOL };
         self.post("/v1/agents/register", secret, &body)
     }
 
@@ -94,7 +94,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub fn report(&self, token: &str, report: &Report) -> Result<Registered, ClientError> {
+    pub fn report(&self, token: &str, report: &HealthReport) -> Result<Registered, ClientError> {
         self.post(&format!("/v1/agents/{}/report", self.instance), token, report)
     }
 

@@ -6,19 +6,18 @@ use std::time::{Duration, Instant};
 
 use health::Verdict;
 use health::condition::Condition;
-use protocol::agent::{self, Checks, Registered, Report};
+use protocol::agent::{self, Checks, Desired, HealthReport, Registered};
 
 use super::client::{Client, ClientError};
-use super::state::{State, UnreportedDiagnosis, UnreportedGate};
-use super::{Message, now, now_ms};
+use super::clock::now;
+use super::health::HealthSubject;
+use super::state::State;
 
 /// Heartbeats until the control plane says how many.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Pauses after calls that failed: 1, 2, 4, … seconds, this at most.
 /// Well under the silence after which a node is lost.
 const PAUSE_MAX: Duration = Duration::from_secs(20);
-/// A pass of the gate that is older is not told any more, milliseconds.
-const PASS_LIFE_MS: i64 = 120_000;
 /// Conditions of one report; the control plane takes as many.
 const CONDITIONS_MAX: usize = 1000;
 /// Longest wait of a poll.
@@ -29,20 +28,21 @@ const POLL: Duration = Duration::from_secs(30);
 pub enum Subject {
     /// The agent is there.
     Register,
-    /// All that is wrong now.
-    Passive {
-        /// In a word.
-        verdict: Verdict,
-        /// What could not be seen.
-        reason: String,
-        /// Every condition that holds now.
-        conditions: Vec<Condition>,
-    },
-    /// What the gate said.
-    Gate(Box<UnreportedGate>),
-    /// What diagnostics said.
-    Diagnosis(Box<UnreportedDiagnosis>),
+    /// What the health subsystem has to say.
+    Health(HealthSubject),
 }
+
+/// What is heard.
+#[derive(Debug)]
+pub enum Word {
+    /// What to do, of all subsystems.
+    Desired(Desired),
+    /// What became of a call.
+    Sent(Sent),
+}
+
+/// Hears it; false when nobody listens any more.
+pub type Tell = Arc<dyn Fn(Word) -> bool + Send + Sync>;
 
 /// A call, whole.
 #[derive(Debug, Clone)]
@@ -77,9 +77,7 @@ pub struct Link {
     pub registered: bool,
     /// The next registration is made with the join secret.
     tries_secret: bool,
-    /// A gate that passed is not what it was: it is to run again.
-    pub stale_gate: bool,
-    next: Option<Subject>,
+    next: Option<HealthSubject>,
     failures: u32,
     not_before: Option<Instant>,
     last_error: Option<String>,
@@ -89,14 +87,14 @@ pub struct Link {
 
 impl Link {
     /// Starts the threads that call.
-    pub fn start(client: Client, secret: String, to: SyncSender<Message>, patience: f64) -> Self {
+    pub fn start(client: Client, secret: String, tell: Tell, patience: f64) -> Self {
         let (calls, waiting) = sync_channel::<Call>(1);
         let caller = client.clone();
-        let answers = to.clone();
+        let answered = Arc::clone(&tell);
         std::thread::spawn(move || {
             while let Ok(call) = waiting.recv() {
                 let answer = make(&caller, &call);
-                if answers.send(Message::Sent(Sent { subject: call.subject, answer })).is_err() {
+                if !answered(Word::Sent(Sent { subject: call.subject, answer })) {
                     return;
                 }
             }
@@ -104,7 +102,7 @@ impl Link {
         // Nothing is asked for before this boot is known to the control plane: what it wants is of another until then.
         let token = Arc::new(Mutex::new(None));
         let known = Arc::clone(&token);
-        std::thread::spawn(move || poll(&client, &known, &to, patience));
+        std::thread::spawn(move || poll(&client, &known, &tell, patience));
         Self {
             calls,
             secret,
@@ -114,7 +112,6 @@ impl Link {
             in_flight: false,
             registered: false,
             tries_secret: false,
-            stale_gate: false,
             next: None,
             failures: 0,
             not_before: None,
@@ -125,54 +122,52 @@ impl Link {
     }
 
     /// Says something as soon as it can be said; what waited before is out of date.
-    pub fn say(&mut self, subject: Subject) {
+    pub fn say(&mut self, subject: HealthSubject) {
         self.next = Some(subject);
+    }
+
+    /// Whether a call can be made now.
+    pub fn is_free(&self) -> bool {
+        !self.in_flight && self.not_before.is_none_or(|at| now() >= at)
     }
 
     /// Makes the next call, if there is one and the line is free.
     pub fn tick(&mut self, state: &mut State) {
-        if self.in_flight || self.not_before.is_some_and(|at| now() < at) {
+        if !self.is_free() {
             return;
-        }
-        // A pass proves what was then: not what was found since, nor what an hour may have done.
-        let is_stale = |g: &UnreportedGate| {
-            let old = now_ms().saturating_sub(g.at_ms) > PASS_LIFE_MS;
-            g.verdict == Verdict::Pass && (old || !state.host.standing().claimable)
-        };
-        if state.unreported.as_ref().is_some_and(is_stale) {
-            state.unreported = None;
-            self.stale_gate = true;
-            self.changed = true;
         }
         let subject = if !self.registered {
             Subject::Register
         } else if let Some(gate) = state.unreported.as_ref().filter(|g| g.seq.is_some() || state.undiagnosed.is_none())
         {
             // One that has its number already goes first: numbers rise.
-            Subject::Gate(Box::new(gate.clone()))
+            Subject::Health(HealthSubject::Gate(Box::new(gate.clone())))
         } else if let Some(diagnosis) = &state.undiagnosed {
-            Subject::Diagnosis(Box::new(diagnosis.clone()))
+            Subject::Health(HealthSubject::Diagnosis(Box::new(diagnosis.clone())))
         } else if let Some(next) = self.next.take() {
-            next
+            Subject::Health(next)
         } else {
             return;
         };
         // What is sent again keeps its number.
         let kept = match &subject {
-            Subject::Gate(gate) => gate.seq,
-            Subject::Diagnosis(diagnosis) => diagnosis.seq,
-            Subject::Register | Subject::Passive { .. } => None,
+            Subject::Health(HealthSubject::Gate(gate)) => gate.seq,
+            Subject::Health(HealthSubject::Diagnosis(diagnosis)) => diagnosis.seq,
+            Subject::Register | Subject::Health(HealthSubject::Passive { .. }) => None,
         };
         let seq = kept.unwrap_or_else(|| {
             state.report_seq += 1;
             state.report_seq
         });
         match &subject {
-            Subject::Gate(_) => state.unreported.iter_mut().for_each(|g| g.seq = Some(seq)),
-            Subject::Diagnosis(_) => state.undiagnosed.iter_mut().for_each(|d| d.seq = Some(seq)),
-            Subject::Register | Subject::Passive { .. } => {}
+            Subject::Health(HealthSubject::Gate(_)) => state.unreported.iter_mut().for_each(|g| g.seq = Some(seq)),
+            Subject::Health(HealthSubject::Diagnosis(_)) => {
+                state.undiagnosed.iter_mut().for_each(|d| d.seq = Some(seq))
+            }
+            Subject::Register | Subject::Health(HealthSubject::Passive { .. }) => {}
         }
-        self.changed |= kept != Some(seq) && matches!(subject, Subject::Gate(_) | Subject::Diagnosis(_));
+        let passes = matches!(subject, Subject::Register | Subject::Health(HealthSubject::Passive { .. }));
+        self.changed |= kept != Some(seq) && !passes;
         let joins = self.tries_secret && matches!(subject, Subject::Register);
         let token = state.token.clone().filter(|_| !joins);
         let secret = token.unwrap_or_else(|| self.secret.clone());
@@ -209,9 +204,9 @@ impl Link {
     /// It is known, or not wanted: it is not sent again.
     fn told(&mut self, subject: &Subject, state: &mut State) {
         match subject {
-            Subject::Gate(_) => state.unreported = None,
-            Subject::Diagnosis(_) => state.undiagnosed = None,
-            Subject::Register | Subject::Passive { .. } => return,
+            Subject::Health(HealthSubject::Gate(_)) => state.unreported = None,
+            Subject::Health(HealthSubject::Diagnosis(_)) => state.undiagnosed = None,
+            Subject::Register | Subject::Health(HealthSubject::Passive { .. }) => return,
         }
         self.changed = true;
     }
@@ -245,7 +240,7 @@ impl Link {
 }
 
 fn make(client: &Client, call: &Call) -> Result<Registered, ClientError> {
-    let report = |checks: Checks, verdict: Verdict, reason: &str| Report {
+    let report = |checks: Checks, verdict: Verdict, reason: &str| HealthReport {
         boot: call.boot.clone(),
         checks,
         verdict,
@@ -254,11 +249,13 @@ fn make(client: &Client, call: &Call) -> Result<Registered, ClientError> {
     };
     let report = match &call.subject {
         Subject::Register => return client.register(&call.secret, &call.boot, call.gpus),
-        Subject::Passive { verdict, reason, conditions } => {
+        Subject::Health(HealthSubject::Passive { verdict, reason, conditions }) => {
             report(Checks::Passive { conditions: worst_of(conditions) }, *verdict, reason)
         }
-        Subject::Gate(gate) => report(Checks::Gate(gate.said.clone()), gate.verdict, &gate.reason),
-        Subject::Diagnosis(d) => report(Checks::Diagnosis(d.said.clone()), d.verdict, &d.reason),
+        Subject::Health(HealthSubject::Gate(gate)) => {
+            report(Checks::Gate(gate.said.clone()), gate.verdict, &gate.reason)
+        }
+        Subject::Health(HealthSubject::Diagnosis(d)) => report(Checks::Diagnosis(d.said.clone()), d.verdict, &d.reason),
     };
     client.report(&call.secret, &report)
 }
@@ -279,7 +276,7 @@ fn worst_of(conditions: &[Condition]) -> Vec<agent::Condition> {
 }
 
 /// Polls for the desired state for ever.
-fn poll(client: &Client, token: &Mutex<Option<String>>, to: &SyncSender<Message>, patience: f64) {
+fn poll(client: &Client, token: &Mutex<Option<String>>, tell: &Tell, patience: f64) {
     let mut known = None;
     let (mut pause, mut wrong) = (Duration::from_secs(1), String::new());
     loop {
@@ -294,7 +291,7 @@ fn poll(client: &Client, token: &Mutex<Option<String>>, to: &SyncSender<Message>
                 wrong.clear();
                 if known != Some(desired.version) {
                     known = Some(desired.version);
-                    if to.send(Message::Desired(desired)).is_err() {
+                    if !tell(Word::Desired(desired)) {
                         return;
                     }
                 }

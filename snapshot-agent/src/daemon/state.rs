@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use health::Verdict;
-use health::condition::Host;
+use health::condition::HostConditions;
 use protocol::agent::{Diagnosis, Gate};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -61,7 +61,7 @@ pub struct State {
     /// The first line of it that the next gate counts: what came before was mended, or passed.
     pub gate_log_next: u64,
     /// What is wrong.
-    pub host: Host,
+    pub host: HostConditions,
     /// The repair that was begun, by the version of the desired state: it is not begun twice.
     pub repair_begun: Option<i64>,
     /// Which GPU was where, by its UUID: another one in its place ends what was wrong with it.

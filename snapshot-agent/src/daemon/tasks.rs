@@ -4,7 +4,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use fleet::Remedy;
@@ -14,13 +13,12 @@ use health::kernel_log::PciAddress;
 use health::policy::Policy;
 use protocol::agent;
 
-use super::Message;
 use super::repair::Tools;
 use super::state::UnreportedDiagnosis;
 use crate::diagnose::{Diagnosed, Diagnosis, Tests, expected, lock_in};
 use crate::gate::{self, HARD_STOP, Setup};
 use crate::gpu::Effort;
-use crate::host::Host;
+use crate::host::HostFolders;
 use crate::kmsg::KernelLog;
 use crate::probe::{Answer, Ask};
 use crate::worker::{Program, Worker};
@@ -67,7 +65,7 @@ pub struct GateRun {
     /// How to start a probe.
     pub program: Program,
     /// The host's folders.
-    pub host: Host,
+    pub host: HostFolders,
     /// What deadlines are multiplied by.
     pub patience: f64,
     /// The limits.
@@ -133,17 +131,16 @@ impl Done {
 }
 
 /// Starts it. Whatever becomes of it, it is said that it is over.
-pub fn start(mut of: GateRun, task: Task, tools: Tools, to: SyncSender<Message>) {
-    let over = to.clone();
+pub fn start(mut of: GateRun, task: Task, tools: Tools, over: Arc<dyn Fn(Done) + Send + Sync>) {
+    let told = Arc::clone(&over);
     let work = move || {
         let done = catch_unwind(AssertUnwindSafe(|| make(&mut of, &task, &tools)))
             .unwrap_or_else(|_| failed(&of, "the agent failed at it: see its log"));
-        // The daemon is there as long as the process.
-        let _ = to.send(Message::Done(Box::new(done)));
+        told(done);
     };
     if let Err(error) = std::thread::Builder::new().spawn(work) {
         tracing::error!(%error, "no thread for the gate");
-        let _ = over.try_send(Message::Done(Box::new(Done::busy("no thread"))));
+        over(Done::busy("no thread"));
     }
 }
 

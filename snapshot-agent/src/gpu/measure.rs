@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use health::gate::{Bandwidth, Context, CopyRates, Look, Memory, Products, Unseen};
+use health::gate::{Bandwidth, Context, CopyRates, Look, MemoryPatterns, Products, Unseen};
 use health::kernel_log::PciAddress;
 use serde::{Deserialize, Serialize};
 
@@ -108,7 +108,7 @@ impl Measured {
     ///
     /// # Errors
     /// The GPU fails.
-    pub fn memory(&self) -> Look<Memory> {
+    pub fn memory(&self) -> Look<MemoryPatterns> {
         let began = now();
         let pieces = self.pieces()?;
         let tested: usize = pieces.iter().map(|p| p.bytes).sum();
@@ -140,7 +140,7 @@ impl Measured {
             verify_s = verify_s.min(each(verify, Some(&found))?);
         }
         let said = self.gpu.read(&found, 3)?;
-        Ok(Memory {
+        Ok(MemoryPatterns {
             tested_bytes: tested as u64,
             patterns: PATTERNS.len() as u32,
             bad_words: said[0],

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use health::gate::Look;
 use snapshot_agent::cli;
-use snapshot_agent::host::Host;
+use snapshot_agent::host::HostFolders;
 use snapshot_agent::probe::{Answer, Ask, Hardware, Probe};
 use snapshot_agent::switches::Switches;
 
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     let root = variable("STAND_IN_ROOT").map(PathBuf::from);
     let switches = Switches {
         spoil: variable("STAND_IN_SPOIL").and_then(|n| n.parse().ok()),
-        host: root.map_or_else(Host::default, |r| Host { dev: r.join("dev"), sys: r.join("sys") }),
+        host: root.map_or_else(HostFolders::default, |r| HostFolders { dev: r.join("dev"), sys: r.join("sys") }),
         patience: number("STAND_IN_PATIENCE").unwrap_or(1.0),
         tools: variable("STAND_IN_TOOLS").map(|t| t.split(' ').map(str::to_owned).collect()),
         boot: variable("STAND_IN_BOOT"),

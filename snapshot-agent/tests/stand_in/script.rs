@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use health::gate::{Bandwidth, Context, CopyRates, Driver, Identity, Look, Memory, Peer, Products, Reading, Unseen};
+use health::gate::{
+    Bandwidth, Context, CopyRates, Driver, Identity, Look, MemoryPatterns, Peer, Products, Reading, Unseen,
+};
 use health::kernel_log::PciAddress;
 use serde::Deserialize;
 use snapshot_agent::gpu::Effort;
@@ -139,7 +141,7 @@ impl Probe for Script {
             }),
             Ask::Memory => {
                 let gpu = gpu()?;
-                Ok(Answer::Memory(Memory {
+                Ok(Answer::Memory(MemoryPatterns {
                     tested_bytes: 135_000 << 20,
                     patterns: 8,
                     bad_words: gpu.bad_words,

@@ -10,17 +10,18 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use control::reports;
 use fleet::NodeState;
-use protocol::agent::{Desired, Register, Registered, Work};
+use protocol::agent::{Desired, OLDEST_PROTOCOL, PROTOCOL, Register, Registered, Work};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Body;
 use super::problem::{ApiError, Code, Problem};
 use crate::app::App;
+use crate::errors::Seldom;
 use crate::secrets::agent_token;
 use crate::store::HostLimits;
 
-use secrets::{Host, Secret};
+use secrets::{ProvenHost, Secret};
 
 /// Seconds between heartbeats.
 const HEARTBEAT_S: u32 = 10;
@@ -32,6 +33,7 @@ const HEARTBEAT_S: u32 = 10;
         (status = 200, description = "Poll; the gate follows", body = Registered),
         (status = 403, description = "The secret is of another launch", body = Problem),
         (status = 409, description = "The host is not what was bought", body = Problem),
+        (status = 422, description = "Agent and server do not understand each other", body = Problem),
     )
 )]
 pub async fn register(
@@ -40,8 +42,23 @@ pub async fn register(
     Body(host): Body<Register>,
 ) -> Result<Json<Registered>, ApiError> {
     let joined = secret.joining(&app, &host.instance, &host.boot)?;
+    understood(&host)?;
     app.ledger.write(move |book, now_ms| book.register(joined.id, &host.boot, host.gpus, now_ms)).await??;
-    Ok(Json(told(&app, Host { renews: true, ..joined })?))
+    Ok(Json(told(&app, ProvenHost { renews: true, ..joined })?))
+}
+
+/// Agents of other versions are told so: half understood, they would do half of what is asked.
+fn understood(host: &Register) -> Result<(), ApiError> {
+    static STRANGERS: Seldom = Seldom::new();
+    if (OLDEST_PROTOCOL..=PROTOCOL).contains(&host.protocol) {
+        return Ok(());
+    }
+    let mend = if host.protocol < OLDEST_PROTOCOL { "update the agent of the host" } else { "update the server first" };
+    if let Some(held_back) = STRANGERS.now() {
+        tracing::warn!(instance = host.instance, protocol = host.protocol, held_back, "an agent is refused: {mend}");
+    }
+    let spoken = format!("the agent speaks protocol {}, the server {OLDEST_PROTOCOL} to {PROTOCOL}", host.protocol);
+    Err(ApiError::new(Code::AgentVersion, format!("{spoken}: {mend}")))
 }
 
 /// Which state an agent knows.
@@ -88,7 +105,7 @@ pub async fn desired(
     // Over or not, the state is told as it is then.
     let _ = tokio::time::timeout(Duration::from_secs_f64(wait_s), waiting).await;
     let mut desired = now()?;
-    if let Work::Gate { learned, .. } = &mut desired.health {
+    if let Work::Gate { learned, .. } = &mut desired.health.work {
         let offer = app.book()?.nodes().get(&id).map(|n| n.offer.clone());
         if let Some(offer) = offer {
             let HostLimits(mut limits) = app.store.single_or_default().await?;
@@ -99,7 +116,7 @@ pub async fn desired(
     Ok(Json(desired))
 }
 
-fn told(app: &App, host: Host) -> Result<Registered, ApiError> {
+fn told(app: &App, host: ProvenHost) -> Result<Registered, ApiError> {
     let book = app.book()?;
     let node = book.nodes().get(&host.id);
     Ok(Registered {

@@ -7,7 +7,7 @@ use axum::extract::{Path, State};
 use control::gpus::gpu_names;
 use control::reports::{self, Heard};
 use fleet::book::{Node, NodeError};
-use protocol::agent::{Checks, Registered, Report};
+use protocol::agent::{Checks, HealthReport, Registered};
 
 use super::super::Body;
 use super::super::problem::{ApiError, Code, Problem};
@@ -27,7 +27,7 @@ const SERIAL_MAX: usize = 64;
 
 /// An agent reports. Every report is a heartbeat.
 #[utoipa::path(
-    post, path = "/v1/agents/{instance}/report", tag = "agents", request_body = Report,
+    post, path = "/v1/agents/{instance}/report", tag = "agents", request_body = HealthReport,
     params(("instance" = String, Path, description = "The cloud's name for the host")),
     responses(
         (status = 200, description = "Noted", body = Registered),
@@ -38,7 +38,7 @@ pub async fn report(
     State(app): State<Arc<App>>,
     secret: Secret,
     Path(instance): Path<String>,
-    Body(report): Body<Report>,
+    Body(report): Body<HealthReport>,
 ) -> Result<Json<Registered>, ApiError> {
     let host = secret.host(&app, &instance)?;
     bounded(&report)?;
@@ -62,7 +62,7 @@ pub async fn report(
     Ok(Json(told(&app, host)?))
 }
 
-fn serials(report: &Report) -> &[String] {
+fn serials(report: &HealthReport) -> &[String] {
     match &report.checks {
         Checks::Gate(gate) => &gate.identity.serials,
         Checks::Diagnosis(diagnosis) => &diagnosis.serials,
@@ -71,7 +71,7 @@ fn serials(report: &Report) -> &[String] {
 }
 
 /// What a host may say at once.
-fn bounded(report: &Report) -> Result<(), ApiError> {
+fn bounded(report: &HealthReport) -> Result<(), ApiError> {
     let wrong = |detail: String| Err(ApiError::new(Code::OutOfRange, detail));
     match &report.checks {
         Checks::Passive { conditions } if conditions.len() > CONDITIONS_MAX => {

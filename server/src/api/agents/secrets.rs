@@ -32,7 +32,7 @@ impl FromRequestParts<Arc<App>> for Secret {
 
 /// A host that has proved itself.
 #[derive(Debug, Clone, Copy)]
-pub struct Host {
+pub struct ProvenHost {
     /// Its node.
     pub id: u64,
     /// Its token is to be made anew.
@@ -44,19 +44,19 @@ impl Secret {
     ///
     /// # Errors
     /// It is none, of another host, or too old.
-    pub fn host(&self, app: &App, instance: &str) -> Result<Host, ApiError> {
+    pub fn host(&self, app: &App, instance: &str) -> Result<ProvenHost, ApiError> {
         let book = app.book()?;
         let of_instance =
-            |host: &Host| book.nodes().get(&host.id).is_some_and(|n| n.instance.as_deref() == Some(instance));
+            |host: &ProvenHost| book.nodes().get(&host.id).is_some_and(|n| n.instance.as_deref() == Some(instance));
         admitted(app, self.token(app).filter(of_instance), instance)
     }
 
-    fn token(&self, app: &App) -> Option<Host> {
+    fn token(&self, app: &App) -> Option<ProvenHost> {
         let mut parts = self.0.strip_prefix("pla_")?.split('_');
         let (id, issued_ms) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         let age_ms = app.now_ms().checked_sub(issued_ms)?;
         let good = agent_token(&app.join_key, id, issued_ms) == self.0 && age_ms < TOKEN_LIFE_MS;
-        good.then_some(Host { id, renews: age_ms > TOKEN_RENEWED_MS })
+        good.then_some(ProvenHost { id, renews: age_ms > TOKEN_RENEWED_MS })
     }
 
     /// The host that registers with this: by its token; by the join secret of its launch, once, where an answer that was lost
@@ -64,7 +64,7 @@ impl Secret {
     ///
     /// # Errors
     /// It opens nothing, or was used.
-    pub fn joining(&self, app: &App, instance: &str, boot: &str) -> Result<Host, ApiError> {
+    pub fn joining(&self, app: &App, instance: &str, boot: &str) -> Result<ProvenHost, ApiError> {
         if self.0.starts_with("pla_") {
             return self.host(app, instance);
         }
@@ -81,12 +81,12 @@ impl Secret {
             let why = format!("{instance} has joined, and its join secret is used: it has a token of its own since");
             return Err(ApiError::new(Code::Forbidden, why));
         }
-        admitted(app, found.map(|(id, _)| Host { id, renews: false }), instance)
+        admitted(app, found.map(|(id, _)| ProvenHost { id, renews: false }), instance)
     }
 }
 
 /// The same answer for a wrong secret and an unknown host: nobody learns which hosts there are.
-fn admitted(app: &App, host: Option<Host>, instance: &str) -> Result<Host, ApiError> {
+fn admitted(app: &App, host: Option<ProvenHost>, instance: &str) -> Result<ProvenHost, ApiError> {
     let Some(host) = host else {
         app.rates.take(None)?;
         return Err(ApiError::new(Code::Forbidden, format!("this is no secret of {instance}")));

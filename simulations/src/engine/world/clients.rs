@@ -41,15 +41,8 @@ impl World<'_> {
             self.out.classes[self.setup_class[class]].1 += 1;
         }
         let request = ClaimRequest {
-            class: self.rules[class].class.name.clone(),
-            count: 1,
-            key: None,
-            digest: String::new(),
-            holder: String::new(),
-            on_empty: None,
-            wait_ms: None,
             lease_ms: Some(self.lease_ms(end_ms)),
-            answer_by_ms: None,
+            ..ClaimRequest::of(self.rules[class].class.name.clone())
         };
         match self.book.claim(request, self.book_ms()) {
             Ok((claim, _)) => {

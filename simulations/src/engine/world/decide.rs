@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use control::inputs::{Inputs, Known};
+use control::inputs::{Inputs, Knowledge};
 use control::outcomes::NodeOutcomes;
 use control::plan::{Wanted, intend};
 use fleet::NodeState;
@@ -64,7 +64,7 @@ impl World<'_> {
         for (k, row) in history.claims.iter_mut().enumerate() {
             row.push(f64::from(self.active[k] + self.queued[k]));
         }
-        let known = Known {
+        let known = Knowledge {
             book: &self.book,
             learnt: &self.learnt,
             market: &self.market,

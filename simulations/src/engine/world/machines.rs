@@ -80,7 +80,7 @@ impl World<'_> {
             let mut missing_gpus = first as u32 * class.gpus_per_claim;
             for p in self.book.offers_of(&class.name).to_vec() {
                 let offer = &self.setup.offers[p];
-                let Ok(share) = fleet::yields(offer, class, None) else { continue };
+                let Ok(share) = fleet::offer_share(offer, class, None) else { continue };
                 let usable = (share * f64::from(offer.gpus_per_node)).round().max(1.0) as u32;
                 let room = self.setup.supply[p].capacity.at(0.0) as u32;
                 let nodes = missing_gpus.div_ceil(usable).min(room);
