@@ -1,7 +1,7 @@
 # make run    set up, then the main job on demo data
 # make test   set up, then every test
 # make bench  set up, then every benchmark (release build)
-.PHONY: kernels bench-gate bench-rates bench-weekly bench-yield setup run reports test test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
+.PHONY: kernels bench-gate bench-rates bench-weekly bench-yield setup moto run reports test test-all test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
 
 DEMO := target/demo
 # Folder with public traces; what needs them is skipped, and says so, without it.
@@ -25,11 +25,16 @@ reports: release
 	target/release/pilotlight demo $(DEMO)
 	for s in quiet doubling zone-loss; do target/release/pilotlight simulate $(DEMO)/$$s.toml --out $(DEMO)/$$s || exit 1; done
 
-# Features to build the tests with: CI builds everything once, with those of test-aws.
 FEATURES ?=
+# Without the examples, which are benchmarks: lint looks at them.
+TESTS := --workspace --lib --bins --tests
 
 test: setup
-	cargo $(CARGO_TEST) --workspace $(if $(FEATURES),--features $(FEATURES))
+	cargo $(CARGO_TEST) $(TESTS) $(if $(FEATURES),--features $(FEATURES))
+
+# Every test there is, in one build: those on the API of Amazon EC2 too, whose SDK takes minutes.
+test-all: moto
+	$(MAKE) test FEATURES=$(AWS_FEATURES)
 
 # Ten minutes of claims on two servers over one PostgreSQL, one of which is killed every five seconds; then outages of the
 # database up to two minutes, a disk full for a minute, twenty frozen replicas, a thousand edits over two,
@@ -40,11 +45,13 @@ soak: setup
 
 AWS_FEATURES := cli/aws,e2e/aws
 
-# The provider for Amazon EC2 and a whole server on it, against moto. The SDK compiles for four minutes the first time.
-test-aws: setup
+moto: setup
 	@scripts/setup-moto
 	target/moto/bin/python -m openapi_spec_validator docs/openapi.json
-	cargo $(CARGO_TEST) --workspace --features $(AWS_FEATURES) $(if $(findstring nextest,$(CARGO_TEST)),-E 'test(aws::)',aws::)
+
+# The provider for Amazon EC2 and a whole server on it, against moto. The SDK compiles for four minutes the first time.
+test-aws: moto
+	cargo $(CARGO_TEST) $(TESTS) --features $(AWS_FEATURES) $(if $(findstring nextest,$(CARGO_TEST)),-E 'test(aws::)',aws::)
 
 lint: setup
 	cargo fmt --all --check
