@@ -69,6 +69,12 @@ impl FaultLog {
         self.episodes.len()
     }
 
+    /// Whether there is nothing to look at: no fault in the last hour, no breaker that is not closed.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.episodes.is_empty() && self.open.is_empty()
+    }
+
     /// Notes what an event says.
     pub fn hear(&mut self, change: &Change) {
         use NodeState as S;
@@ -101,7 +107,7 @@ impl FaultLog {
 
     /// Opens, tries and closes breakers. Returns those that are new.
     pub fn look(&mut self, book: &Book, faults_per_gpu_h: &BTreeMap<Cell, f64>, now_ms: i64) -> Vec<(Cell, Cause)> {
-        if self.episodes.is_empty() && self.open.is_empty() {
+        if self.is_quiet() {
             return Vec::new();
         }
         let before: Breakers = self.open.iter().map(|b| ((b.cell.clone(), b.cause.clone()), b.state)).collect();

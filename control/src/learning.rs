@@ -58,6 +58,21 @@ impl Learnt {
         }
     }
 
+    /// Whether plans go by it at once. What only counts the hours of nodes that serve on can wait for a minute.
+    #[must_use]
+    pub fn is_urgent(&self, change: &Change) -> bool {
+        use NodeState as S;
+        let goes_on = |state| matches!(state, S::Idle | S::Claimed | S::Diagnosing | S::Checking);
+        match &change.what {
+            What::Claim(_) => false,
+            What::Intent(_) => true,
+            What::Node(node) => {
+                let answers = node.to == S::Idle && self.waits(&node.node);
+                answers || !goes_on(node.to) || !node.from.is_some_and(goes_on)
+            }
+        }
+    }
+
     fn intent(&mut self, change: &IntentChange, at_s: f64) -> bool {
         let Asked::Launch { offer, nodes, answer } = &change.action else { return false };
         match change.to {

@@ -13,7 +13,10 @@ const STEP_MS: i64 = STEP_S as i64 * 1000;
 pub fn demand(book: &Book) -> BTreeMap<String, usize> {
     let mut counts: BTreeMap<String, usize> = book.classes().keys().map(|k| (k.clone(), 0)).collect();
     for claim in book.claims().values() {
-        *counts.entry(claim.class.clone()).or_default() += claim.count as usize;
+        match counts.get_mut(&claim.class) {
+            Some(count) => *count += claim.count as usize,
+            None => _ = counts.insert(claim.class.clone(), claim.count as usize),
+        }
     }
     counts
 }

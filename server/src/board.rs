@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use control::offers::Market;
 use control::sampler::Sampler;
+use fleet::book::Change;
 use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -45,13 +46,27 @@ pub struct Board {
     asked_in: AtomicI64,
     /// Nodes that plans do not count, though they are there: their test may take them away for long.
     uncounted: Mutex<BTreeSet<u64>>,
-    /// Up to where the loops that read the event log have read on this replica, past what they have written down: what came
-    /// since told them nothing.
-    read_until: Mutex<BTreeMap<&'static str, i64>>,
+    /// The term in which breakers read the event log, and up to where: what came since they wrote told them nothing.
+    breakers_read: Mutex<(i64, i64)>,
+    /// What is to be learnt from.
+    unheard: Mutex<Option<Unheard>>,
     /// Term of this replica's lead; 0 while another leads.
     term: AtomicI64,
     /// Plans that were made wake the actor.
     pub actor: Notify,
+}
+
+/// Events that were read, and not learnt from yet: another replica, or this one in another term, reads them again.
+#[derive(Debug, Clone)]
+pub struct Unheard {
+    /// Term of the lead in which they were read.
+    pub term: i64,
+    /// The last event that was read.
+    pub read_until: i64,
+    /// When something was last learnt, milliseconds since 1970.
+    pub heard_at_ms: i64,
+    /// Without those that teach nothing.
+    pub events: Vec<Change>,
 }
 
 impl Board {
@@ -87,15 +102,27 @@ impl Board {
         self.sampler.lock()
     }
 
-    /// Where a reader of the event log goes on, that wrote down `written` last.
+    /// Where breakers go on in the event log, that wrote down `written` last.
     #[must_use]
-    pub fn read_until(&self, reader: &'static str, written: i64) -> i64 {
-        self.read_until.lock().get(reader).map_or(written, |seq| written.max(*seq))
+    pub fn breakers_read(&self, term: i64, written: i64) -> i64 {
+        let (in_term, seq) = *self.breakers_read.lock();
+        if in_term == term { written.max(seq) } else { written }
     }
 
-    /// A reader of the event log has read up to here, and has nothing to write down.
-    pub fn set_read_until(&self, reader: &'static str, seq: i64) {
-        self.read_until.lock().insert(reader, seq);
+    /// Breakers have read the event log up to here.
+    pub fn set_breakers_read(&self, term: i64, seq: i64) {
+        *self.breakers_read.lock() = (term, seq);
+    }
+
+    /// Takes what is to be learnt from. A run that fails leaves nothing: the next reads again what was not learnt.
+    #[must_use]
+    pub fn take_unheard(&self) -> Option<Unheard> {
+        self.unheard.lock().take()
+    }
+
+    /// Leaves it for the next time.
+    pub fn set_unheard(&self, unheard: Unheard) {
+        *self.unheard.lock() = Some(unheard);
     }
 
     /// Nodes that plans do not count.

@@ -46,7 +46,11 @@ impl Role {
 /// SHA-256 of a secret, hexadecimal.
 #[must_use]
 pub fn hash_of(secret: &str) -> String {
-    Sha256::digest(secret.as_bytes()).iter().map(|b| format!("{b:02x}")).collect()
+    let mut text = String::with_capacity(64);
+    for byte in Sha256::digest(secret.as_bytes()) {
+        text.extend([byte >> 4, byte & 15].map(|half| char::from_digit(half.into(), 16).unwrap_or('0')));
+    }
+    text
 }
 
 /// A new secret: `pl_` and 256 random bits, hexadecimal.

@@ -1,17 +1,14 @@
 //! Looks at the faults of the last hour, and holds repairs and ends back where many have a cause in common; see
 //! [`control::breakers`].
 
+use std::collections::BTreeMap;
+
 use control::breakers::FaultLog;
 use control::learning::Learnt;
 
+use super::log_reader::LogReader;
 use super::{Context, LoopError};
-use crate::store::{ClosedBreakers, Page};
-
-/// Name of this reader of the log.
-const READER: &str = "breakers";
-/// Events that are read at once, and pages of one run.
-const AT_ONCE: i64 = 2_000;
-const PAGES: usize = 100;
+use crate::store::ClosedBreakers;
 
 pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let (app, now_ms) = (&context.app, context.app.now_ms());
@@ -21,23 +18,27 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         // What was before is over.
         faults.seq = app.store.last_seq().await?.max(1);
     }
-    faults.seq = app.board.read_until(READER, faults.seq);
-    for _ in 0..PAGES {
-        let events = app.store.events(Page { after: faults.seq, limit: AT_ONCE }).await?;
-        events.iter().for_each(|event| faults.hear(&event.change));
-        faults.seq = events.last().map_or(faults.seq, |e| e.seq);
-        if events.len() < AT_ONCE as usize {
+    let mut reader = LogReader::after(app, app.board.breakers_read(term, faults.seq));
+    loop {
+        let events = reader.next().await?;
+        if events.is_empty() {
             break;
         }
+        events.iter().for_each(|event| faults.hear(&event.change));
     }
+    faults.seq = reader.seq();
     let closed = app.store.single::<ClosedBreakers>().await?;
     if let Some(closed) = &closed {
         faults.forget(&closed.record.0, now_ms);
     }
-    let learnt: Learnt = app.store.single_or_default().await?;
+    let usual = if faults.is_quiet() {
+        BTreeMap::new()
+    } else {
+        app.store.single_or_default::<Learnt>().await?.health.faults_per_gpu_h()
+    };
     let (new, changed) = {
         let book = app.book()?;
-        let new = faults.look(&book, &learnt.health.faults_per_gpu_h(), now_ms);
+        let new = faults.look(&book, &usual, now_ms);
         (new, *book.held() != faults.held())
     };
     for (cell, cause) in &new {
@@ -46,7 +47,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     app.metrics.broken(faults.open.len());
     // A commit wakes all who wait for news.
     if faults.says_the_same_as(&before) && before.seq > 0 {
-        app.board.set_read_until(READER, faults.seq);
+        app.board.set_breakers_read(term, faults.seq);
     } else {
         app.ledger.put(&faults, Some(term)).await?;
     }

@@ -1,72 +1,74 @@
-//! Learns from the event log, page by page; see [`control::learning`].
+//! Learns from the event log; see [`control::learning`].
 
 use control::learning::Learnt;
 use fleet::book::What;
 
+use super::log_reader::LogReader;
 use super::{Context, LoopError};
-use crate::store::{HostLimits, Page};
+use crate::board::Unheard;
+use crate::store::HostLimits;
 
-/// Name of this reader of the log.
-const READER: &str = "learn";
-/// Events that are read at once.
-const AT_ONCE: i64 = 2_000;
-/// Pages of one run; the rest is for the next.
-const PAGES: usize = 100;
+/// What plans do not go by at once is heard this often, milliseconds: what was learnt is one document, and dear to write.
+const HEARD_EVERY_MS: i64 = 60_000;
+/// More events are not kept until then.
+const UNHEARD_MAX: usize = 20_000;
 
 pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
-    let (mut events, mut answers) = (0, 0);
-    for _ in 0..PAGES {
-        let (read, learnt) = page(&context, term).await?;
-        events += read;
-        answers += learnt;
-        if read < AT_ONCE as usize {
+    let (app, now_ms) = (&context.app, context.app.now_ms());
+    let mut unheard = match app.board.take_unheard() {
+        Some(unheard) if unheard.term == term => unheard,
+        _ => {
+            let learnt: Learnt = app.store.single_or_default().await?;
+            Unheard { term, read_until: learnt.seq, heard_at_ms: now_ms, events: Vec::new() }
+        }
+    };
+    let mut reader = LogReader::after(app, unheard.read_until);
+    let mut read = 0;
+    loop {
+        let events = reader.next().await?;
+        if events.is_empty() {
             break;
         }
+        read += events.len();
+        // Claims teach nothing, and are most of what happens.
+        unheard.events.extend(events.into_iter().map(|e| e.change).filter(|c| !matches!(c.what, What::Claim(_))));
     }
-    Ok(if events == 0 { "nothing new".into() } else { format!("{events} events, {answers} answers") })
+    unheard.read_until = reader.seq();
+    let due = now_ms - unheard.heard_at_ms >= HEARD_EVERY_MS || unheard.events.len() > UNHEARD_MAX;
+    let answers = if due || !unheard.events.is_empty() { hear(&context, term, &mut unheard, due).await? } else { 0 };
+    app.board.set_unheard(unheard);
+    Ok(if read == 0 { "nothing new".into() } else { format!("{read} events, {answers} answers") })
 }
 
-/// Learns from the next events. Returns how many there were, and how many said something.
-async fn page(context: &Context, term: i64) -> Result<(usize, usize), LoopError> {
+/// Learns, where it is time or something cannot wait. Returns how many events said something.
+async fn hear(context: &Context, term: i64, unheard: &mut Unheard, due: bool) -> Result<usize, LoopError> {
     let app = &context.app;
-    let mut learnt: Learnt = app.store.single_or_default().await?;
-    let after = app.board.read_until(READER, learnt.seq);
-    let events = app.store.events(Page { after, limit: AT_ONCE }).await?;
     let now_s = app.now_ms() as f64 / 1000.0;
-    let Some(last) = events.last() else {
-        // Where nothing happens, what was seen fades all the same.
-        if learnt.health.is_due(now_s) {
-            learnt.health.tell(now_s);
-            write(context, &learnt, term).await?;
-        }
-        return Ok((0, 0));
-    };
-    // Claims teach nothing, and are most of what happens.
-    if events.iter().all(|e| matches!(e.change.what, What::Claim(_))) && !learnt.health.is_due(now_s) {
-        app.board.set_read_until(READER, last.seq);
-        return Ok((events.len(), 0));
+    let mut learnt: Learnt = app.store.single_or_default().await?;
+    if !due && !unheard.events.iter().any(|change| learnt.is_urgent(change)) {
+        return Ok(0);
+    }
+    unheard.heard_at_ms = app.now_ms();
+    // Where nothing happens, what was seen fades all the same.
+    if unheard.events.is_empty() && !learnt.health.is_due(now_s) {
+        return Ok(0);
     }
     let mut count = 0;
-    learnt.seq = last.seq;
+    learnt.seq = unheard.read_until;
     learnt.health.know(&*app.book()?);
-    for event in &events {
-        let heard = learnt.hear(&event.change);
+    for change in &unheard.events {
+        let heard = learnt.hear(change);
         count += usize::from(heard.news);
         if let Some(lead_s) = heard.ready_after_s {
             app.metrics.node_ready(lead_s);
         }
     }
     learnt.health.tell(now_s);
-    write(context, &learnt, term).await?;
-    Ok((events.len(), count))
-}
-
-async fn write(context: &Context, learnt: &Learnt, term: i64) -> Result<(), LoopError> {
-    let app = &context.app;
-    app.ledger.put(learnt, Some(term)).await?;
+    app.ledger.put(&learnt, Some(term)).await?;
     let limits = HostLimits(learnt.health.limits());
     if app.store.single_or_default::<HostLimits>().await? != limits {
         app.ledger.put(&limits, Some(term)).await?;
     }
-    Ok(())
+    unheard.events.clear();
+    Ok(count)
 }

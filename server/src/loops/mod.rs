@@ -6,6 +6,7 @@ mod act;
 mod breakers;
 mod lead;
 mod learn;
+mod log_reader;
 mod observe;
 mod offers;
 mod plan;

@@ -256,7 +256,7 @@ impl Metrics {
     /// So long has passed, at the end of which the fleet and the demand are these.
     pub fn passed(&self, book: &Book, demand: &BTreeMap<String, usize>, seconds: f64, now_ms: i64) {
         for node in book.nodes().values().filter(|n| n.takes_claims()) {
-            let (Some(p), free) = (book.offer(&node.offer), f64::from(node.free.count())) else { continue };
+            let (Some(p), free) = (book.offer_of(node), f64::from(node.free.count())) else { continue };
             let offer = &book.offers()[p];
             let share = free / f64::from(node.gpus.max(1));
             self.idle_gpu_seconds.inc_by(free * seconds);

@@ -293,7 +293,7 @@ impl World<'_> {
         self.look_ms = self.look_ms.filter(|at| *at > self.now_ms);
         self.book.tick_nodes(now_ms);
         self.faults.forget(&[], now_ms);
-        if self.faults.faults() > 0 || !self.faults.open.is_empty() {
+        if !self.faults.is_quiet() {
             self.faults.look(&self.book, &self.learnt.health.faults_per_gpu_h(), now_ms);
             let held = self.faults.held();
             if held != *self.book.held() {
