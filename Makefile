@@ -41,7 +41,7 @@ test-all: moto
 # a day of the whole server in virtual time. 40 minutes.
 soak: setup
 	cargo build --workspace --bins
-	SOAK_S=600 OUTAGES_S="1 6 25 120" ROUNDS=5 FULL_S=60 FREEZES=20 EDITS=1000 DAY_H=24 cargo $(CARGO_TEST) --workspace $(if $(findstring nextest,$(CARGO_TEST)),--profile soak -E 'package(e2e) and (test(killed_replicas) or test(outages::) or test(shared::)) or test(same_day_twice)' --no-capture,-- --nocapture --test-threads 1)
+	SOAK_S=600 OUTAGES_S="1 6 25 120" ROUNDS=5 FULL_S=60 FREEZES=20 EDITS=1000 DAY_H=24 DAYS_APART=1 cargo $(CARGO_TEST) --workspace $(if $(findstring nextest,$(CARGO_TEST)),--profile soak -E 'package(e2e) and (test(killed_replicas) or test(outages::) or test(shared::)) or test(same_day_twice)' --no-capture,-- --nocapture --test-threads 1)
 
 AWS_FEATURES := cli/aws,e2e/aws
 

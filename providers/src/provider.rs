@@ -65,6 +65,11 @@ pub trait Provider: Send + Sync + fmt::Debug {
     /// Tells a provider that has no memory of its own which instances run, before it is asked anything else.
     fn recall(&self, _known: &[Instance]) {}
 
+    /// Whether it wants to be told by [`Self::recall`].
+    fn recalls(&self) -> bool {
+        false
+    }
+
     /// How often it may be asked to launch, end, stop or start; callers keep to it.
     fn call_rate(&self) -> CallRate {
         CallRate::FREE

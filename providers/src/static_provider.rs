@@ -61,6 +61,10 @@ impl Provider for StaticProvider {
         &self.name
     }
 
+    fn recalls(&self) -> bool {
+        true
+    }
+
     fn recall(&self, known: &[Instance]) {
         let used = known.iter().map(|i| (i.id.clone(), (i.token.clone(), i.launched_at_ms)));
         *self.in_use.lock().unwrap_or_else(PoisonError::into_inner) = used.collect();

@@ -187,6 +187,10 @@ impl Provider for AwsProvider {
         &self.account.name
     }
 
+    fn recalls(&self) -> bool {
+        true
+    }
+
     fn recall(&self, known: &[Instance]) {
         self.known().instances = known.iter().map(|i| (i.id.clone(), i.offer.region.clone())).collect();
     }

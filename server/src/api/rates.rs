@@ -93,6 +93,6 @@ impl RatesView {
 )]
 pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Listed<RatesView>>, ApiError> {
     caller.may(Role::Viewer)?;
-    let learnt: Learnt = app.store.single_or_default().await?;
+    let learnt: Arc<Learnt> = app.store.shared().await?;
     Ok(Json(Listed { items: learnt.health.places().map(RatesView::of).collect(), next: None }))
 }

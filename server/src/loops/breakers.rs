@@ -31,11 +31,8 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     if let Some(closed) = &closed {
         faults.forget(&closed.record.0, now_ms);
     }
-    let usual = if faults.is_quiet() {
-        BTreeMap::new()
-    } else {
-        app.store.single_or_default::<Learnt>().await?.health.faults_per_gpu_h()
-    };
+    let usual =
+        if faults.is_quiet() { BTreeMap::new() } else { app.store.shared::<Learnt>().await?.health.faults_per_gpu_h() };
     let (new, changed) = {
         let book = app.book()?;
         let new = faults.look(&book, &usual, now_ms);

@@ -92,10 +92,12 @@ impl Context {
         Ok(paused)
     }
 
-    /// Tells a provider which of its instances run. Where that is not known, it is told nothing.
+    /// Tells a provider that wants to know which of its instances run. Where that is not known, it is told nothing.
     fn recall(&self, provider: &dyn Provider) -> Result<(), Unread> {
-        let known = known_instances(&*self.app.book()?, provider.name());
-        provider.recall(&known);
+        if provider.recalls() {
+            let known = known_instances(&*self.app.book()?, provider.name());
+            provider.recall(&known);
+        }
         Ok(())
     }
 }

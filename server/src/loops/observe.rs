@@ -69,7 +69,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
 
 /// Asks for the end of what will not be of use. Returns how many.
 async fn clean_up(context: &Context, term: i64) -> Result<usize, LoopError> {
-    let faults: FaultLog = context.app.store.single_or_default().await?;
+    let faults: Arc<FaultLog> = context.app.store.shared().await?;
     let ended = faults.ended(context.app.now_ms());
     let clean = move |book: &mut Book, now_ms: i64| book.clean_up(most_ended(book), &ended, now_ms);
     Ok(context.app.ledger.write_as_leader(term, clean).await?)

@@ -26,7 +26,7 @@ const HISTORY_DAYS: i64 = 8;
 /// # Errors
 /// The database cannot be used.
 pub async fn gather(app: &App, planning: &Planning, now_ms: i64) -> Result<(Inputs, BudgetSpec), LoopError> {
-    let learnt: Learnt = app.store.single_or_default().await?;
+    let learnt: Arc<Learnt> = app.store.shared().await?;
     let budget = app.budget().await?.record;
     let forecasts = app.forecasts().await?;
     let past = app.store.demand(now_ms - HISTORY_DAYS * 86_400_000).await?;

@@ -1,5 +1,7 @@
 //! Calls diagnostics back as claims take idle nodes; see [`control::weekly::reserve`].
 
+use std::sync::Arc;
+
 use control::weekly::{WeeklyMemory, reserve};
 
 use super::{Context, LoopError};
@@ -12,7 +14,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     if context.planning.dry_run || context.paused().await? {
         return Ok("paused".into());
     }
-    let memory: WeeklyMemory = app.store.single_or_default().await?;
+    let memory: Arc<WeeklyMemory> = app.store.shared().await?;
     let back = reserve(&*app.book()?, &memory, app.now_ms());
     let count = back.len();
     if count > 0 {

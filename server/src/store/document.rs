@@ -109,7 +109,7 @@ impl DocumentKey {
 }
 
 /// The one document of its kind.
-pub trait Single: Serialize + DeserializeOwned + Clone + Send + 'static {
+pub trait Single: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
     /// Its key.
     const KEY: DocumentKey;
 }

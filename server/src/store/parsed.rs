@@ -17,24 +17,24 @@ pub(super) struct Parsed(Arc<Mutex<BTreeMap<DocumentKey, Cached>>>);
 #[derive(Debug)]
 struct Cached {
     body: String,
-    record: Box<dyn Any + Send>,
+    record: Arc<dyn Any + Send + Sync>,
 }
 
 impl Parsed {
     /// The record of a document that was read a moment ago.
-    pub fn record<T: Single>(&self, found: &Document) -> Result<T, StoreError> {
+    pub fn record<T: Single>(&self, found: &Document) -> Result<Arc<T>, StoreError> {
         let mut all = self.0.lock();
-        let known = all.get(&T::KEY).filter(|k| k.body == found.body).and_then(|k| k.record.downcast_ref::<T>());
-        if let Some(record) = known {
-            return Ok(record.clone());
+        let known = all.get(&T::KEY).filter(|k| k.body == found.body).map(|k| Arc::clone(&k.record));
+        if let Some(record) = known.and_then(|record| record.downcast::<T>().ok()) {
+            return Ok(record);
         }
-        let record: T = found.record()?;
-        all.insert(T::KEY, Cached { body: found.body.clone(), record: Box::new(record.clone()) });
+        let record = Arc::new(found.record::<T>()?);
+        all.insert(T::KEY, Cached { body: found.body.clone(), record: Arc::<T>::clone(&record) });
         Ok(record)
     }
 
     /// A record that will be read as this text.
     pub fn note<T: Single>(&self, record: &T, body: &str) {
-        self.0.lock().insert(T::KEY, Cached { body: body.to_owned(), record: Box::new(record.clone()) });
+        self.0.lock().insert(T::KEY, Cached { body: body.to_owned(), record: Arc::new(record.clone()) });
     }
 }

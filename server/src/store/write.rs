@@ -151,7 +151,17 @@ impl Store {
     /// The database cannot be used, or the record does not read.
     pub async fn single<T: Single>(&self) -> Result<Option<Versioned<T>>, StoreError> {
         let found = self.document(&T::KEY).await?;
-        found.map(|d| Ok(Versioned { version: d.version, record: self.parsed.record(&d)? })).transpose()
+        let record = |d: &super::Document| self.parsed.record(d).map(|record: Arc<T>| T::clone(&record));
+        found.map(|d| Ok(Versioned { version: d.version, record: record(&d)? })).transpose()
+    }
+
+    /// The same for those who only look: nothing is copied.
+    ///
+    /// # Errors
+    /// As for [`Self::single`].
+    pub async fn shared<T: Single + Default>(&self) -> Result<Arc<T>, StoreError> {
+        let found = self.document(&T::KEY).await?;
+        found.map_or_else(|| Ok(Arc::default()), |d| self.parsed.record(&d))
     }
 
     /// The record of the one document of its kind; the default where it was never written.
