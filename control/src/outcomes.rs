@@ -195,13 +195,15 @@ impl NodeOutcomes {
         let Some(serving) = self.serving.get_mut(&node) else { return };
         let hours = (at_s - serving.since_s).max(0.0) / 3600.0;
         serving.since_s = at_s.max(serving.since_s);
-        if !self.counts.contains_key(&*serving.place) {
-            self.counts.insert((*serving.place).clone(), Counts::default());
+        let add = |counts: &mut Counts| {
+            counts.age(at_s);
+            counts.gpu_hours += f64::from(serving.gpus) * hours;
+            counts.node_hours += hours;
+        };
+        match self.counts.get_mut(&*serving.place) {
+            Some(counts) => add(counts),
+            None => add(self.counts.entry((*serving.place).clone()).or_default()),
         }
-        let Some(counts) = self.counts.get_mut(&*serving.place) else { return };
-        counts.age(at_s);
-        counts.gpu_hours += f64::from(serving.gpus) * hours;
-        counts.node_hours += hours;
     }
 
     /// What the whole gate of a host measured: the slowest GPU of each number.

@@ -1,7 +1,7 @@
 //! The simulated cloud behind the [`Provider`] trait, in real or accelerated time.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use fleet::rng::Rng;
@@ -35,7 +35,7 @@ struct State {
     cloud: SimCloud,
     rng: Rng,
     next: u64,
-    instances: BTreeMap<u64, SimHost>,
+    instances: BTreeMap<u64, Arc<SimHost>>,
     /// Errors that the next calls answer with, for tests.
     errors: Vec<(ErrorKind, bool)>,
 }
@@ -86,7 +86,7 @@ impl SimProvider {
 
     /// Hosts that are there now, for whoever plays their agents.
     #[must_use]
-    pub fn hosts(&self) -> Vec<SimHost> {
+    pub fn hosts(&self) -> Vec<Arc<SimHost>> {
         let now_ms = self.clock.now_ms();
         let mut state = self.lock();
         self.let_time_pass(&mut state, now_ms);
@@ -101,6 +101,7 @@ impl SimProvider {
         let State { cloud, instances, .. } = state;
         for host in instances.values_mut() {
             if host.instance.state == InstanceState::Running && host.lost_at_ms.is_some_and(|at| at <= now_ms) {
+                let host = Arc::make_mut(host);
                 host.instance.state = InstanceState::Ended;
                 host.ended_at_ms = Some(now_ms);
                 cloud.ended(host.offer);
@@ -181,7 +182,7 @@ impl Provider for SimProvider {
                 lost_at_ms: grant.lost_after_s.is_finite().then(|| later_ms(grant.lost_after_s)),
                 ended_at_ms: None,
             };
-            state.instances.insert(state.next, host);
+            state.instances.insert(state.next, Arc::new(host));
             state.next += 1;
             made.push(instance);
         }
@@ -222,12 +223,13 @@ impl Provider for SimProvider {
         let now_ms = self.clock.now_ms();
         let state = self.lock();
         let ahead_ms = (NOTICE_S * 1000.0 / self.speed) as i64;
-        let due = |h: &&SimHost| {
+        let due = |h: &&Arc<SimHost>| {
             h.instance.offer.market == Market::Spot
                 && h.instance.state == InstanceState::Running
                 && h.lost_at_ms.is_some_and(|at| at - now_ms <= ahead_ms)
         };
-        let notice = |h: &SimHost| Notice { instance: h.instance.id.clone(), at_ms: h.lost_at_ms.unwrap_or(now_ms) };
+        let notice =
+            |h: &Arc<SimHost>| Notice { instance: h.instance.id.clone(), at_ms: h.lost_at_ms.unwrap_or(now_ms) };
         Ok(state.instances.values().filter(due).map(notice).collect())
     }
 
@@ -257,9 +259,9 @@ impl Provider for SimProvider {
     }
 }
 
-fn host_of<'a>(instances: &'a mut BTreeMap<u64, SimHost>, id: &str) -> Result<&'a mut SimHost, ProviderError> {
+fn host_of<'a>(instances: &'a mut BTreeMap<u64, Arc<SimHost>>, id: &str) -> Result<&'a mut SimHost, ProviderError> {
     let found = instances.values_mut().find(|h| h.instance.id == id);
-    found.ok_or_else(|| ProviderError::new(ErrorKind::Gone, format!("there is no instance {id}")))
+    found.map(Arc::make_mut).ok_or_else(|| ProviderError::new(ErrorKind::Gone, format!("there is no instance {id}")))
 }
 
 fn refused(why: Refusal, offer: &OfferKey) -> ProviderError {

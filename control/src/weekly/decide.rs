@@ -1,6 +1,6 @@
 //! What is to be done in each pool: who is lent, who is called back, for whose test the planner is asked for another.
 
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +21,7 @@ const SURGE_MS: i64 = 6 * 3_600_000;
 /// All that pools are looked at with.
 struct Look<'a> {
     book: &'a Book,
-    gpus: &'a BTreeMap<String, GpuRecord>,
+    gpus: &'a dyn Fn(&str) -> Option<&'a GpuRecord>,
     memory: &'a WeeklyMemory,
     outlook: &'a Outlook,
     rules: &'a Diagnostics,
@@ -40,9 +40,9 @@ struct Look<'a> {
 
 /// Looks at each pool.
 #[must_use]
-pub fn decide(
+pub fn decide<Name: Borrow<str> + Ord, Gpu: Borrow<GpuRecord>>(
     book: &Book,
-    gpus: &BTreeMap<String, GpuRecord>,
+    gpus: &BTreeMap<Name, Gpu>,
     memory: &WeeklyMemory,
     outlook: &Outlook,
     rules: &Diagnostics,
@@ -58,7 +58,7 @@ pub fn decide(
     });
     let mut look = Look {
         book,
-        gpus,
+        gpus: &|name| gpus.get(name).map(Borrow::borrow),
         memory,
         outlook,
         rules,
@@ -240,9 +240,9 @@ struct Tested<'a> {
 }
 
 impl<'a> Tested<'a> {
-    fn of(node: &'a Node, gpus: &BTreeMap<String, GpuRecord>, rules: &Diagnostics, now_ms: i64) -> Self {
+    fn of(node: &'a Node, gpus: &dyn Fn(&str) -> Option<&'a GpuRecord>, rules: &Diagnostics, now_ms: i64) -> Self {
         let names = gpu_names(node);
-        let records: Vec<&GpuRecord> = names.iter().filter_map(|n| gpus.get(n)).collect();
+        let records: Vec<&GpuRecord> = names.iter().filter_map(|n| gpus(n)).collect();
         let known =
             if records.len() == names.len() { History::of_all(records.iter().map(|g| &g.history)) } else { None };
         // One that is not known was met now: nothing has passed on it.

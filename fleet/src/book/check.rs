@@ -68,11 +68,17 @@ impl Book {
 
     /// HLT-6: no more nodes of a cell are repaired at the same time than its breaker allows.
     fn repairs(&self) -> Vec<Breach> {
+        // Most of the time nobody is repaired.
+        let repaired = self.nodes.values().filter(|n| n.state == NodeState::Repairing).map(|n| Cell::of(&n.offer));
         let mut cells: BTreeMap<Cell, (usize, usize)> = BTreeMap::new();
+        repaired.for_each(|cell| cells.entry(cell).or_default().1 += 1);
+        if cells.is_empty() {
+            return Vec::new();
+        }
         for node in self.nodes.values() {
-            let (all, repairing) = cells.entry(Cell::of(&node.offer)).or_default();
-            *all += 1;
-            *repairing += usize::from(node.state == NodeState::Repairing);
+            if let Some((all, _)) = cells.get_mut(&Cell::of(&node.offer)) {
+                *all += 1;
+            }
         }
         // Nodes that ended since left a smaller cell: one more than its share is no breach.
         let over = |(all, repairing): &(usize, usize)| *repairing > super::holds::repairs_max(*all) + 1;

@@ -275,30 +275,35 @@ impl Book {
                 && n.proof_at_ms.is_some_and(|at| now_ms - at > limits.proof_max_age_ms)
         };
         let listens = |n: &Node| n.state.in_service() || matches!(n.state, NodeState::Checking | NodeState::Draining);
-        // It is heard, and what runs on it runs on; it takes nothing new before it has been checked.
-        let aged: Vec<u64> =
-            self.nodes.values().filter(|n| unproven(n) && !silent(n) && n.has_claims()).map(|n| n.id).collect();
+        // One pass over all nodes each second: most of the time there is nothing to do.
+        let (mut aged, mut quiet, mut any_cared) = (Vec::new(), Vec::new(), false);
+        for node in self.nodes.values() {
+            any_cared |= node.care.is_some();
+            match (silent(node), unproven(node)) {
+                (true, _) if listens(node) => quiet.push((node.id, Cause::Silent, "its agent is silent")),
+                // It is heard, and what runs on it runs on; it takes nothing new before it has been checked.
+                (false, true) if node.has_claims() => aged.push(node.id),
+                (false, true) if listens(node) => {
+                    quiet.push((node.id, Cause::Silent, "its proof of health is too old"));
+                }
+                _ => {}
+            }
+        }
+        any_cared |= !aged.is_empty();
         for id in aged {
             let again = Pending { remedy: Remedy::Recheck, cause: Cause::StaleProof, claims_until_ms: None };
             let asked = self.set_care(id, Some(again), now_ms);
             debug_assert!(asked.is_ok(), "{asked:?}");
         }
-        let quiet: Vec<(u64, Cause, &str)> = self
-            .nodes
-            .values()
-            .filter(|n| listens(n))
-            .filter_map(|n| match (silent(n), unproven(n)) {
-                (true, _) => Some((n.id, Cause::Silent, "its agent is silent")),
-                (false, true) => Some((n.id, Cause::Silent, "its proof of health is too old")),
-                (false, false) => None,
-            })
-            .collect();
         for (id, cause, reason) in quiet {
             self.blame(id, cause);
             let lost = self.node_event(id, NodeEvent::WentSilent, reason, now_ms);
             debug_assert!(lost.is_ok(), "{lost:?}");
         }
         self.tick_diagnoses(now_ms);
+        if !any_cared {
+            return;
+        }
         let cared: Vec<u64> = self.nodes.values().filter(|n| n.care.is_some()).map(|n| n.id).collect();
         for id in cared {
             let started = self.start_care(id, now_ms);

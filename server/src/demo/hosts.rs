@@ -1,6 +1,6 @@
 //! The agents of simulated hosts: they register when the host has started, report the gate, and then send heartbeats.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,13 +76,32 @@ async fn step(
     beat_ms: i64,
     now_ms: i64,
 ) {
-    let hosts: BTreeMap<String, SimHost> =
-        clouds.iter().flat_map(|c| c.hosts()).map(|h| (h.instance.id.clone(), h)).collect();
-    agents.retain(|id, _| hosts.contains_key(id));
-    for (id, host) in hosts.iter().filter(|(_, h)| h.agent_at_ms <= now_ms) {
-        let agent = agents.entry(id.clone()).or_default();
-        let api = api.with(agent.token.as_ref().unwrap_or(&host.join));
-        next(&api, host, agent, beat_ms, now_ms).await;
+    let hosts: Vec<Arc<SimHost>> = clouds.iter().flat_map(|c| c.hosts()).collect();
+    if agents.len() > hosts.len() {
+        let there: BTreeSet<&str> = hosts.iter().map(|h| h.instance.id.as_str()).collect();
+        agents.retain(|id, _| there.contains(id.as_str()));
+    }
+    for host in hosts.iter().filter(|h| h.agent_at_ms <= now_ms) {
+        let id = &host.instance.id;
+        if !agents.contains_key(id) {
+            agents.insert(id.clone(), Agent::default());
+        }
+        if let Some(agent) = agents.get_mut(id).filter(|a| a.stage.is_due(host, now_ms)) {
+            let api = api.with(agent.token.as_ref().unwrap_or(&host.join));
+            next(&api, host, agent, beat_ms, now_ms).await;
+        }
+    }
+}
+
+impl Stage {
+    /// Whether an agent has something to say.
+    fn is_due(self, host: &SimHost, now_ms: i64) -> bool {
+        match self {
+            Self::Starting => true,
+            Self::Registered => host.gate_at_ms <= now_ms,
+            Self::Passed { beat_at_ms } => beat_at_ms <= now_ms,
+            Self::Failed => false,
+        }
     }
 }
 
@@ -108,7 +127,7 @@ async fn next(api: &Caller, host: &SimHost, agent: &mut Agent, beat_ms: i64, now
                 agent.stage = Stage::Registered;
             }
         }
-        Stage::Registered if host.gate_at_ms <= now_ms => {
+        Stage::Registered => {
             let verdict = if host.passes { Verdict::Pass } else { Verdict::Fail };
             let (status, _) = api.post(&path, &report(Checks::Gate(Gate::default()), verdict)).await;
             if status == StatusCode::OK {
@@ -116,7 +135,7 @@ async fn next(api: &Caller, host: &SimHost, agent: &mut Agent, beat_ms: i64, now
                 agent.stage = if host.passes { passed } else { Stage::Failed };
             }
         }
-        Stage::Passed { beat_at_ms } if beat_at_ms <= now_ms => {
+        Stage::Passed { .. } => {
             let beat = report(Checks::Passive { conditions: Vec::new() }, Verdict::Pass);
             let (_, answer) = api.post(&path, &beat).await;
             let state = serde_json::from_value::<Registered>(answer).ok().map(|r| r.state);
@@ -139,6 +158,6 @@ async fn next(api: &Caller, host: &SimHost, agent: &mut Agent, beat_ms: i64, now
             let again = state == Some(NodeState::Checking);
             agent.stage = if again { Stage::Registered } else { Stage::Passed { beat_at_ms: now_ms + beat_ms } };
         }
-        Stage::Registered | Stage::Passed { .. } | Stage::Failed => {}
+        Stage::Failed => {}
     }
 }

@@ -18,8 +18,8 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     }
     let (app, now_ms) = (&context.app, context.app.now_ms());
     let mut memory: WeeklyMemory = app.store.single_or_default().await?;
-    let gpus: BTreeMap<String, GpuRecord> =
-        app.store.gpus("", i64::MAX).await?.into_iter().map(|g| (g.serial.clone(), g)).collect();
+    let found = app.store.gpus("", i64::MAX).await?;
+    let gpus: BTreeMap<&str, &GpuRecord> = found.iter().map(|g| (g.serial.as_str(), &**g)).collect();
     let newest = app.store.plans(i64::MAX, 1).await?;
     // One of another version says nothing of what is wanted now.
     let plan: Option<PlanRecord> = newest.first().and_then(|p| serde_json::from_str(&p.body).ok());

@@ -2,6 +2,7 @@
 //! It keeps what a database would keep, for as long as the process lives; the same suite runs against both.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use control::gpus::{EVIDENCE_KEPT_MS, GPUS_KEPT_MS, GpuRecord};
@@ -35,7 +36,7 @@ struct Tables {
     demand: BTreeMap<(i64, String), f64>,
     tokens: BTreeMap<String, (TokenRow, bool)>,
     audit: Vec<AuditRow>,
-    gpus: BTreeMap<String, GpuRecord>,
+    gpus: BTreeMap<String, Arc<GpuRecord>>,
     evidence: BTreeMap<i64, EvidenceRow>,
     lease: (String, i64, i64),
 }
@@ -131,15 +132,15 @@ impl MemoryTables {
         self.0.lock().await.documents.get(key).and_then(|row| document(key, row))
     }
 
-    pub(super) async fn gpus(&self, after: &str, limit: i64) -> Vec<GpuRecord> {
+    pub(super) async fn gpus(&self, after: &str, limit: i64) -> Vec<Arc<GpuRecord>> {
         let tables = self.0.lock().await;
-        let all = tables.gpus.iter().filter(|(name, _)| name.as_str() > after);
-        all.take(usize::try_from(limit).unwrap_or(usize::MAX)).map(|(_, gpu)| gpu.clone()).collect()
+        let all = tables.gpus.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+        all.take(usize::try_from(limit).unwrap_or(usize::MAX)).map(|(_, gpu)| Arc::clone(gpu)).collect()
     }
 
     pub(super) async fn gpus_named(&self, names: &[String]) -> Vec<GpuRecord> {
         let tables = self.0.lock().await;
-        names.iter().filter_map(|n| tables.gpus.get(n)).cloned().collect()
+        names.iter().filter_map(|n| tables.gpus.get(n)).map(|gpu| GpuRecord::clone(gpu)).collect()
     }
 
     pub(super) async fn evidence(&self, node: u64, page: Page) -> Vec<EvidenceRow> {
@@ -214,7 +215,7 @@ struct Open {
 #[derive(Debug)]
 enum Undo {
     Document(DocumentKey, Option<(i64, i64, String)>),
-    Gpu(String, Option<Box<GpuRecord>>),
+    Gpu(String, Option<Arc<GpuRecord>>),
     Lease((String, i64, i64)),
     Plan(i64),
     Demand((i64, String), Option<f64>),
@@ -370,9 +371,10 @@ impl Session {
             Write::Gpus { names, change } => {
                 for name in names {
                     let before = tables.gpus.get(name).cloned();
-                    undo.push(Undo::Gpu(name.clone(), before.clone().map(Box::new)));
-                    let mut gpu = before.unwrap_or_else(|| GpuRecord { serial: name.clone(), ..GpuRecord::default() });
-                    change.apply(&mut gpu, now_ms);
+                    undo.push(Undo::Gpu(name.clone(), before.clone()));
+                    let new = || Arc::new(GpuRecord { serial: name.clone(), ..GpuRecord::default() });
+                    let mut gpu = before.unwrap_or_else(new);
+                    change.apply(Arc::make_mut(&mut gpu), now_ms);
                     tables.gpus.insert(name.clone(), gpu);
                 }
             }
@@ -440,7 +442,7 @@ impl Drop for Open {
         for step in self.undo.drain(..).rev() {
             match step {
                 Undo::Document(key, before) => put_back(&mut tables.documents, key, before),
-                Undo::Gpu(name, before) => put_back(&mut tables.gpus, name, before.map(|gpu| *gpu)),
+                Undo::Gpu(name, before) => put_back(&mut tables.gpus, name, before),
                 Undo::Lease(before) => tables.lease = before,
                 Undo::Plan(epoch) => put_back(&mut tables.plans, epoch, None),
                 Undo::Demand(key, before) => put_back(&mut tables.demand, key, before),

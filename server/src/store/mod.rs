@@ -242,7 +242,7 @@ impl Store {
         /// Tokens that are not revoked.
         tokens() -> Vec<TokenRow>;
         /// GPUs after a name, in the order of their names.
-        gpus(after: &str, limit: i64) -> Vec<GpuRecord>;
+        gpus(after: &str, limit: i64) -> Vec<Arc<GpuRecord>>;
         /// GPUs by their names; those that nobody has seen are left out.
         gpus_named(names: &[String]) -> Vec<GpuRecord>;
         /// Evidence of a node after a number.

@@ -1,5 +1,7 @@
 //! Lists that are read page by page, and small tables.
 
+use std::sync::Arc;
+
 use fleet::book::{Change, Claim, Intent, Node};
 use sqlx::{AssertSqlSafe, Row};
 
@@ -184,11 +186,11 @@ impl Sql {
     ///
     /// # Errors
     /// The database cannot be used.
-    pub async fn gpus(&self, after: &str, limit: i64) -> Result<Vec<GpuRecord>, StoreError> {
+    pub async fn gpus(&self, after: &str, limit: i64) -> Result<Vec<Arc<GpuRecord>>, StoreError> {
         let query = sqlx::query("SELECT serial, body FROM gpus WHERE serial > $1 ORDER BY serial LIMIT $2");
         let query = query.bind(after.to_owned()).bind(limit);
         let rows = query.fetch_all(&self.pool).await.map_err(StoreError::database("read GPUs"))?;
-        rows.iter().map(|row| record(row, "gpus", "body")).collect()
+        rows.iter().map(|row| record(row, "gpus", "body").map(Arc::new)).collect()
     }
 
     /// GPUs by their names; those that nobody has seen are left out.
