@@ -37,11 +37,11 @@ test-all: moto
 	$(MAKE) test FEATURES=$(AWS_FEATURES)
 
 # Ten minutes of claims on two servers over one PostgreSQL, one of which is killed every five seconds; then outages of the
-# database up to two minutes, a disk full for a minute, twenty frozen replicas, a thousand edits over two,
+# database up to two minutes, a disk full for a minute, twenty frozen replicas and twenty without power, a thousand edits,
 # a day of the whole server in virtual time. 40 minutes.
 soak: setup
 	cargo build --workspace --bins
-	SOAK_S=600 OUTAGES_S="1 6 25 120" ROUNDS=5 FULL_S=60 FREEZES=20 EDITS=1000 DAY_H=24 DAYS_APART=1 cargo $(CARGO_TEST) --workspace $(if $(findstring nextest,$(CARGO_TEST)),--profile soak -E 'package(e2e) and (test(killed_replicas) or test(outages::) or test(shared::)) or test(same_day_twice)' --no-capture,-- --nocapture --test-threads 1)
+	SOAK_S=600 OUTAGES_S="1 6 25 120" ROUNDS=5 FULL_S=60 FREEZES=20 POWER_CUTS=20 EDITS=1000 DAY_H=24 DAYS_APART=1 cargo $(CARGO_TEST) --workspace $(if $(findstring nextest,$(CARGO_TEST)),--profile soak -E 'package(e2e) and (test(killed_replicas) or test(outages::) or test(shared::) or test(power::)) or test(same_day_twice)' --no-capture,-- --nocapture --test-threads 1)
 
 AWS_FEATURES := cli/aws,e2e/aws
 

@@ -234,6 +234,38 @@ mod tests {
         serde_json::to_string(&learnt).expect("JSON")
     }
 
+    /// Answers and losses are heard at once; that a node is used, or tested, waits.
+    #[test]
+    fn what_plans_go_by_is_urgent() {
+        let mut book = book();
+        let intent = book.intend_launch(1, &key(), 1, 60_000, 0).expect("known");
+        book.intent_sent(intent, 10).expect("open");
+        book.launched(intent, &["i-1".into()], LaunchAnswer::Launched, "here", 1000).expect("open");
+        let node = book.nodes().values().find(|n| n.instance.is_some()).expect("one").id;
+        book.register(node, "b", 8, 2000).expect("booting");
+        book.gate(node, "b", &Gate::passed(), "passed", 300_000).expect("checking");
+        let boot = book.take_changes().events;
+        book.lend(node, "2", 900_000, 310_000).expect("idle");
+        book.call_back(node, "claims wait", 320_000).expect("lent");
+        book.gate(node, "b", &Gate::passed(), "passed", 330_000).expect("checking");
+        let serves = book.take_changes().events;
+        book.reclaim_noticed(node, 400_000);
+        book.gone(node, "gone", 500_000).expect("known");
+        let loss = book.take_changes().events;
+        let mut learnt = Learnt::default();
+        let mut urgent = |events: &[Change]| -> Vec<bool> {
+            let each = |change: &Change| {
+                let urgent = learnt.is_urgent(change);
+                learnt.hear(change);
+                urgent
+            };
+            events.iter().map(each).collect()
+        };
+        assert!(boot.len() >= 5 && urgent(&boot).iter().all(|u| *u), "{boot:?}");
+        assert!(serves.len() == 3 && !urgent(&serves).iter().any(|u| *u), "{serves:?}");
+        assert!(loss.len() >= 2 && urgent(&loss).iter().all(|u| *u), "{loss:?}");
+    }
+
     /// Words are for people: another wording teaches the same, another answer something else.
     #[test]
     fn words_teach_nothing_and_answers_do() {

@@ -141,13 +141,15 @@ pub fn intend(book: &mut Book, wanted: &Wanted<'_>, now_ms: i64) -> Intended {
         }
     }
     if done.launched > 0 {
-        done.breaches = breaches(book, wanted.budget, now_ms);
+        // What costs nothing is launched above a guard on money too.
+        let paid = wanted.launches.iter().any(|launch| price(book, &launch.offer) > 0.0);
+        done.breaches = breaches(book, wanted.budget, paid, now_ms);
     }
     done
 }
 
 /// CAP-6, counted anew after launches. What stood above a guard before is no breach: nothing is launched then.
-fn breaches(book: &Book, budget: &BudgetSpec, now_ms: i64) -> Vec<Breach> {
+fn breaches(book: &Book, budget: &BudgetSpec, paid: bool, now_ms: i64) -> Vec<Breach> {
     let mut spend = UsdMicros::ZERO;
     let mut asked = 0_u32;
     for node in book.nodes().values() {
@@ -158,7 +160,7 @@ fn breaches(book: &Book, budget: &BudgetSpec, now_ms: i64) -> Vec<Breach> {
         asked += u32::from(now_ms - node.asked_at_ms < MINUTE_MS);
     }
     let mut found = Vec::new();
-    if let Some(guard) = budget.spend_guard_usd_per_h.filter(|guard| spend.usd() > guard + 1e-6) {
+    if let Some(guard) = budget.spend_guard_usd_per_h.filter(|guard| paid && spend.usd() > guard + 1e-6) {
         let what = format!("{:.2} $/h after a launch, of {guard:.2}", spend.usd());
         found.push(Breach::new(Invariant::Cap6, what));
     }
@@ -230,7 +232,7 @@ mod tests {
             assert_eq!((done.launched, done.held_back.len(), done.breaches.len()), (most, 1, 0), "{done:?}");
             // Planted: one that no guard saw.
             book.intend_launch(1, &offer, 1, 60_000, 1000).expect("an offer");
-            let found = breaches(&book, budget, 1000);
+            let found = breaches(&book, budget, true, 1000);
             assert_eq!(found.iter().map(|b| b.invariant).collect::<Vec<_>>(), [Invariant::Cap6], "{found:?}");
         }
     }

@@ -50,13 +50,13 @@ fn col(key: ColKey, cost: f64, upper: f64, entries: Vec<(RowKey, f64)>) -> ColSp
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Links {
     /// `(quota, units of one node)`.
-    pub quotas: Vec<(usize, f64)>,
+    pub quotas: Vec<(QuotaId, f64)>,
     /// Commitments that can pay for it.
-    pub commitments: Vec<usize>,
+    pub commitments: Vec<CommitmentId>,
     /// Group of its launches for the launch rate.
-    pub rate: Option<usize>,
+    pub rate: Option<RateGroupId>,
     /// `(spread row, GPUs above its share)`.
-    pub spreads: Vec<(usize, f64)>,
+    pub spreads: Vec<(SpreadId, f64)>,
 }
 
 /// Names of the groups whose launches share a rate limit: one for each provider.
@@ -74,19 +74,19 @@ pub fn rate_groups(input: &PlanInput) -> Vec<String> {
 pub fn links(input: &PlanInput, model: &Model) -> Vec<Links> {
     let mut of_offer = vec![Links::default(); input.offers.len()];
     for (q, quota) in input.quotas.iter().enumerate() {
-        quota.members.iter().for_each(|&(p, units)| of_offer[p].quotas.push((q, units)));
+        quota.members.iter().for_each(|&(p, units)| of_offer[p].quotas.push((QuotaId(q), units)));
     }
     for (c, commitment) in input.commitments.iter().enumerate() {
-        commitment.offers.iter().for_each(|&p| of_offer[p].commitments.push(c));
+        commitment.offers.iter().for_each(|&p| of_offer[p].commitments.push(CommitmentId(c)));
     }
     let groups = rate_groups(input);
     for (p, offer) in input.offers.iter().enumerate() {
-        of_offer[p].rate = groups.iter().position(|g| *g == offer.offer.key.provider);
+        of_offer[p].rate = groups.iter().position(|g| *g == offer.offer.key.provider).map(RateGroupId);
     }
     let mut all: Vec<Links> = model.sources.iter().map(|s| of_offer[s.offer].clone()).collect();
     for (r, spread) in model.spreads.iter().enumerate() {
         for &i in &spread.all {
-            all[i].spreads.push((r, -spread.max_share * model.sources[i].gpus));
+            all[i].spreads.push((SpreadId(r), -spread.max_share * model.sources[i].gpus));
         }
         for &i in &spread.members {
             if let Some(last) = all[i].spreads.last_mut() {
@@ -199,16 +199,15 @@ pub fn source(input: &PlanInput, model: &Model, links: &Links, id: SourceId) -> 
             rows.push(at_least(RowKey::Floor(id, Period(t)), source.kept[t]));
             entries.push((RowKey::Floor(id, Period(t)), 1.0));
         }
-        entries.extend(links.quotas.iter().map(|&(q, units)| (RowKey::Quota(QuotaId(q), Period(t)), units)));
-        entries.extend(links.spreads.iter().map(|&(r, gpus)| (RowKey::Spread(SpreadId(r), Period(t)), gpus)));
+        entries.extend(links.quotas.iter().map(|&(q, units)| (RowKey::Quota(q, Period(t)), units)));
+        entries.extend(links.spreads.iter().map(|&(r, gpus)| (RowKey::Spread(r, Period(t)), gpus)));
         let (hourly, cost) = (source.price_usd_per_h, source.cost_usd_per_h * model.hours[t]);
         if committed {
             rows.push(at_most(RowKey::Own(id, Period(t)), 0.0));
             entries.push((RowKey::Own(id, Period(t)), 1.0));
             for &c in &links.commitments {
-                let pays =
-                    vec![(RowKey::Own(id, Period(t)), -1.0), (RowKey::Commitment(CommitmentId(c), Period(t)), 1.0)];
-                cols.push(col(ColKey::Paid(CommitmentId(c), id, Period(t)), 0.0, INF, pays));
+                let pays = vec![(RowKey::Own(id, Period(t)), -1.0), (RowKey::Commitment(c, Period(t)), 1.0)];
+                cols.push(col(ColKey::Paid(c, id, Period(t)), 0.0, INF, pays));
             }
             let mut bill = vec![(RowKey::Own(id, Period(t)), -1.0)];
             bill.extend(budget.then_some((RowKey::Budget(Period(t)), hourly)));
@@ -253,15 +252,13 @@ fn launch(
         }
         let in_flight = source.profile.in_flight[t][u];
         if in_flight > 0.0 {
-            entries.extend(
-                links.quotas.iter().map(|&(q, units)| (RowKey::Quota(QuotaId(q), Period(u)), units * in_flight)),
-            );
+            entries.extend(links.quotas.iter().map(|&(q, units)| (RowKey::Quota(q, Period(u)), units * in_flight)));
             if input.policy.budget_usd_micros_per_h.is_some() {
                 entries.push((RowKey::Budget(Period(u)), source.price_usd_per_h * in_flight));
             }
         }
     }
-    entries.extend(links.rate.map(|g| (RowKey::Rate(RateGroupId(g), period), 1.0)));
+    entries.extend(links.rate.map(|g| (RowKey::Rate(g, period), 1.0)));
     let mut cost = source.launch_usd(t);
     if source.planned[t] > 0.0 {
         let key = RowKey::Sticky(id, period);

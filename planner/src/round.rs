@@ -163,7 +163,7 @@ impl Rooms {
 /// Units of each limit that one node of a source takes.
 fn units(input: &PlanInput, model: &Model, master: &Master, i: usize) -> Vec<(usize, f64)> {
     let budget = input.quotas.len();
-    let mut units: Vec<(usize, f64)> = master.links[i].quotas.clone();
+    let mut units: Vec<(usize, f64)> = master.links[i].quotas.iter().map(|&(q, units)| (q.0, units)).collect();
     units.push((budget, model.sources[i].price_usd_per_h));
     units
 }
@@ -224,7 +224,7 @@ fn stay_within_limits(
 ) {
     let units = |i: usize| {
         let mut units = units(input, model, master, i);
-        units.extend(master.links[i].rate.map(|g| (input.quotas.len() + 1 + g, 1.0)));
+        units.extend(master.links[i].rate.map(|g| (input.quotas.len() + 1 + g.0, 1.0)));
         units
     };
     for (&(i, x), count) in wanted.iter().zip(whole.iter()) {

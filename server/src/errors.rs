@@ -13,8 +13,9 @@ const AGAIN_AFTER: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub struct Seldom(Mutex<Option<Said>>);
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Said {
+    text: String,
     at: Instant,
     held_back: u64,
 }
@@ -26,18 +27,18 @@ impl Seldom {
         Self(Mutex::new(None))
     }
 
-    /// Whether to say it now: the number of times that it was not said since. `None`: not now.
-    pub fn now(&self) -> Option<u64> {
+    /// Whether to say a line now: the number of times that the last one was not said since. `None`: not now.
+    pub fn now(&self, text: &str) -> Option<u64> {
         let mut said = self.0.lock();
         let at = Instant::now();
         match &mut *said {
-            Some(last) if at.duration_since(last.at) < AGAIN_AFTER => {
+            Some(last) if last.text == text && at.duration_since(last.at) < AGAIN_AFTER => {
                 last.held_back += 1;
                 None
             }
             last => {
-                let held_back = last.map_or(0, |l| l.held_back);
-                *last = Some(Said { at, held_back: 0 });
+                let held_back = last.as_ref().map_or(0, |l| l.held_back);
+                *last = Some(Said { text: text.to_owned(), at, held_back: 0 });
                 Some(held_back)
             }
         }
@@ -67,8 +68,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_first_is_said_and_then_one_each_ten_seconds() {
         let seldom = Seldom::new();
-        assert_eq!((seldom.now(), seldom.now(), seldom.now()), (Some(0), None, None));
+        assert_eq!([seldom.now("away"), seldom.now("away"), seldom.now("away")], [Some(0), None, None]);
         tokio::time::advance(AGAIN_AFTER).await;
-        assert_eq!((seldom.now(), seldom.now()), (Some(2), None));
+        assert_eq!([seldom.now("away"), seldom.now("away")], [Some(2), None]);
+        assert_eq!(seldom.now("another"), Some(1), "something else is said at once");
     }
 }

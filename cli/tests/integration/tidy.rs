@@ -76,7 +76,8 @@ fn invariants_are_documented() {
         "# Invariants\n\n\
          Properties that hold at every moment. `fleet/src/invariants.rs` is the one list; this page is written from it.\n\n\
          - **book**: every server checks its own book, after each commit what changed, and each minute all of it.\n\
-         - **decision**: whoever decides it counts a breach there.\n\
+         - **decision**: whoever decides it counts anew, once it is done: launches against the guards (CAP-6), plans \
+         against the\n  checker (CAP-7), idle nodes after some were lent (HLT-3), bills against what is known (CAP-3).\n\
          - **tests**: types and tests hold it; no moment's state would show a breach.\n\n\
          A breach is a bug: `pilotlight_invariant_breaches_total` counts it by number, the log says who broke it, and \
          an alarm\non more than 0 is worth being woken for.\n\n\

@@ -13,6 +13,7 @@ mod diagnosed_weekly;
 #[path = "../../../providers/tests/moto/mod.rs"]
 mod moto;
 mod outages;
+mod power;
 mod process;
 mod replicas;
 mod serving;

@@ -176,6 +176,7 @@ async fn postgres_away_locks_nobody_out() {
             lab.expect_all_back(&format!("round {round}, and again for 1 s")).await;
         }
     }
+    assert!(lab.serving.logged("the database cannot be used") > 0, "an outage is told");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use crate::databases::{self, Database};
 use crate::serving::{Serving, serve, setting, until};
 
-const CONFIG: &str = r#"
+pub const CONFIG: &str = r#"
 listen = "127.0.0.1:0"
 [planning]
 dry_run = true
@@ -38,7 +38,7 @@ async fn pair() -> Option<Pair> {
 }
 
 /// Clients that make claims and give them back, one after the other; the count of claims acknowledged.
-fn load(urls: &[String], clients: usize, done: &Arc<AtomicBool>) -> (JoinSet<()>, Arc<AtomicU64>) {
+pub fn load(urls: &[String], clients: usize, done: &Arc<AtomicBool>) -> (JoinSet<()>, Arc<AtomicU64>) {
     let (mut tasks, made) = (JoinSet::new(), Arc::new(AtomicU64::new(0)));
     for number in 0..clients {
         let (url, done, made) = (urls[number % urls.len()].clone(), Arc::clone(done), Arc::clone(&made));
@@ -63,7 +63,7 @@ fn load(urls: &[String], clients: usize, done: &Arc<AtomicBool>) -> (JoinSet<()>
 }
 
 /// A claim that is made, and given back: whether it was acknowledged.
-async fn made(server: &Serving) -> bool {
+pub async fn made(server: &Serving) -> bool {
     let ask = json!({ "class": "chat", "on_empty": "queue", "wait_s": 60 });
     let (status, claim) = server.try_post("/v1/claims", None, &ask).await;
     if status == 202 {

@@ -3,7 +3,7 @@
 use crate::claim::{ClaimEvent, ClaimState, IllegalClaimEvent, OnEmpty};
 use crate::node::NodeEvent;
 
-use super::{Book, Change, Claim, ClaimChange, Part, What};
+use super::{Book, Change, Claim, ClaimChange, ClassRule, Limits, Part, What};
 
 /// What a scheduler asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,6 +113,18 @@ pub enum ClaimError {
 
 fn in_range(name: &'static str, value: i64, least: i64, most: i64) -> Result<i64, ClaimError> {
     if (least..=most).contains(&value) { Ok(value) } else { Err(ClaimError::OutOfRange { name, value, least, most }) }
+}
+
+impl Limits {
+    /// Whether claims by a class's own rules are within the limits: none of a class that is not could ever be made.
+    ///
+    /// # Errors
+    /// Its wait or its lease is too long.
+    pub fn allow(&self, rule: &ClassRule) -> Result<(), ClaimError> {
+        in_range("wait_ms", rule.wait_ms, 0, self.queue_max_ms)?;
+        in_range("lease_ms", rule.lease_ms, 1000, self.lease_max_ms)?;
+        Ok(())
+    }
 }
 
 impl Book {

@@ -86,7 +86,7 @@ impl Book {
             driver: None,
             image: None,
             domain: None,
-            desired: DesiredVersion { all: 1, health: 1 },
+            desired: DesiredVersion::at(now_ms),
             sent_back: false,
             cause: None,
             reason: String::new(),
@@ -396,6 +396,8 @@ impl Book {
     }
 
     /// Something else than health's part of what its agent is to do has changed: the agent hears of it, and health goes on.
+    /// Agents of protocol 1 know one number for everything: whoever calls this first ends that they are taken
+    /// (`protocol::agent::OLDEST_PROTOCOL`).
     ///
     /// # Errors
     /// The node is unknown.
@@ -409,7 +411,7 @@ impl Book {
         self.skip_ids(id + 1);
         self.remove_node(id);
         if node.state != NodeState::Terminated {
-            let desired = node.desired.or_since(node.since_ms);
+            let desired = node.desired.or_at(node.since_ms);
             self.insert_node(Node { desired, ..node });
         }
     }

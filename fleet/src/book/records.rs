@@ -142,7 +142,8 @@ pub struct Node {
 }
 
 /// Counts what a host's agent is to do: it acts once on each value. The agent polls for another `all`, and each of its
-/// subsystems acts when its own part has another value.
+/// subsystems acts when its own part has another value. Values are never below the time at which they were made, so that no
+/// two nodes that one machine is, one after the other, share any.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct DesiredVersion {
     /// Rises with each change, of whichever part.
@@ -152,15 +153,19 @@ pub struct DesiredVersion {
 }
 
 impl DesiredVersion {
-    /// Of a record that has none: agents of that time were told when the state last changed.
-    #[must_use]
-    pub(super) fn or_since(self, since_ms: i64) -> Self {
-        if self == Self::default() { Self { all: since_ms, health: since_ms } } else { self }
+    /// The first, of a time, milliseconds since 1970.
+    pub(super) fn at(now_ms: i64) -> Self {
+        Self { all: now_ms, health: now_ms }
     }
 
-    /// Health's part has changed.
-    pub(super) fn health_changed(&mut self) {
-        self.all += 1;
+    /// Of a record that has none: agents of that time were told when the state last changed.
+    pub(super) fn or_at(self, since_ms: i64) -> Self {
+        if self == Self::default() { Self::at(since_ms) } else { self }
+    }
+
+    /// Health's part has changed, at a time or later, milliseconds since 1970.
+    pub(super) fn health_changed(&mut self, now_ms: i64) {
+        self.all = now_ms.max(self.all + 1);
         self.health = self.all;
     }
 }

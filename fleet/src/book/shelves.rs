@@ -23,7 +23,7 @@ impl Book {
         let before = node.health_part();
         let done = change(node);
         if node.health_part() != before {
-            node.desired.health_changed();
+            node.desired.health_changed(node.since_ms);
         }
         self.put_on(id);
         Ok(done)

@@ -102,6 +102,33 @@ fn a_doubt_asks_for_the_whole_gate() {
     assert_eq!(book.nodes()[&nodes[0]].desired, whole.desired, "once");
 }
 
+/// One machine is one node after another: an order of the second is none that its agent has seen of the first.
+#[test]
+fn nodes_of_one_machine_share_no_version() {
+    let (mut book, nodes) = lent(1);
+    let instance = book.nodes()[&nodes[0]].instance.clone().expect("it runs");
+    let mut seen = std::collections::BTreeSet::new();
+    let mut note = |book: &fleet::book::Book, id: u64| {
+        let version = book.nodes()[&id].desired.health;
+        assert!(seen.insert(version), "version {version} twice");
+    };
+    note(&book, nodes[0]);
+    for (at_ms, reason) in [(1000, "claims wait"), (1000, "again")] {
+        book.call_back(nodes[0], reason, at_ms).ok();
+    }
+    note(&book, nodes[0]);
+    book.gone(nodes[0], "ended", 2000).expect("a node");
+    let offer = book.offers()[0].key.clone();
+    let intent = book.intend_launch(9, &offer, 1, 60_000, 3000).expect("an offer");
+    book.intent_sent(intent, 3000).expect("open");
+    book.launched(intent, std::slice::from_ref(&instance), fleet::LaunchAnswer::Launched, "a test", 3000)
+        .expect("open");
+    let next = book.nodes().values().find(|n| n.intent == Some(intent)).expect("made").id;
+    note(&book, next);
+    book.register(next, "boot-2", 8, 3000).expect("booting");
+    note(&book, next);
+}
+
 /// Two orders within one millisecond are two orders, and those of another subsystem are none to health.
 #[test]
 fn each_order_has_a_version_of_its_own() {

@@ -173,17 +173,17 @@ impl Duals {
     fn node_profit(&self, model: &Model, links: &Links, source: &Source, value: f64, t: usize) -> f64 {
         let budget = self.budget.get(t).copied().unwrap_or(0.0);
         let bill = source.cost_usd_per_h * model.hours[t] + source.price_usd_per_h * budget;
-        let pays = links.commitments.iter().map(|c| self.commitment[*c][t]).fold(bill, f64::min);
-        let quota: f64 = links.quotas.iter().map(|&(q, units)| units * self.quota[q][t]).sum();
-        let spread: f64 = links.spreads.iter().map(|&(r, gpus)| gpus * self.spread[r][t]).sum();
+        let pays = links.commitments.iter().map(|c| self.commitment[c.0][t]).fold(bill, f64::min);
+        let quota: f64 = links.quotas.iter().map(|&(q, units)| units * self.quota[q.0][t]).sum();
+        let spread: f64 = links.spreads.iter().map(|&(r, gpus)| gpus * self.spread[r.0][t]).sum();
         source.gpus * value - pays - quota - spread
     }
 
     /// Dollars that one launch in `u` costs, with its part of shared limits while it is on its way.
     fn launch_cost(&self, model: &Model, links: &Links, source: &Source, u: usize) -> f64 {
-        let mut cost = source.launch_usd(u) + links.rate.map_or(0.0, |g| self.rate[g][u]);
+        let mut cost = source.launch_usd(u) + links.rate.map_or(0.0, |g| self.rate[g.0][u]);
         for t in u..model.periods() {
-            let quota: f64 = links.quotas.iter().map(|&(q, units)| units * self.quota[q][t]).sum();
+            let quota: f64 = links.quotas.iter().map(|&(q, units)| units * self.quota[q.0][t]).sum();
             let budget = self.budget.get(t).copied().unwrap_or(0.0) * source.price_usd_per_h;
             cost += source.profile.in_flight[u][t] * (quota + budget);
         }

@@ -68,13 +68,13 @@ fn first_sources(input: &PlanInput, model: &Model, links: &[Links]) -> Vec<usize
             let source = &model.sources[i];
             let in_time: f64 = source.profile.arrivals[0].iter().take(model.first_period[k] + 1).sum();
             let quota =
-                links[i].quotas.iter().map(|&(q, units)| room[q] / units.max(1e-9)).fold(f64::INFINITY, f64::min);
+                links[i].quotas.iter().map(|&(q, units)| room[q.0] / units.max(1e-9)).fold(f64::INFINITY, f64::min);
             let nodes = left[i].min(quota).min(missing / (source.gpus * in_time.max(0.05)));
             if nodes > EPS {
                 chosen[i] = true;
                 left[i] -= nodes;
                 missing -= nodes * source.gpus * in_time;
-                links[i].quotas.iter().for_each(|&(q, units)| room[q] -= nodes * units);
+                links[i].quotas.iter().for_each(|&(q, units)| room[q.0] -= nodes * units);
             }
         }
     }

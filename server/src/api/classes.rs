@@ -99,6 +99,8 @@ pub async fn put(
         ));
     }
     let rule = spec.rule_of_server().map_err(|e| ApiError::new(Code::OutOfRange, e.to_string()))?;
+    let allowed = app.book()?.limits().allow(&rule);
+    allowed.map_err(|e| ApiError::new(Code::OutOfRange, format!("{e}: the server's [limits] say so")))?;
     let key = DocumentKey::Class(name);
     let version = edit(&app, &caller, key, text_of(&rule)?, "write class", &headers).await?;
     let body = view(&*app.book()?, &rule);

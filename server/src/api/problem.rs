@@ -211,8 +211,9 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         // What the database says is for the operator's log, not for every client.
         static DATABASE_FAILS: Seldom = Seldom::new();
-        if let Some(held_back) = DATABASE_FAILS.now() {
-            tracing::error!(error = %chain_of(&error), held_back, "the database cannot be used");
+        let said = chain_of(&error);
+        if let Some(held_back) = DATABASE_FAILS.now(&said) {
+            tracing::error!(error = said, held_back, "the database cannot be used");
         }
         Self::new(Code::Storage, "nothing was changed; the server's log says why")
     }

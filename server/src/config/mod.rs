@@ -226,6 +226,10 @@ impl Config {
         if let Some((key, value)) = durations.into_iter().find(|(_, v)| *v < 1000) {
             bail!("limits.{key}: {value} is under a second");
         }
+        for spec in &self.class {
+            let rule = spec.rule_of_server()?;
+            self.limits.allow(&rule).with_context(|| format!("class '{}' is beyond [limits]", spec.name))?;
+        }
         self.budget.check().map_err(|what| anyhow::anyhow!("budget.{what}"))?;
         self.diagnostics.check().map_err(|what| anyhow::anyhow!(what))?;
         Ok(())

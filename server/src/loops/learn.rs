@@ -1,5 +1,7 @@
 //! Learns from the event log; see [`control::learning`].
 
+use std::sync::Arc;
+
 use control::learning::Learnt;
 use fleet::book::What;
 
@@ -44,15 +46,16 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
 async fn hear(context: &Context, term: i64, unheard: &mut Unheard, due: bool) -> Result<usize, LoopError> {
     let app = &context.app;
     let now_s = app.now_ms() as f64 / 1000.0;
-    let mut learnt: Learnt = app.store.single_or_default().await?;
-    if !due && !unheard.events.iter().any(|change| learnt.is_urgent(change)) {
+    let known: Arc<Learnt> = app.store.shared().await?;
+    if !due && !unheard.events.iter().any(|change| known.is_urgent(change)) {
         return Ok(0);
     }
     unheard.heard_at_ms = app.now_ms();
     // Where nothing happens, what was seen fades all the same.
-    if unheard.events.is_empty() && !learnt.health.is_due(now_s) {
+    if unheard.events.is_empty() && !known.health.is_due(now_s) {
         return Ok(0);
     }
+    let mut learnt = Learnt::clone(&known);
     let mut count = 0;
     learnt.seq = unheard.read_until;
     learnt.health.know(&*app.book()?);

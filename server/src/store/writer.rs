@@ -204,7 +204,7 @@ impl Writer {
     async fn recover(&mut self, failed: &Failed) -> Result<(), StoreError> {
         let error = chain_of(&failed.error);
         if failed.at != Stage::Applied {
-            if let Some(held_back) = self.cannot_begin.now() {
+            if let Some(held_back) = self.cannot_begin.now(&error) {
                 tracing::warn!(error, held_back, "a commit could not begin");
             }
             return if failed.is_of_a_job() { Ok(()) } else { Err(failed.error.clone()) };
@@ -234,8 +234,8 @@ impl Writer {
         match &read {
             Ok(()) => self.tell(),
             Err(error) => {
-                if let Some(held_back) = self.cannot_read.now() {
-                    let error = chain_of(error);
+                let error = chain_of(error);
+                if let Some(held_back) = self.cannot_read.now(&error) {
                     tracing::error!(error, held_back, "the state of the fleet cannot be read");
                 }
             }

@@ -316,6 +316,25 @@ async fn put(run: &Running, path: &str, version: Option<&str>, body: &Value) -> 
     (answer.status(), tag, answer.json().await.unwrap_or_default())
 }
 
+/// A class whose claims would wait longer than any claim may is refused when it is written, not with each claim.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_class_beyond_the_limits_is_refused() {
+    let run = running().await;
+    let mut class = run.get("/v1/classes/chat").await["spec"].clone();
+    class["wait_s"] = json!(7200.0);
+    let (status, _, told) = put(&run, "/v1/classes/chat", Some("\"1\""), &class).await;
+    assert_eq!((status, &told["code"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("out-of-range")), "{told}");
+    assert!(told["detail"].as_str().is_some_and(|d| d.contains("wait_ms: 7200000")), "{told}");
+    class["wait_s"] = json!(3600.0);
+    let (status, _, told) = put(&run, "/v1/classes/chat", Some("\"1\""), &class).await;
+    assert_eq!(status, StatusCode::OK, "{told}");
+    let folder = tempfile::tempdir().expect("temp");
+    let path = folder.path().join("pilotlight.toml");
+    std::fs::write(&path, CONFIG.replace("wait_s = 20", "wait_s = 7200")).expect("written");
+    let refused = Config::read(&path).expect_err("no claim of it could be made");
+    assert!(format!("{refused:#}").contains("class 'chat' is beyond [limits]"), "{refused:#}");
+}
+
 /// The guard that was written over the API holds the next plan back, and lets it go when it is lifted.
 #[tokio::test(flavor = "multi_thread")]
 async fn budgets_are_edited_and_obeyed() {

@@ -78,8 +78,21 @@ fn unprivileged(program: &Path, folder: &Path) -> Command {
     command
 }
 
-/// A PostgreSQL server; none where it is not installed.
+/// A network of its own, in which a server listens.
+pub struct Network {
+    /// Name of the network namespace.
+    pub namespace: String,
+    /// Its addresses there, with commas between them.
+    pub addresses: String,
+}
+
+/// A PostgreSQL server on a socket; none where it is not installed.
 pub fn postgres() -> Option<Database> {
+    postgres_in(None)
+}
+
+/// The same, in a network of its own too.
+pub fn postgres_in(network: Option<&Network>) -> Option<Database> {
     let Some(bin) = binaries() else {
         println!("skipped: PostgreSQL is not installed (scripts/setup installs it)");
         return None;
@@ -96,14 +109,34 @@ pub fn postgres() -> Option<Database> {
         .status()
         .expect("initdb starts");
     assert!(made.success(), "initdb failed");
-    let server = run_postgres(&bin, folder.path());
+    if network.is_some() {
+        let all = "host all all 0.0.0.0/0 trust\n";
+        let mut file = std::fs::OpenOptions::new().append(true).open(data.join("pg_hba.conf")).expect("initdb made it");
+        std::io::Write::write_all(&mut file, all.as_bytes()).expect("written");
+    }
+    let server = run_postgres_in(&bin, folder.path(), network);
     let url = format!("postgres://pilotlight@localhost/postgres?host={}", folder.path().display());
     Some(Database { url, folder, server: Some(server) })
 }
 
 fn run_postgres(bin: &Path, folder: &Path) -> Child {
-    let server = unprivileged(&bin.join("postgres"), folder)
-        .args(["-D", &folder.join("data").display().to_string(), "-k", &folder.display().to_string(), "-h", ""])
+    run_postgres_in(bin, folder, None)
+}
+
+fn run_postgres_in(bin: &Path, folder: &Path, network: Option<&Network>) -> Child {
+    let here = unprivileged(&bin.join("postgres"), folder);
+    let mut command = match network {
+        None => here,
+        Some(network) => {
+            let mut there = Command::new("ip");
+            there.args(["netns", "exec", &network.namespace]).arg(here.get_program()).args(here.get_args());
+            there.current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
+            there
+        }
+    };
+    let addresses = network.map_or("", |n| n.addresses.as_str());
+    let server = command
+        .args(["-D", &folder.join("data").display().to_string(), "-k", &folder.display().to_string(), "-h", addresses])
         .args(["-c", "fsync=off", "-c", "max_connections=60"])
         .spawn()
         .expect("postgres starts");

@@ -146,11 +146,11 @@ impl Health {
             let old = now_ms().saturating_sub(g.at_ms) > PASS_LIFE_MS;
             g.verdict == Verdict::Pass && (old || !state.host.standing().claimable)
         };
-        if !state.unreported.as_ref().is_some_and(is_stale) {
+        if !state.unreported_gate.as_ref().is_some_and(is_stale) {
             return false;
         }
         tracing::info!("what the gate said is out of date; it runs again if it is still wanted");
-        state.unreported = None;
+        state.unreported_gate = None;
         self.acted_on = None;
         true
     }
@@ -170,20 +170,20 @@ impl Health {
 
     /// Begins what is ordered, once for each version of it. A repair is stored by `keep` before it is
     /// begun: a reboot takes the memory of it away.
-    pub fn act(&mut self, on: Stand<'_>, state: &mut State, keep: impl FnOnce(&State)) {
+    pub fn act(&mut self, on: Stand<'_>, state: &mut State, keep: impl Fn(&State)) {
         let waits = self.busy || self.not_before.is_some_and(|at| now() < at);
         let Some(order) = self.order.clone().filter(|d| !waits && self.acted_on != Some(d.version)) else {
             return;
         };
         self.acted_on = Some(order.version);
-        if state.unreported.as_ref().is_some_and(|g| g.said.version.is_some_and(|v| v != order.version)) {
+        if state.unreported_gate.as_ref().is_some_and(|g| g.said.version.is_some_and(|v| v != order.version)) {
             // Something else is wanted by now: it is no answer to that.
-            state.unreported = None;
+            state.unreported_gate = None;
         }
-        let told = state.undiagnosed.as_ref().is_some_and(|d| d.version == Some(order.version));
+        let told = state.unreported_diagnosis.as_ref().is_some_and(|d| d.version == Some(order.version));
         let repairs = matches!(order.work, Work::Reset | Work::Reboot);
         // It is done, and about to be told; or was begun before a restart.
-        let gated = order.work.ends_with_gate() && state.unreported.is_some();
+        let gated = order.work.ends_with_gate() && state.unreported_gate.is_some();
         if gated || (repairs && state.repair_begun == Some(order.version)) {
             return;
         }
@@ -202,7 +202,10 @@ impl Health {
         }
         self.busy = true;
         self.watcher.let_go();
-        tasks::start(self.gate_run(on, state), task, self.tools.clone(), Arc::clone(&self.over));
+        let not_begun = tasks::start(self.gate_run(on, state), task, self.tools.clone(), Arc::clone(&self.over));
+        if let Some(done) = not_begun {
+            self.done(on, state, done, keep);
+        }
     }
 
     fn diagnosis(&mut self, on: Stand<'_>, tests: &str, version: i64) -> Task {
@@ -246,15 +249,15 @@ impl Health {
         }
     }
 
-    /// Notes what work has ended with. Returns whether that is to be stored at once.
-    pub fn done(&mut self, on: Stand<'_>, state: &mut State, done: Done) -> bool {
+    /// Notes what work has ended with. It is stored by `keep` before anything else is asked of the driver.
+    pub fn done(&mut self, on: Stand<'_>, state: &mut State, done: Done, keep: impl Fn(&State)) {
         self.busy = false;
         self.diagnosing = None;
         if let Some(why) = done.busy {
             tracing::warn!("{why}; it is tried again");
             (self.acted_on, state.repair_begun) = (None, None);
             self.not_before = Some(now() + AGAIN.mul_f64(on.ground.patience));
-            return false;
+            return;
         }
         for gpu in &done.reset {
             observe(state, &on.config.policy, What::Reset { gpu: *gpu }, now_ms()).iter().for_each(log);
@@ -262,7 +265,6 @@ impl Health {
         if let Some(next) = done.log_mended_at {
             state.gate_log_next = next;
         }
-        let mut told = false;
         if let Some(diagnosis) = done.diagnosis {
             let diagnosis = UnreportedDiagnosis { version: self.acted_on, ..diagnosis };
             tracing::info!(
@@ -272,10 +274,10 @@ impl Health {
                 reason = diagnosis.reason,
                 "diagnostics have ended"
             );
-            state.undiagnosed = Some(diagnosis);
-            told = true;
+            state.unreported_diagnosis = Some(diagnosis);
+            keep(state);
         }
-        let Some(gate) = done.gate else { return told };
+        let Some(gate) = done.gate else { return };
         tracing::info!(
             verdict = gate.verdict.name(),
             mend = gate.mend.name(),
@@ -304,8 +306,8 @@ impl Health {
             evidence: gate.evidence,
         };
         let (verdict, reason, at_ms) = (gate.verdict, gate.reason, now_ms());
-        state.unreported = Some(UnreportedGate { said, verdict, reason, at_ms, seq: None });
-        true
+        state.unreported_gate = Some(UnreportedGate { said, verdict, reason, at_ms, seq: None });
+        keep(state);
     }
 }
 

@@ -138,11 +138,12 @@ impl Link {
         }
         let subject = if !self.registered {
             Subject::Register
-        } else if let Some(gate) = state.unreported.as_ref().filter(|g| g.seq.is_some() || state.undiagnosed.is_none())
+        } else if let Some(gate) =
+            state.unreported_gate.as_ref().filter(|g| g.seq.is_some() || state.unreported_diagnosis.is_none())
         {
             // One that has its number already goes first: numbers rise.
             Subject::Health(HealthSubject::Gate(Box::new(gate.clone())))
-        } else if let Some(diagnosis) = &state.undiagnosed {
+        } else if let Some(diagnosis) = &state.unreported_diagnosis {
             Subject::Health(HealthSubject::Diagnosis(Box::new(diagnosis.clone())))
         } else if let Some(next) = self.next.take() {
             Subject::Health(next)
@@ -160,14 +161,15 @@ impl Link {
             state.report_seq
         });
         match &subject {
-            Subject::Health(HealthSubject::Gate(_)) => state.unreported.iter_mut().for_each(|g| g.seq = Some(seq)),
+            Subject::Health(HealthSubject::Gate(_)) => state.unreported_gate.iter_mut().for_each(|g| g.seq = Some(seq)),
             Subject::Health(HealthSubject::Diagnosis(_)) => {
-                state.undiagnosed.iter_mut().for_each(|d| d.seq = Some(seq))
+                state.unreported_diagnosis.iter_mut().for_each(|d| d.seq = Some(seq))
             }
             Subject::Register | Subject::Health(HealthSubject::Passive { .. }) => {}
         }
-        let passes = matches!(subject, Subject::Register | Subject::Health(HealthSubject::Passive { .. }));
-        self.changed |= kept != Some(seq) && !passes;
+        let has_no_number_to_keep =
+            matches!(subject, Subject::Register | Subject::Health(HealthSubject::Passive { .. }));
+        self.changed |= kept != Some(seq) && !has_no_number_to_keep;
         let joins = self.tries_secret && matches!(subject, Subject::Register);
         let token = state.token.clone().filter(|_| !joins);
         let secret = token.unwrap_or_else(|| self.secret.clone());
@@ -204,8 +206,8 @@ impl Link {
     /// It is known, or not wanted: it is not sent again.
     fn told(&mut self, subject: &Subject, state: &mut State) {
         match subject {
-            Subject::Health(HealthSubject::Gate(_)) => state.unreported = None,
-            Subject::Health(HealthSubject::Diagnosis(_)) => state.undiagnosed = None,
+            Subject::Health(HealthSubject::Gate(_)) => state.unreported_gate = None,
+            Subject::Health(HealthSubject::Diagnosis(_)) => state.unreported_diagnosis = None,
             Subject::Register | Subject::Health(HealthSubject::Passive { .. }) => return,
         }
         self.changed = true;

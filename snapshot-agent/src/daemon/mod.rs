@@ -156,8 +156,7 @@ impl Daemon {
             Message::Link(Word::Sent(sent)) => self.link.sent(sent, &mut self.state),
             Message::Health(done) => {
                 let on = Stand { options: &self.options, config: &self.config, ground: &self.ground };
-                let news = self.health.done(on, &mut self.state, *done);
-                self.keep(news);
+                self.health.done(on, &mut self.state, *done, |state| stored(&self.store, state));
             }
         }
     }

@@ -67,11 +67,11 @@ pub struct State {
     /// Which GPU was where, by its UUID: another one in its place ends what was wrong with it.
     pub uuids: BTreeMap<String, String>,
     /// A gate that the control plane does not know of.
-    #[serde(default, deserialize_with = "if_it_reads")]
-    pub unreported: Option<UnreportedGate>,
+    #[serde(default, alias = "unreported", deserialize_with = "if_it_reads")]
+    pub unreported_gate: Option<UnreportedGate>,
     /// Diagnostics that the control plane does not know of.
-    #[serde(default, deserialize_with = "if_it_reads")]
-    pub undiagnosed: Option<UnreportedDiagnosis>,
+    #[serde(default, alias = "undiagnosed", deserialize_with = "if_it_reads")]
+    pub unreported_diagnosis: Option<UnreportedDiagnosis>,
 }
 
 /// What another version of the agent left to be told may not read; the host keeps its token all the same.
@@ -138,6 +138,6 @@ mod tests {
         std::fs::write(folder.path().join("state.json"), text).expect("works");
         let state = store.read();
         assert_eq!((state.token.as_deref(), state.repair_begun), (Some("pla_1"), Some(7)));
-        assert!(state.unreported.is_none() && state.undiagnosed.is_none());
+        assert!(state.unreported_gate.is_none() && state.unreported_diagnosis.is_none());
     }
 }

@@ -130,18 +130,16 @@ impl Done {
     }
 }
 
-/// Starts it. Whatever becomes of it, it is said that it is over.
-pub fn start(mut of: GateRun, task: Task, tools: Tools, over: Arc<dyn Fn(Done) + Send + Sync>) {
-    let told = Arc::clone(&over);
+/// Starts it. Whatever becomes of it, it is said that it is over; where it could not begin, that is returned.
+pub fn start(mut of: GateRun, task: Task, tools: Tools, over: Arc<dyn Fn(Done) + Send + Sync>) -> Option<Done> {
     let work = move || {
         let done = catch_unwind(AssertUnwindSafe(|| make(&mut of, &task, &tools)))
             .unwrap_or_else(|_| failed(&of, "the agent failed at it: see its log"));
-        told(done);
+        over(done);
     };
-    if let Err(error) = std::thread::Builder::new().spawn(work) {
-        tracing::error!(%error, "no thread for the gate");
-        over(Done::busy("no thread"));
-    }
+    let error = std::thread::Builder::new().spawn(work).err()?;
+    tracing::error!(%error, "no thread for the gate");
+    Some(Done::busy("no thread"))
 }
 
 fn make(of: &mut GateRun, task: &Task, tools: &Tools) -> Done {

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::Context;
 use serde_json::Value;
 
-use super::{Client, Remote, block_on, in_editor, number, print_json, text};
+use server::api::Code;
+
+use super::{Client, Refused, Remote, block_on, in_editor, number, print_json, text};
 use crate::commands::Format;
 use crate::render::table;
 use protocol::ClassSpec;
@@ -112,7 +114,7 @@ fn edit(name: &str, file: Option<&PathBuf>, remote: &Remote) -> anyhow::Result<(
         let path = format!("/v1/classes/{name}");
         let (before, version) = match client.get_versioned(&path).await {
             Ok((class, version)) => (as_toml(&class)?, version),
-            Err(error) if error.to_string().contains("there is no class") => {
+            Err(error) if Refused::is(&error, Code::UnknownClass) => {
                 (format!("name = \"{name}\"\n{NEW}"), String::new())
             }
             Err(error) => return Err(error),

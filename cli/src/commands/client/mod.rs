@@ -20,6 +20,7 @@ use reqwest::{Method, Response, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use server::api::Code;
 
 use super::Format;
 
@@ -86,7 +87,8 @@ impl Client {
         }
         let status = response.status();
         let problem: Value = response.json().await.unwrap_or_default();
-        bail!("{}", explain(status, &problem))
+        let code = problem.get("code").and_then(Value::as_str).unwrap_or_default().to_owned();
+        Err(Refused { code, text: explain(status, &problem) }.into())
     }
 
     /// Reads something.
@@ -164,6 +166,23 @@ impl Client {
             }
         }
         Ok(items)
+    }
+}
+
+/// The server's no.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Refused {
+    /// Its code, `unknown-class`.
+    code: String,
+    text: String,
+}
+
+impl Refused {
+    /// Whether an error is a server's no with this code.
+    #[must_use]
+    pub fn is(error: &anyhow::Error, code: Code) -> bool {
+        error.downcast_ref::<Self>().is_some_and(|refused| refused.code == code.name())
     }
 }
 

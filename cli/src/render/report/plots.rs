@@ -4,6 +4,7 @@ use anyhow::anyhow;
 use plotters::prelude::*;
 use simulations::engine::Outcome;
 use simulations::league::{League, Player};
+use simulations::policies::Rule;
 
 use crate::render::league::over;
 
@@ -98,7 +99,7 @@ pub fn cold_starts(league: &League) -> anyhow::Result<String> {
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         let mut players = vec![Player::Live, league.best_simple];
-        players.extend(league.tuned.iter().copied().filter(|p| p.family() == "none"));
+        players.extend(league.tuned.iter().copied().filter(|p| *p == Player::Simple(Rule::None)));
         let mut lines = Vec::new();
         for player in players {
             let mut all = simulations::engine::Histogram::default();
@@ -205,7 +206,7 @@ pub fn front(league: &League) -> anyhow::Result<String> {
         for family in families.into_iter().rev() {
             let of_family: Vec<&(Player, (f64, f64))> = points.iter().filter(|p| p.0.family() == family).collect();
             let ink = colour(league, of_family[0].0);
-            let size = if family == "planner" { 8 } else { 4 };
+            let size = if of_family[0].0 == Player::Live { 8 } else { 4 };
             let inside = of_family.iter().filter(|p| p.1.1 <= high && p.1.0 >= low);
             let circles = inside.map(|p| Circle::new(p.1, size, ink.filled()));
             let series = drawn(chart.draw_series(circles))?;

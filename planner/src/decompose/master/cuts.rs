@@ -227,7 +227,7 @@ impl Master<'_> {
     /// The worst broken cuts of every known set and period.
     fn violated(&self, gpus: &[Vec<f64>], lack: &[Vec<Vec<f64>>], chains: &BTreeSet<CutKey>) -> Vec<CutKey> {
         let paths = self.model.weights.len();
-        let mut found: BTreeMap<(usize, usize), Vec<(f64, usize)>> = BTreeMap::new();
+        let mut found: BTreeMap<(Period, Block), Vec<(f64, SetId)>> = BTreeMap::new();
         for (s, set) in self.sets.iter().enumerate() {
             let classes: Vec<usize> = (0..self.model.claim_gpus.len()).filter(|k| set.mask & (1 << k) != 0).collect();
             for (t, gpus) in gpus.iter().enumerate() {
@@ -243,17 +243,18 @@ impl Master<'_> {
                     let short = need - capacity + lost;
                     if short > SHORT_GPUS * need.max(1.0) && !self.cuts.contains(&cut_key(s, t, block)) {
                         // Distance from the point to the cut: large sets are not better for being large.
-                        found.entry((t, block)).or_default().push((short / (1.0 + classes.len() as f64).sqrt(), s));
+                        let depth = short / (1.0 + classes.len() as f64).sqrt();
+                        found.entry((Period(t), Block(block))).or_default().push((depth, SetId(s)));
                     }
                 }
             }
         }
         let mut new = Vec::new();
-        for ((t, block), mut worst) in found {
+        for ((period, block), mut worst) in found {
             worst.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-            let (bind, more): (Vec<_>, Vec<_>) =
-                worst.iter().partition(|(_, s)| chains.contains(&cut_key(*s, t, block)));
-            new.extend(bind.iter().chain(more.iter().take(CUTS_PER_BLOCK)).map(|(_, s)| cut_key(*s, t, block)));
+            let cut = |set: SetId| CutKey { set, period, block };
+            let (bind, more): (Vec<_>, Vec<_>) = worst.iter().partition(|(_, s)| chains.contains(&cut(*s)));
+            new.extend(bind.iter().chain(more.iter().take(CUTS_PER_BLOCK)).map(|(_, s)| cut(*s)));
         }
         new.sort_unstable();
         new
@@ -360,7 +361,7 @@ impl Master<'_> {
         let (row, slack) = columns::spread_row(self.model, r, t);
         let nodes = self.model.spreads[r.0].all.iter().filter_map(|i| {
             let col = self.cols.get(&ColKey::Nodes(SourceId(*i), t))?;
-            let (_, gpus) = self.links[*i].spreads.iter().find(|(row, _)| *row == r.0)?;
+            let (_, gpus) = self.links[*i].spreads.iter().find(|(spread, _)| *spread == r)?;
             Some((*col, *gpus))
         });
         let entries: Vec<_> = nodes.collect();

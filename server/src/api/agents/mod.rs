@@ -54,10 +54,10 @@ fn understood(host: &Register) -> Result<(), ApiError> {
         return Ok(());
     }
     let mend = if host.protocol < OLDEST_PROTOCOL { "update the agent of the host" } else { "update the server first" };
-    if let Some(held_back) = STRANGERS.now() {
-        tracing::warn!(instance = host.instance, protocol = host.protocol, held_back, "an agent is refused: {mend}");
-    }
     let spoken = format!("the agent speaks protocol {}, the server {OLDEST_PROTOCOL} to {PROTOCOL}", host.protocol);
+    if let Some(held_back) = STRANGERS.now(&spoken) {
+        tracing::warn!(instance = host.instance, held_back, "an agent is refused: {spoken}: {mend}");
+    }
     Err(ApiError::new(Code::AgentVersion, format!("{spoken}: {mend}")))
 }
 
