@@ -1,7 +1,7 @@
 # make run    set up, then the main job on demo data
 # make test   set up, then every test
 # make bench  set up, then every benchmark (release build)
-.PHONY: kernels bench-gate bench-rates bench-weekly bench-yield setup moto run reports test test-all test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
+.PHONY: kernels bench-gate bench-rates bench-weekly bench-yield setup moto run reports test test-room test-all test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
 
 DEMO := target/demo
 # Folder with public traces; what needs them is skipped, and says so, without it.
@@ -32,6 +32,10 @@ TESTS := --workspace --lib --bins --tests
 test: setup
 	cargo $(CARGO_TEST) $(TESTS) $(if $(FEATURES),--features $(FEATURES))
 
+# The tests of one room alone, after a change there: ROOM=fleet.
+test-room:
+	cargo $(CARGO_TEST) -p $(ROOM) --lib --bins --tests
+
 # Every test there is, in one build: those on the API of Amazon EC2 too, whose SDK takes minutes.
 test-all: moto
 	$(MAKE) test FEATURES=$(AWS_FEATURES)
@@ -41,7 +45,7 @@ test-all: moto
 # a day of the whole server in virtual time. 40 minutes.
 soak: setup
 	cargo build --workspace --bins
-	SOAK_S=600 OUTAGES_S="1 6 25 120" ROUNDS=5 FULL_S=60 FREEZES=20 POWER_CUTS=20 EDITS=1000 DAY_H=24 DAYS_APART=1 cargo $(CARGO_TEST) --workspace $(if $(findstring nextest,$(CARGO_TEST)),--profile soak -E 'package(e2e) and (test(killed_replicas) or test(outages::) or test(shared::) or test(power::)) or test(same_day_twice)' --no-capture,-- --nocapture --test-threads 1)
+	SOAK_S=600 OUTAGES_S="1 6 25 120" ROUNDS=5 FULL_S=60 FREEZES=20 POWER_CUTS=20 EDITS=1000 DAY_H=24 DAYS_APART=1 cargo $(CARGO_TEST) $(TESTS) $(if $(findstring nextest,$(CARGO_TEST)),--profile soak -E 'package(e2e) and (test(killed_replicas) or test(outages::) or test(shared::) or test(power::)) or test(same_day_twice)' --no-capture,-- --nocapture --test-threads 1)
 
 AWS_FEATURES := cli/aws,e2e/aws
 

@@ -170,13 +170,17 @@ const TOKENS_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Tokens are made and revoked by the command line, on any replica: they are read again every few seconds.
 async fn refresh_tokens(app: Arc<App>, door: Door, mut stop: watch::Receiver<bool>) {
+    let fails = errors::Seldom::new();
     loop {
         tokio::select! {
             () = tokio::time::sleep(TOKENS_EVERY) => {}
             _ = stop.wait_for(|s| *s) => return,
         }
         if let Err(error) = read_tokens(&app, door).await {
-            tracing::warn!(error = %errors::chain_of(&error), "cannot read the tokens");
+            let error = errors::chain_of(&error);
+            if let Some(held_back) = fails.now(&error) {
+                tracing::warn!(error, held_back, "cannot read the tokens");
+            }
         }
     }
 }

@@ -5,18 +5,22 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::Context;
+use crate::errors::{Seldom, chain_of};
 use crate::store::Write;
 
 /// Well within the lease, so that one slow write does not cost the lead.
 const EVERY: Duration = Duration::from_secs(3);
 
 pub async fn keep(context: Context, mut stop: watch::Receiver<bool>) {
-    let app = &context.app;
+    let (app, fails) = (&context.app, Seldom::new());
     loop {
         let term = match app.ledger.lead(&context.holder).await {
             Ok(term) => term.unwrap_or(0),
             Err(error) => {
-                tracing::warn!(error = %crate::errors::chain_of(&error), "cannot keep the lead");
+                let error = chain_of(&error);
+                if let Some(held_back) = fails.now(&error) {
+                    tracing::warn!(error, held_back, "cannot keep the lead");
+                }
                 0
             }
         };

@@ -114,6 +114,7 @@ pub(super) struct Writer {
     tried_at_ms: i64,
     unread_since: Option<StoreError>,
     cannot_begin: Seldom,
+    commit_fails: Seldom,
     cannot_read: Seldom,
     /// The writer's own connection, whose cache stays warm; opened anew after an error.
     session: Option<Session>,
@@ -141,6 +142,7 @@ impl Writer {
             tried_at_ms: 0,
             unread_since: None,
             cannot_begin: Seldom::new(),
+            commit_fails: Seldom::new(),
             cannot_read: Seldom::new(),
             session: None,
         }
@@ -209,7 +211,9 @@ impl Writer {
             }
             return if failed.is_of_a_job() { Ok(()) } else { Err(failed.error.clone()) };
         }
-        tracing::error!(error, "a commit failed; the book is read anew");
+        if let Some(held_back) = self.commit_fails.now(&error) {
+            tracing::error!(error, held_back, "a commit failed; the book is read anew");
+        }
         *self.known.write() = BookState::Unread;
         self.read_anew().await.map_err(|_| failed.error.clone())
     }
@@ -359,6 +363,11 @@ impl Writer {
         let last = rows.last();
         session.commit(rows, next_id, now_ms).await.map_err(dirty)?;
         self.seen = last;
+        let gap_ms = now_ms - self.alive_at_ms;
+        // Now that it is written, and not with each try.
+        if self.alive_at_ms > 0 && gap_ms > AWAY_MS {
+            tracing::warn!(seconds = gap_ms / 1000, "nobody could be heard for a while; leases do not count it");
+        }
         (self.alive_at_ms, self.cannot_write) = (now_ms, false);
         self.committed(&changes, now_ms).map_err(dirty)
     }
@@ -374,7 +383,6 @@ impl Writer {
         let gap_ms = now_ms - self.alive_at_ms;
         // A command beside the servers too: what it writes says that somebody was there.
         if self.alive_at_ms > 0 && gap_ms > AWAY_MS {
-            tracing::warn!(seconds = gap_ms / 1000, "nobody could be heard for a while; leases do not count it");
             self.on_book(|book| book.forgive(gap_ms))?;
         }
         let (next_seq, mut wrote_any) = (self.seen + 1, false);
