@@ -6,6 +6,7 @@ mod breakers;
 #[allow(dead_code, reason = "the end-to-end tests use the rest")]
 mod databases;
 mod gpus;
+mod learning;
 mod old_database;
 mod store;
 mod virtual_day;
