@@ -13,7 +13,11 @@ use server::serve::{Assembled, Door, assemble};
 use server::store::{MemoryTables, Page, Store};
 
 const START_MS: i64 = 1_793_577_600_000;
+// Nobody plays the agent: it is never silent.
 const CONFIG: &str = r#"
+[limits]
+silent_ms = 86_400_000
+proof_max_age_ms = 86_400_000
 [[provider]]
 kind = "sim"
 offers = "offers.csv"
