@@ -14,6 +14,10 @@ use super::parsed::Parsed;
 use super::writer::{Job, Operation, Work, Writer};
 use super::{Store, StoreError, Write, Wrote};
 
+/// Times that a starting server tries to read the book, and the pause between them.
+const START_TRIES: usize = 5;
+const START_PAUSE: Duration = Duration::from_secs(1);
+
 /// A handle to the writer. Clones share it.
 #[derive(Clone)]
 pub struct Ledger {
@@ -41,7 +45,16 @@ impl Ledger {
         let (pulse_out, pulse) = watch::channel(Pulse::default());
         let known = Arc::new(RwLock::new(BookState::Unread));
         let mut writer = Writer::new(store.clone(), options, Arc::clone(&known), seq_out, pulse_out);
-        writer.read_anew().await?;
+        let mut tries = 1;
+        // The database was opened a moment ago. A reader that is too slow for the others while they are busy loses its session,
+        // as anybody who holds the log and does not take its answer: it reads again.
+        while let Err(error) = writer.read_anew().await {
+            if tries == START_TRIES || !matches!(error, StoreError::Database { .. } | StoreError::Silent) {
+                return Err(error);
+            }
+            tries += 1;
+            tokio::time::sleep(START_PAUSE).await;
+        }
         tokio::spawn(writer.run(queue));
         Ok(Self { jobs, known, pulse, seq, parsed: store.parsed.clone() })
     }
