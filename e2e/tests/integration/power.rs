@@ -3,12 +3,12 @@
 
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::databases::{self, Database, Network};
-use crate::serving::{Serving, serve, setting, until};
-use crate::shared::{CONFIG, load, made};
+use crate::serving::{Serving, serve, setting};
+use crate::shared::{CONFIG, load, longest_gap_s, until_both_serve};
 
 /// Two cables to a machine on which only the database runs: each replica has its own.
 struct Cables {
@@ -88,32 +88,17 @@ async fn a_replica_without_power_holds_nobody_up() {
         let done = Arc::new(AtomicBool::new(false));
         let urls: Vec<String> = both.iter().map(|s| s.url.clone()).collect();
         let (mut tasks, _) = load(&urls, 16, &done);
-        for server in both {
-            let serves = async || {
-                let began = Instant::now();
-                made(server).await && began.elapsed() < Duration::from_millis(300)
-            };
-            until("both serve", Duration::from_secs(20), serves).await;
-        }
+        until_both_serve(&both).await;
         tokio::time::sleep(Duration::from_millis(1_300 + 37 * round as u64)).await;
         let cut = round % 2;
         cables.pull(cut);
         servers[cut].take().unwrap().kill().await;
         let other = servers[1 - cut].as_ref().unwrap();
-        let (began, mut last, mut gap_s) = (Instant::now(), Instant::now(), 0.0_f64);
-        while began.elapsed() < Duration::from_secs(8) {
-            if made(other).await {
-                gap_s = gap_s.max(last.elapsed().as_secs_f64());
-                last = Instant::now();
-            } else {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        }
-        gap_s = gap_s.max(last.elapsed().as_secs_f64());
+        let gap_s = longest_gap_s(other).await;
         longest_s = longest_s.max(gap_s);
         println!("round {round}: the longest time without a claim at the other was {gap_s:.2} s");
         assert!(gap_s < 3.0, "round {round}: {gap_s:.2} s without a claim");
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        done.store(true, Ordering::Relaxed);
         tasks.shutdown().await;
         cables.plug(cut);
         servers[cut] = Some(start(cut).await);

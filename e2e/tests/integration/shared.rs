@@ -63,7 +63,7 @@ pub fn load(urls: &[String], clients: usize, done: &Arc<AtomicBool>) -> (JoinSet
 }
 
 /// A claim that is made, and given back: whether it was acknowledged.
-pub async fn made(server: &Serving) -> bool {
+async fn made(server: &Serving) -> bool {
     let ask = json!({ "class": "chat", "on_empty": "queue", "wait_s": 60 });
     let (status, claim) = server.try_post("/v1/claims", None, &ask).await;
     if status == 202 {
@@ -71,6 +71,31 @@ pub async fn made(server: &Serving) -> bool {
         server.try_post(&release, None, &json!({})).await;
     }
     status == 202
+}
+
+/// Waits until every server takes claims at its usual pace.
+pub async fn until_both_serve(servers: &[&Serving]) {
+    for server in servers {
+        let serves = async || {
+            let began = Instant::now();
+            made(server).await && began.elapsed() < Duration::from_millis(300)
+        };
+        until("both serve", Duration::from_secs(20), serves).await;
+    }
+}
+
+/// The longest time without a claim at a server in the eight seconds from now on.
+pub async fn longest_gap_s(server: &Serving) -> f64 {
+    let (began, mut last, mut gap_s) = (Instant::now(), Instant::now(), 0.0_f64);
+    while began.elapsed() < Duration::from_secs(8) {
+        if made(server).await {
+            gap_s = gap_s.max(last.elapsed().as_secs_f64());
+            last = Instant::now();
+        } else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    gap_s.max(last.elapsed().as_secs_f64())
 }
 
 /// Where one replica stops as it stands, with whatever it holds, claims go on at the other within three seconds, and the
@@ -87,24 +112,9 @@ async fn a_frozen_replica_holds_nobody_up() {
         tokio::time::sleep(Duration::from_millis(1_300 + 37 * round as u64)).await;
         let (frozen, other) = (&pair.servers[round % 2], &pair.servers[(round + 1) % 2]);
         // Both serve: what the last round left to be caught up with is another matter.
-        for server in [frozen, other] {
-            let serves = async || {
-                let began = Instant::now();
-                made(server).await && began.elapsed() < Duration::from_millis(300)
-            };
-            until("both serve", Duration::from_secs(20), serves).await;
-        }
+        until_both_serve(&[frozen, other]).await;
         frozen.signal("-STOP");
-        let (began, mut last, mut gap_s) = (Instant::now(), Instant::now(), 0.0_f64);
-        while began.elapsed() < Duration::from_secs(8) {
-            if made(other).await {
-                gap_s = gap_s.max(last.elapsed().as_secs_f64());
-                last = Instant::now();
-            } else {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        }
-        gap_s = gap_s.max(last.elapsed().as_secs_f64());
+        let gap_s = longest_gap_s(other).await;
         longest_s = longest_s.max(gap_s);
         println!("round {round}: the longest time without a claim at the other was {gap_s:.2} s");
         frozen.signal("-CONT");
