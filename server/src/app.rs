@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use fleet::invariants::Breach;
 use protocol::{BudgetSpec, ForecastSpec};
 use providers::Clock;
 use tokio::sync::Notify;
@@ -45,11 +44,6 @@ pub struct App {
 const PULSE_MAX_MS: i64 = 3_000;
 
 impl App {
-    /// Counts a property that does not hold, and says who breaks it.
-    pub fn breached(&self, breach: &Breach) {
-        self.metrics.breached(breach);
-    }
-
     /// Now, milliseconds since 1970.
     #[must_use]
     pub fn now_ms(&self) -> i64 {

@@ -121,9 +121,17 @@ impl Limits {
     /// # Errors
     /// Its wait or its lease is too long.
     pub fn allow(&self, rule: &ClassRule) -> Result<(), ClaimError> {
-        in_range("wait_ms", rule.wait_ms, 0, self.queue_max_ms)?;
-        in_range("lease_ms", rule.lease_ms, 1000, self.lease_max_ms)?;
+        self.wait_ms(rule.wait_ms)?;
+        self.lease_ms(rule.lease_ms)?;
         Ok(())
+    }
+
+    fn wait_ms(&self, asked: i64) -> Result<i64, ClaimError> {
+        in_range("wait_ms", asked, 0, self.queue_max_ms)
+    }
+
+    fn lease_ms(&self, asked: i64) -> Result<i64, ClaimError> {
+        in_range("lease_ms", asked, 1000, self.lease_max_ms)
     }
 }
 
@@ -183,8 +191,8 @@ impl Book {
         let rule = self.classes.get(&ask.class).ok_or_else(|| ClaimError::UnknownClass(ask.class.clone()))?;
         let count = i64::from(ask.count);
         in_range("count", count, 1, i64::from(limits.count_max))?;
-        let wait_ms = in_range("wait_ms", ask.wait_ms.unwrap_or(rule.wait_ms), 0, limits.queue_max_ms)?;
-        let lease_ms = in_range("lease_ms", ask.lease_ms.unwrap_or(rule.lease_ms), 1000, limits.lease_max_ms)?;
+        let wait_ms = limits.wait_ms(ask.wait_ms.unwrap_or(rule.wait_ms))?;
+        let lease_ms = limits.lease_ms(ask.lease_ms.unwrap_or(rule.lease_ms))?;
         Ok(Claim {
             id: 0,
             class: ask.class,
@@ -304,7 +312,7 @@ impl Book {
         let claim = self.open(id)?;
         // Before anything changes.
         let next = claim.state.after(ClaimEvent::Confirmed)?;
-        let lease_ms = in_range("lease_ms", lease_ms.unwrap_or(claim.lease_ms), 1000, self.limits.lease_max_ms)?;
+        let lease_ms = self.limits.lease_ms(lease_ms.unwrap_or(claim.lease_ms))?;
         let (before, first) = (claim.due_at_ms(), claim.state != next);
         let reason = if first { "confirmed by its client".to_owned() } else { claim.reason.clone() };
         let from = self.claim_event(id, ClaimEvent::Confirmed, &reason, now_ms)?;

@@ -80,7 +80,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         Err(error) => {
             app.metrics.planned("failed", seconds, last.unsigned_abs());
             if let PlanError::Check(found) = &error {
-                found.iter().for_each(|v| app.breached(&Breach::new(Invariant::Cap7, v.to_string())));
+                found.iter().for_each(|v| app.metrics.breached(&Breach::new(Invariant::Cap7, v.to_string())));
             }
             return Err(error.into());
         }
@@ -114,7 +114,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         intend(book, &wanted, now_ms)
     };
     let done = app.ledger.write_as_leader(term, write).await?;
-    done.breaches.iter().for_each(|breach| app.breached(breach));
+    done.breaches.iter().for_each(|breach| app.metrics.breached(breach));
     app.board.actor.notify_one();
     let mut text = format!("plan {epoch}: launch {} of {wanted}, release {}", done.launched, done.released);
     for held in &done.held_back {

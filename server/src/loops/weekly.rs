@@ -48,7 +48,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     );
     if changes {
         let breaches = app.ledger.write_as_leader(term, move |book, now_ms| orders.carry_out(book, now_ms)).await?;
-        breaches.iter().for_each(|breach| app.breached(breach));
+        breaches.iter().for_each(|breach| app.metrics.breached(breach));
     }
     Ok(text)
 }

@@ -290,7 +290,7 @@ impl Metrics {
         self.yield_seconds.observe(seconds);
     }
 
-    /// A numbered property does not hold.
+    /// A numbered property does not hold: it is counted, and the log says who breaks it.
     pub fn breached(&self, breach: &Breach) {
         tracing::error!(invariant = %breach.invariant, what = breach.what, "an invariant does not hold: a bug");
         self.breaches.get_or_create(&OfInvariant { invariant: breach.invariant.number() }).inc();
