@@ -227,7 +227,7 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
         declared: Vec::new(),
     };
     let methods = scenarios::choose(&history, &file.periods_s, rules.season_s);
-    let scenarios = scenarios::build(&history, &methods, &file.periods_s, &rules);
+    let mut scenarios = scenarios::build(&history, &methods, &file.periods_s, &rules);
     let mut notes = series.notes;
     for (class, method) in classes.iter().zip(methods) {
         notes.push(format!("{} is forecast by {}", class.name, method.name()));
@@ -250,6 +250,7 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
         policy: &policy(&file.policy, &classes)?,
         parent: parent.map(|plan| (plan, f64::from(file.parent_age_s))),
     };
+    gather::add_losses(&observed, &mut scenarios);
     let input = gather::plan_input(&observed, scenarios);
     Ok(Loaded { input, catalogue, notes })
 }

@@ -111,6 +111,7 @@ impl Inputs {
             declared: &self.declared,
             judged: &self.judged,
             history: &self.history,
+            known: None,
         }
     }
 }

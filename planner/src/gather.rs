@@ -146,8 +146,7 @@ type GroupKey = (usize, Vec<(usize, u32)>, bool);
 /// Claimed nodes are kept while any of their claims is expected to live (lives are taken as exponential, so that age
 /// says nothing); nodes on their way arrive by their lead time given how long they have already waited.
 #[must_use]
-pub fn plan_input(seen: &Observed, mut scenarios: Vec<Scenario>) -> PlanInput {
-    add_losses(seen, &mut scenarios);
+pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
     let start_s = starts(seen.period_s);
     let mut groups: BTreeMap<GroupKey, (u32, Vec<f64>)> = BTreeMap::new();
     let mut arriving = vec![Vec::new(); seen.offers.len()];
@@ -224,7 +223,7 @@ pub fn plan_input(seen: &Observed, mut scenarios: Vec<Scenario>) -> PlanInput {
 
 /// Claims whose node is lost come again, all at once, before it can be replaced: each path asks for room for as many as
 /// its place among the paths says (paths are ordered by how high they go), and they count among the new claims.
-fn add_losses(seen: &Observed, scenarios: &mut [Scenario]) {
+pub fn add_losses(seen: &Observed, scenarios: &mut [Scenario]) {
     for k in 0..seen.classes.len() {
         let losses = Losses::of(seen, k);
         if losses.rate_per_s <= 0.0 {

@@ -89,13 +89,15 @@ pub struct Moment<'a> {
     pub declared: &'a [Declared],
     /// Concurrent claims so far, `[K][N]`, the last is now.
     pub history: &'a History,
+    /// Demand where it is known instead of forecast, with what losses bring back: for yardsticks.
+    pub known: Option<&'a Scenario>,
 }
 
 /// The planner's input for a moment. `memory` learns what was judged and which forecasts are good.
 #[must_use]
 pub fn input(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) -> PlanInput {
     let classes = aimed(memory, seen);
-    let paths = paths(rules, memory, seen);
+    let mut paths = seen.known.map_or_else(|| paths(rules, memory, seen), |known| vec![known.clone()]);
     let observed = Observed {
         epoch: seen.epoch,
         period_s: &rules.period_s,
@@ -109,6 +111,9 @@ pub fn input(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) -> PlanIn
         policy: &rules.weights,
         parent: memory.parent.as_ref().map(|(plan, at_s)| (plan, seen.now_s - at_s)),
     };
+    if seen.known.is_none() {
+        gather::add_losses(&observed, &mut paths);
+    }
     gather::plan_input(&observed, paths)
 }
 

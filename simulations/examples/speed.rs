@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use planner::error_budget::ErrorBudget;
 use simulations::engine::run;
-use simulations::policies::{Live, Rule, Simple};
+use simulations::policies::{Family, Live, Rule, Simple};
 use simulations::scenario::{self, Part};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let setup = prepared.setup(Part::Test, spec.seeds[0])?;
     println!("{} offers, {} classes, {} claims", setup.offers.len(), setup.classes.len(), setup.claims.len());
     let start = Instant::now();
-    let outcome = run(&setup, &mut Simple::new(Rule::Percentage(0.5)))?;
+    let outcome = run(&setup, &mut Simple::new(Rule::new(Family::Percentage, 0.5)))?;
     let seconds = start.elapsed().as_secs_f64();
     println!("percentage: {} events in {seconds:.3} s", outcome.counts.events);
     let start = Instant::now();

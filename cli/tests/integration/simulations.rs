@@ -64,7 +64,7 @@ fn a_league_is_played_shown_and_repeats() {
     let folder = scenario();
     let ran = simulate(folder.path(), &[]);
     assert_eq!(ran.code, 0, "{}", ran.err);
-    for word in ["planner", "clairvoyant", "base-stock", "above the clairvoyant"] {
+    for word in ["planner", "clairvoyant", "base-stock", "above foresight"] {
         assert!(ran.out.contains(word), "{word}: {}", ran.out);
     }
     let page = read(folder.path(), "report.html");

@@ -16,7 +16,7 @@ use providers::sim::{Dist, SimOffer};
 
 pub use account::Money;
 pub use histogram::Histogram;
-pub use outcome::{Counts, Outcome, Sample};
+pub use outcome::{Counts, OfClass, Outcome, Sample};
 pub use world::run;
 
 /// One claim of the demand.

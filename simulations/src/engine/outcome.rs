@@ -41,6 +41,32 @@ pub struct Counts {
     pub events: u64,
 }
 
+/// Counts of one class.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct OfClass {
+    /// Name.
+    pub name: String,
+    /// Hit rate that is promised.
+    pub hit_rate_target: f64,
+    /// Claims that came.
+    pub claims: u64,
+    /// Granted within the wait.
+    pub hits: u64,
+    /// Not granted within the wait.
+    pub misses: u64,
+    /// Dollars of its misses, and of the nodes that were launched for it where a policy keeps classes apart.
+    pub cost_usd: f64,
+}
+
+impl OfClass {
+    /// Hits over hits and misses; 1 without claims.
+    #[must_use]
+    pub fn hit_rate(&self) -> f64 {
+        let all = self.hits + self.misses;
+        if all == 0 { 1.0 } else { self.hits as f64 / all as f64 }
+    }
+}
+
 /// One point of the plots.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
@@ -69,8 +95,8 @@ pub struct Outcome {
     pub measured_s: f64,
     /// Counts.
     pub counts: Counts,
-    /// Counts of claims, hits and misses by class.
-    pub classes: Vec<(String, u64, u64, u64)>,
+    /// By class, in the setup's order.
+    pub classes: Vec<OfClass>,
     /// Money.
     pub money: Money,
     /// GPU-seconds in use by claims.

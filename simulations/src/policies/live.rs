@@ -2,22 +2,30 @@
 
 use planner::error_budget::ErrorBudget;
 use planner::gather;
-use planner::rolling::{self, RollingMemory, Rules};
+use planner::rolling::{self, Moment, RollingMemory, Rules};
 
-use super::{Decision, LaunchOrder, Policy, Seen};
+use super::{Decision, LaunchOrder, Policy, Seen, TrueFuture};
 
 /// The planner with what it remembers.
 #[derive(Debug)]
 pub struct Live {
     rules: Rules,
     memory: RollingMemory,
+    /// Known instead of forecast.
+    future: Option<TrueFuture>,
 }
 
 impl Live {
     /// With what earlier days left of the hit-rate targets; the default without a past.
     #[must_use]
     pub fn new(rules: Rules, budget: ErrorBudget) -> Self {
-        Self { rules, memory: RollingMemory::with_budget(budget) }
+        Self { rules, memory: RollingMemory::with_budget(budget), future: None }
+    }
+
+    /// The same, with the one true future in place of the forecast.
+    #[must_use]
+    pub fn foreseeing(self, future: TrueFuture) -> Self {
+        Self { future: Some(future), ..self }
     }
 
     /// What is left of the hit-rate targets, for the days that come.
@@ -30,7 +38,9 @@ impl Live {
 impl Policy for Live {
     fn decide(&mut self, seen: &Seen) -> Result<Decision, String> {
         let (inputs, now_s) = (seen.inputs, seen.inputs.now_s);
-        let moment = inputs.moment(self.memory.parent().map_or(1, |(p, _)| p.epoch + 1));
+        let known = self.future.as_ref().map(|future| future.path(seen, &self.rules.period_s));
+        let epoch = self.memory.parent().map_or(1, |(p, _)| p.epoch + 1);
+        let moment = Moment { known: known.as_ref(), ..inputs.moment(epoch) };
         let input = rolling::input(&self.rules, &mut self.memory, &moment);
         let made = rolling::decide(&mut self.memory, &input, now_s).map_err(|e| e.to_string())?;
         let released = gather::nodes_to_release(&made, &inputs.offers, &inputs.nodes);
@@ -41,5 +51,9 @@ impl Policy for Live {
             .iter()
             .filter_map(|l| place(&l.offer).map(|offer| LaunchOrder { offer, nodes: l.nodes, label: None }));
         Ok(Decision { launches: launches.collect(), releases })
+    }
+
+    fn foresees(&self) -> bool {
+        self.future.is_some()
     }
 }

@@ -1,14 +1,16 @@
 //! Who decides what to launch and release: the shipped planner, and the simple rules it is compared with.
 
 mod fixed;
+mod foresight;
 mod live;
 mod simple;
 
 use control::inputs::Inputs;
 
 pub use fixed::FixedNodes;
+pub use foresight::TrueFuture;
 pub use live::Live;
-pub use simple::{Rule, Simple};
+pub use simple::{Family, Rule, Simple};
 
 /// A node as policies see it.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +33,7 @@ pub struct SeenNode {
     pub label: Option<usize>,
 }
 
-/// What a policy sees: the present and the past, nothing else. Shapes: `P` offers, `K` classes.
+/// What a policy sees: the present and the past, nothing else but for who foresees. Shapes: `P` offers, `K` classes.
 #[derive(Debug)]
 pub struct Seen<'a> {
     /// What the server would make a plan from.
@@ -44,6 +46,8 @@ pub struct Seen<'a> {
     pub active: &'a [u32],
     /// Claims that wait, `[K]`.
     pub queued: &'a [u32],
+    /// Seconds until each of the inputs' nodes is lost, infinite for never: only for who foresees, else empty.
+    pub lost_in_s: &'a [f64],
 }
 
 /// Nodes to launch at one offer.
@@ -73,4 +77,9 @@ pub trait Policy {
     /// # Errors
     /// It cannot decide: a bug, told in words.
     fn decide(&mut self, seen: &Seen) -> Result<Decision, String>;
+
+    /// Whether it knows the future: a yardstick, no policy that anybody could have.
+    fn foresees(&self) -> bool {
+        false
+    }
 }

@@ -1,4 +1,4 @@
-//! The simple rules that people use today, each with one knob. They keep classes apart: a node is launched for a class,
+//! The simple rules that people use today, each with one knob, or one for each class. They keep classes apart: a node is launched for a class,
 //! at the cheapest offer that the class accepts, and goes when it is not needed for five minutes.
 
 use fleet::Market;
@@ -6,72 +6,92 @@ use serde::{Deserialize, Serialize};
 
 use super::{Decision, LaunchOrder, Policy, Seen, SeenNode};
 
-/// A rule with its knob.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+/// Kinds of rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Rule {
+pub enum Family {
     /// No buffer: a node is launched when a claim waits.
     None,
     /// So many times the mean demand of the past, always (static provisioning).
-    Fixed(f64),
+    Fixed,
     /// A share of what is in use on top (Kubernetes CapacityBuffer's percentage).
-    Percentage(f64),
+    Percentage,
     /// What is in use and a constant, as a share of the mean demand (Agones' `allocated + b`).
-    Allocated(f64),
+    Allocated,
     /// A node stays so many seconds after its last claim.
-    KeepAlive(f64),
+    KeepAlive,
     /// As before, for the quantile of the idle times seen (Shahrad et al. 2020).
-    Histogram(f64),
+    Histogram,
     /// What is in use and the quantile of demand's growth over a lead time (base stock).
-    BaseStock(f64),
+    BaseStock,
     /// A percentage on spot nodes spread over zones, on-demand where spot falls short (SkyServe's SpotHedge).
-    SpotHedge(f64),
+    SpotHedge,
 }
 
-impl Rule {
-    /// Name without the knob.
+impl Family {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::None,
+        Self::Fixed,
+        Self::Percentage,
+        Self::Allocated,
+        Self::KeepAlive,
+        Self::Histogram,
+        Self::BaseStock,
+        Self::SpotHedge,
+    ];
+
+    /// The word used in tables.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "none",
-            Self::Fixed(_) => "fixed",
-            Self::Percentage(_) => "percentage",
-            Self::Allocated(_) => "allocated+b",
-            Self::KeepAlive(_) => "keep-alive",
-            Self::Histogram(_) => "histogram",
-            Self::BaseStock(_) => "base-stock",
-            Self::SpotHedge(_) => "spot-hedge",
+            Self::Fixed => "fixed",
+            Self::Percentage => "percentage",
+            Self::Allocated => "allocated+b",
+            Self::KeepAlive => "keep-alive",
+            Self::Histogram => "histogram",
+            Self::BaseStock => "base-stock",
+            Self::SpotHedge => "spot-hedge",
         }
     }
 
-    /// Every rule over the knobs that are swept.
+    /// The knobs that are tried, rising.
+    #[must_use]
+    pub fn knobs(self) -> &'static [f64] {
+        match self {
+            Self::None => &[0.0],
+            Self::Fixed => &[0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0],
+            Self::Percentage | Self::Allocated | Self::SpotHedge => {
+                &[0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0]
+            }
+            Self::KeepAlive => &[300.0, 600.0, 1800.0, 3600.0, 7200.0, 14_400.0, 43_200.0, 86_400.0],
+            Self::Histogram => &[0.5, 0.75, 0.9, 0.95, 0.99],
+            Self::BaseStock => &[0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0],
+        }
+    }
+}
+
+/// A rule with its knob.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Rule {
+    /// Which.
+    pub family: Family,
+    /// How much of it.
+    pub knob: f64,
+}
+
+impl Rule {
+    /// A rule.
+    #[must_use]
+    pub const fn new(family: Family, knob: f64) -> Self {
+        Self { family, knob }
+    }
+
+    /// Every rule over the knobs that are tried.
     #[must_use]
     pub fn swept() -> Vec<Self> {
-        let shares = [0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0];
-        let mut all = vec![Self::None];
-        all.extend([0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0].map(Self::Fixed));
-        all.extend(shares.map(Self::Percentage));
-        all.extend(shares.map(Self::Allocated));
-        all.extend([600.0, 1800.0, 3600.0, 7200.0, 14_400.0, 43_200.0, 86_400.0].map(Self::KeepAlive));
-        all.extend([0.5, 0.75, 0.9, 0.99].map(Self::Histogram));
-        all.extend([0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999].map(Self::BaseStock));
-        all.extend([0.1, 0.2, 0.35, 0.5, 0.75, 1.0].map(Self::SpotHedge));
-        all
-    }
-
-    /// The knob; 0 for none.
-    #[must_use]
-    pub fn knob(self) -> f64 {
-        match self {
-            Self::None => 0.0,
-            Self::Fixed(x)
-            | Self::Percentage(x)
-            | Self::Allocated(x)
-            | Self::KeepAlive(x)
-            | Self::Histogram(x)
-            | Self::BaseStock(x)
-            | Self::SpotHedge(x) => x,
-        }
+        Family::ALL.into_iter().flat_map(|family| family.knobs().iter().map(move |k| Self::new(family, *k))).collect()
     }
 }
 
@@ -83,7 +103,9 @@ const IDLE_TIMES_MAX: usize = 2000;
 /// A rule with what it remembers.
 #[derive(Debug)]
 pub struct Simple {
-    rule: Rule,
+    family: Family,
+    /// Knob of each class by its name; one for all where it is under no name.
+    knobs: Vec<(Option<String>, f64)>,
     /// Mean demand of the past, `[K]`.
     mean: Vec<f64>,
     /// `(seconds, target)` of the last minutes, `[K]`.
@@ -94,10 +116,28 @@ pub struct Simple {
 }
 
 impl Simple {
-    /// Without a past.
+    /// One knob for all classes, without a past.
     #[must_use]
     pub fn new(rule: Rule) -> Self {
-        Self { rule, mean: Vec::new(), recent: Vec::new(), idle_times: Vec::new(), idle: Default::default() }
+        Self::with(rule.family, vec![(None, rule.knob)])
+    }
+
+    /// A knob for each class by its name, without a past.
+    #[must_use]
+    pub fn by_class<'a>(family: Family, knobs: impl Iterator<Item = (&'a str, f64)>) -> Self {
+        Self::with(family, knobs.map(|(name, knob)| (Some(name.to_owned()), knob)).collect())
+    }
+
+    fn with(family: Family, knobs: Vec<(Option<String>, f64)>) -> Self {
+        let nothing = (Vec::new(), Vec::new(), Vec::new());
+        let (mean, recent, idle_times) = nothing;
+        Self { family, knobs, mean, recent, idle_times, idle: Default::default() }
+    }
+
+    fn knob(&self, seen: &Seen, k: usize) -> f64 {
+        let name = &seen.inputs.classes[k].name;
+        let of = |(class, _): &&(Option<String>, f64)| class.as_ref().is_none_or(|class| class == name);
+        self.knobs.iter().find(of).map_or(0.0, |(_, knob)| *knob)
     }
 
     fn remember(&mut self, seen: &Seen) {
@@ -123,23 +163,24 @@ impl Simple {
     /// Claims that class `k` should have room for.
     fn target(&self, seen: &Seen, k: usize, lead_s: f64) -> f64 {
         let now = f64::from(seen.active[k] + seen.queued[k]);
-        match self.rule {
-            Rule::None | Rule::KeepAlive(_) | Rule::Histogram(_) => now,
-            Rule::Fixed(times) => now.max(times * self.mean[k]),
-            Rule::Percentage(share) | Rule::SpotHedge(share) => now * (1.0 + share),
-            Rule::Allocated(share) => now + share * self.mean[k],
-            Rule::BaseStock(q) => now + growth(&seen.inputs.history.claims[k], seen.inputs.history.step_s, lead_s, q),
+        let (knob, history) = (self.knob(seen, k), &seen.inputs.history);
+        match self.family {
+            Family::None | Family::KeepAlive | Family::Histogram => now,
+            Family::Fixed => now.max(knob * self.mean[k]),
+            Family::Percentage | Family::SpotHedge => now * (1.0 + knob),
+            Family::Allocated => now + knob * self.mean[k],
+            Family::BaseStock => now + growth(&history.claims[k], history.step_s, lead_s, knob),
         }
     }
 
     /// Seconds that an idle node of class `k` stays.
-    fn stay_s(&self, k: usize) -> f64 {
-        match self.rule {
-            Rule::KeepAlive(seconds) => seconds,
-            Rule::Histogram(q) if self.idle_times[k].len() >= 20 => {
-                quantile(&self.idle_times[k], q).clamp(60.0, 14_400.0)
+    fn stay_s(&self, seen: &Seen, k: usize) -> f64 {
+        match self.family {
+            Family::KeepAlive => self.knob(seen, k),
+            Family::Histogram if self.idle_times[k].len() >= 20 => {
+                quantile(&self.idle_times[k], self.knob(seen, k)).clamp(60.0, 14_400.0)
             }
-            Rule::Histogram(_) => 600.0,
+            Family::Histogram => 600.0,
             _ => SCALE_DOWN_S,
         }
     }
@@ -259,7 +300,7 @@ impl Policy for Simple {
             let lead_s = cheapest.map_or(600.0, |p| seen.inputs.estimates[*p].lead_time.mean_s());
             let target = self.target(seen, k, lead_s).ceil();
             let have = f64::from(seen.active[k]) + free;
-            let spot = matches!(self.rule, Rule::SpotHedge(_));
+            let spot = self.family == Family::SpotHedge;
             if target > have {
                 let mut missing = target - have;
                 if spot {
@@ -274,7 +315,7 @@ impl Policy for Simple {
             recent.push((seen.inputs.now_s, target));
             recent.retain(|(at, _)| seen.inputs.now_s - at <= SCALE_DOWN_S);
             let wanted = recent.iter().map(|r| r.1).fold(0.0, f64::max);
-            let stay_s = self.stay_s(k);
+            let stay_s = self.stay_s(seen, k);
             let mut surplus = have - wanted;
             let mut idle: Vec<&SeenNode> =
                 seen.nodes.iter().filter(of_class).filter(|n| n.healthy && n.claims.is_empty()).collect();

@@ -9,7 +9,7 @@ use planner::scenarios::History;
 use providers::sim::{Dist, SimOffer};
 use simulations::claims;
 use simulations::engine::{Setup, run};
-use simulations::policies::FixedNodes;
+use simulations::policies::{Family, FixedNodes, Rule, Simple};
 
 /// One offer of one-GPU nodes at $3.60 an hour that starts at once, one class, demand given.
 pub fn plain(claims: Vec<simulations::engine::ClaimSpec>, end_s: f64, on_empty: OnEmpty) -> Setup {
@@ -162,7 +162,7 @@ fn two_configurations_of_one_cold_start() {
     cold.plan_every_s = 5;
     // Claims live on after their long start, and nodes go with them.
     cold.claims.iter_mut().for_each(|c| c.end_ms = c.at_ms + 3_600_000);
-    let mut none = simulations::policies::Simple::new(simulations::policies::Rule::None);
+    let mut none = Simple::new(Rule::new(Family::None, 0.0));
     let without = run(&cold, &mut none).expect("a run").cold_starts;
     assert!((without.quantile_s(0.9) / 2000.0 - 1.0).abs() < 0.06, "{}", without.quantile_s(0.9));
     let mut warm = plain(claims, 200_000.0, OnEmpty::LaunchCold);

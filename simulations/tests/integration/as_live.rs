@@ -4,7 +4,7 @@ use fleet::{AcceptedGpu, Market, OfferKey, OnEmpty, PriceCap, UsdMicros};
 use planner::input::LeadTime;
 use providers::sim::{Dist, SimOffer};
 use simulations::engine::{ClaimSpec, Disturbance, Outcome, Setup, run};
-use simulations::policies::{Decision, FixedNodes, LaunchOrder, Policy, Rule, Seen, Simple};
+use simulations::policies::{Decision, Family, FixedNodes, LaunchOrder, Policy, Rule, Seen, Simple};
 
 use crate::analytic::plain;
 
@@ -54,7 +54,7 @@ fn claims_wait_below_their_price_cap_and_substitutes_go_above() {
     let mut setup = with_a_dear_offer(OnEmpty::Queue);
     setup.supply[0].capacity = providers::sim::Steps::constant(1.0);
     (setup.plan_every_s, setup.classes[0].wait_ms) = (60, 600_000);
-    let outcome = played(&setup, &mut Simple::new(Rule::Percentage(1.0)));
+    let outcome = played(&setup, &mut Simple::new(Rule::new(Family::Percentage, 1.0)));
     assert_eq!((outcome.counts.launches, outcome.counts.hits), (1, 1));
 }
 
@@ -73,7 +73,7 @@ fn a_claim_over_two_nodes_has_both_or_none() {
     assert_eq!((outcome.counts.launches, outcome.counts.hits), (4, 2));
     setup.start_fleet = false;
     (setup.plan_every_s, setup.classes[0].wait_ms) = (60, 600_000);
-    let outcome = played(&setup, &mut Simple::new(Rule::None));
+    let outcome = played(&setup, &mut Simple::new(Rule::new(Family::None, 0.0)));
     assert_eq!((outcome.counts.launches, outcome.counts.hits), (4, 2), "simple rules buy whole claims");
 }
 

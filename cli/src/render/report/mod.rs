@@ -5,14 +5,14 @@ mod plots;
 use std::fmt::Write;
 
 use simulations::engine::Outcome;
-use simulations::league::{Entry, League, Player};
+use simulations::league::{Entry, League, Player, Rivals};
 
-use super::league::{over, percent_of, verdict};
+use super::league::{percent_of, rate, rival, usd_of, verdict, worst};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#1c2430}\
 h1{font-size:1.5em;margin-bottom:.2em}h2{font-size:1.15em;margin-top:2em}p.sub{color:#5a6675;margin-top:0}\
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,td{padding:.25em .6em;text-align:right;\
-border-bottom:1px solid #e3e7ec}th:first-child,td:first-child{text-align:left}tr.us td{font-weight:600;background:#f0f6ff}\
+border-bottom:1px solid #e3e7ec}th:first-child,td:first-child{text-align:left}tr.us td{font-weight:600;background:#f0f6ff}td.under{color:#b03a48}\
 svg{width:100%;height:auto;display:block}figcaption{color:#5a6675;font-size:.9em}figure{margin:1em 0}";
 
 /// The page.
@@ -32,20 +32,22 @@ pub fn report(league: &League) -> anyhow::Result<String> {
     write!(
         page,
         "<p>{days:.1} days, seeds {}; every figure is the mean over the seeds, ± half its 95 % confidence interval. \
-         Overhead is cost above the clairvoyant optimum of the same run, as a share of it. Simple policies stand at the \
-         knob that cost least at a hit rate of {:.0} % on the days before.</p>",
+         Foresight is the shipped planner that knows the demand: what is above it is the price of not knowing. Overhead is \
+         cost above the clairvoyant bound of the same run. Simple policies stand with a knob for each class, tuned on the \
+         days before. Each class is judged by its own target.</p>",
         seeds.join(", "),
-        100.0 * league.hit_rate_target
     )?;
     for line in verdict(league) {
         write!(page, "<p><b>{}</b></p>", escape(&line))?;
     }
     policies(&mut page, league)?;
+    services(&mut page, league)?;
     figure(
         &mut page,
-        "Cost against hit rate",
+        "Cost against service",
         &plots::front(league)?,
-        "Every policy with every knob; the line joins those that nothing beats in both (the Pareto front).",
+        "Every policy with every knob, by how far its worst class is under its target; the line joins those that nothing \
+         beats in both. Foresight stands apart: nobody can have it.",
     )?;
     figure(
         &mut page,
@@ -53,15 +55,15 @@ pub fn report(league: &League) -> anyhow::Result<String> {
         &plots::dollars(league)?,
         "Means over the seeds, as shares of the clairvoyant's cost.",
     )?;
-    for player in [Player::Live, league.best_simple] {
-        if let Some(outcome) = league.entry(player).and_then(|e| e.outcomes.first()) {
+    for entry in league.entry(Player::Live).into_iter().chain(rival(league, Rivals::TunedBefore)) {
+        if let Some(outcome) = entry.outcomes.first() {
             let caption = format!(
                 "Seed {}. Grey: what claims want; blue: in use; green: idle on top; red: misses so far (right).",
                 league.seeds[0]
             );
             figure(
                 &mut page,
-                &format!("Demand, buffer and misses over time: {}", player.name()),
+                &format!("Demand, buffer and misses over time: {}", entry.player.name()),
                 &plots::over_time(outcome)?,
                 &caption,
             )?;
@@ -99,19 +101,37 @@ fn row(page: &mut String, entry: &Entry, cells: &[String]) -> std::fmt::Result {
 fn policies(page: &mut String, league: &League) -> std::fmt::Result {
     write!(
         page,
-        "<h2>Policies</h2><table><tr><th>policy<th>hit rate<th>overhead<th>cost<th>p99 wait<th>p99 cold start<th>utilisation</tr>"
+        "<h2>Policies</h2><table><tr><th>policy<th>least served<th>above foresight<th>overhead<th>cost<th>p99 wait<th>p99 cold start<th>utilisation</tr>"
     )?;
     for entry in league.shown() {
-        let cost = over(entry, |o| o.money.total_usd());
         let cells = [
-            percent_of(league.hit_rate(entry)),
+            worst(entry),
+            usd_of(league.excess_usd(entry)),
             percent_of(league.overhead(entry)),
-            cost.half.map_or(format!("${:.0}", cost.mean), |h| format!("${:.0} ± {h:.0}", cost.mean)),
-            format!("{:.0} s", over(entry, |o| o.waits.quantile_s(0.99)).mean),
-            format!("{:.0} s", over(entry, |o| o.cold_starts.quantile_s(0.99)).mean),
-            percent_of(over(entry, Outcome::utilisation)),
+            usd_of(entry.cost_usd()),
+            format!("{:.0} s", entry.over(|o| o.waits.quantile_s(0.99)).mean),
+            format!("{:.0} s", entry.over(|o| o.cold_starts.quantile_s(0.99)).mean),
+            percent_of(entry.over(Outcome::utilisation)),
         ];
         row(page, entry, &cells)?;
+    }
+    write!(page, "</table>")
+}
+
+fn services(page: &mut String, league: &League) -> std::fmt::Result {
+    let shown = super::league::compared(league);
+    write!(page, "<h2>Hit rates</h2><table><tr><th>class<th>target")?;
+    shown.iter().try_for_each(|e| write!(page, "<th>{}", escape(&e.player.name())))?;
+    write!(page, "</tr>")?;
+    let of: Vec<_> = shown.iter().map(|e| e.services()).collect();
+    for k in 0..of.first().map_or(0, Vec::len) {
+        let class = &of[0][k];
+        write!(page, "<tr><td>{}</td><td>{}</td>", escape(&class.class), rate(class.hit_rate_target))?;
+        for services in &of {
+            let under = if services[k].shortfall() > 0.0 { " class=\"under\"" } else { "" };
+            write!(page, "<td{under}>{}</td>", rate(services[k].hit_rate))?;
+        }
+        write!(page, "</tr>")?;
     }
     write!(page, "</table>")
 }
@@ -122,8 +142,8 @@ fn stability(page: &mut String, league: &League) -> std::fmt::Result {
         "<h2>Stability and supply</h2><table><tr><th>policy<th>decisions that change anything<th>launches<th>releases<th>refused<th>failed boots<th>reclaims<th>faults<th>interrupted claims</tr>"
     )?;
     for entry in league.shown() {
-        let mean = |of: fn(&Outcome) -> u64| format!("{:.0}", over(entry, |o| of(o) as f64).mean);
-        let changes = over(entry, |o| o.counts.changes as f64 / o.counts.decisions.max(1) as f64);
+        let mean = |of: fn(&Outcome) -> u64| format!("{:.0}", entry.over(|o| of(o) as f64).mean);
+        let changes = entry.over(|o| o.counts.changes as f64 / o.counts.decisions.max(1) as f64);
         let cells = [
             percent_of(changes),
             mean(|o| o.counts.launches),

@@ -3,10 +3,10 @@
 use anyhow::anyhow;
 use plotters::prelude::*;
 use simulations::engine::Outcome;
-use simulations::league::{League, Player};
-use simulations::policies::Rule;
+use simulations::league::{Entry, League, Player, Rivals};
+use simulations::policies::{Family, Rule};
 
-use crate::render::league::over;
+use crate::render::league::rival;
 
 const SIZE: (u32, u32) = (1040, 380);
 const LABEL: (&str, i32) = ("sans-serif", 13);
@@ -49,9 +49,9 @@ fn swatch(ink: RGBColor) -> impl Fn((i32, i32)) -> Rectangle<(i32, i32)> {
 }
 
 /// A family's colour: the planner's is always the first.
-fn colour(league: &League, player: Player) -> RGBColor {
-    let mut families = vec!["planner", "lp-mean"];
-    families.extend(league.tuned.iter().map(|p| p.family()));
+fn colour(player: Player) -> RGBColor {
+    let mut families = vec!["planner", "foresight", "lp-mean"];
+    families.extend(Family::ALL.map(Family::name));
     let place = families.iter().position(|f| *f == player.family()).unwrap_or(0);
     COLOURS[place % COLOURS.len()]
 }
@@ -98,13 +98,13 @@ pub fn cold_starts(league: &League) -> anyhow::Result<String> {
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        let mut players = vec![Player::Live, league.best_simple];
-        players.extend(league.tuned.iter().copied().filter(|p| *p == Player::Simple(Rule::None)));
+        let none = league.entry(Player::Swept(Rule::new(Family::None, 0.0)));
+        let entries = league.entry(Player::Live).into_iter().chain(rival(league, Rivals::TunedBefore)).chain(none);
         let mut lines = Vec::new();
-        for player in players {
+        for entry in entries {
             let mut all = simulations::engine::Histogram::default();
-            league.entry(player).iter().flat_map(|e| &e.outcomes).for_each(|o| all.merge(&o.cold_starts));
-            lines.push((player, all.cdf()));
+            entry.outcomes.iter().for_each(|o| all.merge(&o.cold_starts));
+            lines.push((entry.player, all.cdf()));
         }
         let points = || lines.iter().flat_map(|l| l.1.iter().map(|p| p.0.max(1.0)));
         let (low, high) = (points().fold(f64::INFINITY, f64::min).min(1e4), points().fold(2.0, f64::max) * 1.1);
@@ -116,7 +116,7 @@ pub fn cold_starts(league: &League) -> anyhow::Result<String> {
         mesh.x_label_formatter(&|s| if *s < 10.0 { format!("{s:.1}") } else { format!("{s:.0}") });
         drawn(mesh.label_style(LABEL).light_line_style(WHITE).bold_line_style(GRID).axis_style(INK).draw())?;
         for (player, cdf) in lines {
-            let ink = colour(league, player);
+            let ink = colour(player);
             let mut steps = Vec::new();
             let mut before = 0.0;
             for (at, share) in cdf {
@@ -139,8 +139,8 @@ pub fn moves(league: &League) -> anyhow::Result<String> {
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        let hourly = |player: Player| -> Vec<(f64, f64)> {
-            let Some(outcome) = league.entry(player).and_then(|e| e.outcomes.first()) else { return Vec::new() };
+        let hourly = |entry: &Entry| -> Vec<(f64, f64)> {
+            let Some(outcome) = entry.outcomes.first() else { return Vec::new() };
             let by = |hour: f64| {
                 let after = outcome.samples.partition_point(|s| s.at_s <= hour * 3600.0);
                 outcome.samples[..after].last().map_or(0, |s| s.moves)
@@ -149,8 +149,9 @@ pub fn moves(league: &League) -> anyhow::Result<String> {
             let hour = |h: u32| (f64::from(h), (by(f64::from(h) + 1.0) - by(f64::from(h))) as f64);
             (0..hours).map(hour).collect()
         };
-        let lines: Vec<(Player, Vec<(f64, f64)>)> =
-            [Player::Live, Player::LpMean, league.best_simple].into_iter().map(|p| (p, hourly(p))).collect();
+        let entries = [Player::Live, Player::LpMean].into_iter().filter_map(|p| league.entry(p));
+        let entries = entries.chain(rival(league, Rivals::TunedBefore));
+        let lines: Vec<(Player, Vec<(f64, f64)>)> = entries.map(|e| (e.player, hourly(e))).collect();
         let most = lines.iter().flat_map(|l| l.1.iter().map(|p| p.1)).fold(1.0, f64::max);
         let hours = lines[0].1.len() as f64;
         let mut builder = ChartBuilder::on(&root);
@@ -160,7 +161,7 @@ pub fn moves(league: &League) -> anyhow::Result<String> {
         mesh.x_desc("hours").y_desc("nodes launched and released in the hour");
         drawn(mesh.label_style(LABEL).light_line_style(WHITE).bold_line_style(GRID).axis_style(INK).draw())?;
         for (player, points) in lines {
-            let ink = colour(league, player);
+            let ink = colour(player);
             let steps = points.iter().flat_map(|p| [*p, (p.0 + 1.0, p.1)]);
             let series = drawn(chart.draw_series(LineSeries::new(steps, ink.stroke_width(2))))?;
             series.label(player.name()).legend(swatch(ink));
@@ -171,32 +172,37 @@ pub fn moves(league: &League) -> anyhow::Result<String> {
     Ok(scalable(svg))
 }
 
-/// Overhead against hit rate of every policy and knob, with the Pareto front.
+/// Cost against the worst class's hit rate less its target, of every policy and knob, with the Pareto front.
 pub fn front(league: &League) -> anyhow::Result<String> {
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        let point = |e| (league.hit_rate(e).mean, league.overhead(e).mean);
+        let point = |e: &Entry| {
+            let above = e.worst().map_or(0.0, |s| s.hit_rate - s.hit_rate_target);
+            (100.0 * above, e.cost_usd().mean)
+        };
         let points: Vec<(Player, (f64, f64))> = league.entries.iter().map(|e| (e.player, point(e))).collect();
-        let live = league.entry(Player::Live).map_or(1.0, |e| league.overhead(e).mean);
-        let high = (4.0 * live).clamp(1.0, 6.0);
-        let low = points.iter().map(|p| p.1.0).fold(1.0, f64::min).max(0.5) - 0.01;
+        let live = league.entry(Player::Live).map_or((0.0, 1.0), point);
+        let high = 2.5 * live.1;
+        let low = (2.0 * live.0).clamp(-20.0, -4.0);
+        let right = points.iter().map(|p| p.1.0).fold(1.0, f64::max) + 0.3;
         let mut builder = ChartBuilder::on(&root);
         builder.margin(8).x_label_area_size(34).y_label_area_size(56);
-        let mut chart = drawn(builder.build_cartesian_2d(low..1.004, 0.0..high))?;
+        let mut chart = drawn(builder.build_cartesian_2d(low..right, 0.0..high))?;
         let mut mesh = chart.configure_mesh();
-        mesh.x_desc("hit rate").y_desc("overhead above the clairvoyant");
-        mesh.x_label_formatter(&|x| format!("{:.0} %", 100.0 * x))
-            .y_label_formatter(&|y| format!("{:.0} %", 100.0 * y));
+        mesh.x_desc("least served class against its target, points of hit rate").y_desc("dollars a run");
+        mesh.x_label_formatter(&|x| format!("{x:+.0}")).y_label_formatter(&|y| format!("${y:.0}"));
         drawn(mesh.label_style(LABEL).light_line_style(WHITE).bold_line_style(GRID).axis_style(INK).draw())?;
-        let beaten = |p: &(f64, f64)| points.iter().any(|(_, q)| q.0 >= p.0 && q.1 <= p.1 && (q.0 > p.0 || q.1 < p.1));
-        let mut front: Vec<(f64, f64)> = points.iter().map(|p| p.1).filter(|p| !beaten(p)).collect();
+        let beaten = |p: &(f64, f64)| {
+            points
+                .iter()
+                .any(|(who, q)| *who != Player::Foresight && q.0 >= p.0 && q.1 <= p.1 && (q.0 > p.0 || q.1 < p.1))
+        };
+        let possible = points.iter().filter(|p| p.0 != Player::Foresight).map(|p| p.1);
+        let mut front: Vec<(f64, f64)> = possible.filter(|p| !beaten(p)).collect();
         front.sort_by(|a, b| a.0.total_cmp(&b.0));
         drawn(chart.draw_series(LineSeries::new(front, RGBColor(150, 155, 165).stroke_width(2))))?;
-        drawn(chart.draw_series(LineSeries::new(
-            vec![(league.hit_rate_target, 0.0), (league.hit_rate_target, high)],
-            RGBColor(190, 195, 205),
-        )))?;
+        drawn(chart.draw_series(LineSeries::new(vec![(0.0, 0.0), (0.0, high)], RGBColor(190, 195, 205))))?;
         let mut families: Vec<&str> = Vec::new();
         for (player, _) in points.iter().rev() {
             if !families.contains(&player.family()) {
@@ -205,8 +211,8 @@ pub fn front(league: &League) -> anyhow::Result<String> {
         }
         for family in families.into_iter().rev() {
             let of_family: Vec<&(Player, (f64, f64))> = points.iter().filter(|p| p.0.family() == family).collect();
-            let ink = colour(league, of_family[0].0);
-            let size = if of_family[0].0 == Player::Live { 8 } else { 4 };
+            let ink = colour(of_family[0].0);
+            let size = if matches!(of_family[0].0, Player::Live | Player::Foresight) { 8 } else { 4 };
             let inside = of_family.iter().filter(|p| p.1.1 <= high && p.1.0 >= low);
             let circles = inside.map(|p| Circle::new(p.1, size, ink.filled()));
             let series = drawn(chart.draw_series(circles))?;
@@ -229,7 +235,7 @@ pub fn dollars(league: &League) -> anyhow::Result<String> {
         let shown = league.shown();
         let parts = |i: usize| -> Vec<(&'static str, f64)> {
             let names = shown[i].outcomes.first().map(|o| o.money.parts()).unwrap_or_default();
-            let mean = |j: usize| over(shown[i], |o| o.money.parts()[j].1).mean / bound.max(1e-9);
+            let mean = |j: usize| shown[i].over(|o| o.money.parts()[j].1).mean / bound.max(1e-9);
             (0..names.len()).map(|j| (names[j].0, mean(j))).collect()
         };
         let most = (0..shown.len()).map(|i| parts(i).iter().map(|p| p.1).sum::<f64>()).fold(1.0, f64::max);
@@ -237,7 +243,7 @@ pub fn dollars(league: &League) -> anyhow::Result<String> {
         builder.margin(8).x_label_area_size(34).y_label_area_size(56);
         let count = shown.len() as f64;
         let mut chart = drawn(builder.build_cartesian_2d(0.0..count, 0.0..most * 1.2))?;
-        let names: Vec<String> = shown.iter().map(|e| e.player.name()).collect();
+        let names: Vec<String> = shown.iter().map(|e| e.player.family().to_owned()).collect();
         let mut mesh = chart.configure_mesh();
         mesh.disable_x_mesh().disable_x_axis().y_desc("times the clairvoyant's cost");
         drawn(mesh.label_style(LABEL).light_line_style(WHITE).bold_line_style(GRID).axis_style(INK).draw())?;

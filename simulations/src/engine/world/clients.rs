@@ -38,7 +38,7 @@ impl World<'_> {
         self.clients.push(Client { class, at_ms, end_ms, claim: None, state: queued, judged: false });
         if self.measured() {
             self.out.counts.claims += 1;
-            self.out.classes[self.setup_class[class]].1 += 1;
+            self.out.classes[self.setup_class[class]].claims += 1;
         }
         let request = ClaimRequest {
             lease_ms: Some(self.lease_ms(end_ms)),
@@ -130,10 +130,11 @@ impl World<'_> {
         let of_class = &mut self.out.classes[self.setup_class[client.class]];
         if hit {
             counts.hits += 1;
-            of_class.2 += 1;
+            of_class.hits += 1;
         } else {
             counts.misses += 1;
-            of_class.3 += 1;
+            of_class.misses += 1;
+            of_class.cost_usd += class.miss_cost_usd_micros.usd();
             self.out.money.misses_usd += class.miss_cost_usd_micros.usd();
         }
     }

@@ -1,6 +1,6 @@
 //! Decisions: what a policy sees, and what is done of what it wants.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use control::inputs::{Inputs, Knowledge};
 use control::outcomes::NodeOutcomes;
@@ -13,8 +13,8 @@ use planner::plan::Launch;
 use planner::scenarios::History;
 use protocol::BudgetSpec;
 
-use super::super::SimError;
 use super::super::events::Event;
+use super::super::{Disturbance, SimError};
 use super::machines::EXPIRES_MS;
 use super::{CHECK_EVERY, World, ms};
 use crate::policies::{Decision, Policy, Seen, SeenNode};
@@ -31,7 +31,9 @@ impl World<'_> {
         let inputs = self.inputs();
         let nodes: Vec<SeenNode> = self.book.nodes().values().filter_map(|n| self.seen_node(n, &inputs)).collect();
         let serves: Vec<&[usize]> = self.rules.iter().map(|k| self.book.offers_of(&k.class.name)).collect();
-        let seen = Seen { inputs: &inputs, serves: &serves, nodes: &nodes, active: &self.active, queued: &self.queued };
+        let lost_in_s = if policy.foresees() { self.losses_ahead(&inputs.ids) } else { Vec::new() };
+        let (active, queued) = (&self.active, &self.queued);
+        let seen = Seen { inputs: &inputs, serves: &serves, nodes: &nodes, active, queued, lost_in_s: &lost_in_s };
         let decided = policy.decide(&seen);
         // The history was lent, with the present at its end.
         self.history = inputs.history;
@@ -77,6 +79,35 @@ impl World<'_> {
             now_ms: self.book_ms(),
         };
         Inputs { quotas: self.setup.quotas.clone(), ..Inputs::of(&known, history) }
+    }
+
+    /// Seconds until each of these nodes is lost as things stand, infinite where it is not: of its own fate, of its offer's
+    /// capacity, which takes the youngest first, and of outages.
+    fn losses_ahead(&self, ids: &[u64]) -> Vec<f64> {
+        let machine = |id: &u64| self.machine_of.get(id).map(|m| &self.machines[*m as usize]);
+        let mut lost_ms: BTreeMap<u64, u64> =
+            ids.iter().filter_map(|id| Some((*id, machine(id)?.lost_ms.unwrap_or(u64::MAX)))).collect();
+        for (at_s, what) in self.setup.disturbances.iter().filter(|(at_s, _)| ms(*at_s) > self.now_ms) {
+            let (offers, left): (&[usize], usize) = match what {
+                Disturbance::Down(offers) => (offers, 0),
+                Disturbance::Reclaim(p) => {
+                    (std::slice::from_ref(p), self.setup.supply[*p].capacity.at(*at_s).max(0.0) as usize)
+                }
+                _ => continue,
+            };
+            for p in offers {
+                let here: Vec<u64> =
+                    ids.iter().copied().filter(|i| machine(i).is_some_and(|m| m.offer == *p)).collect();
+                here.iter().skip(left).for_each(|id| {
+                    lost_ms.entry(*id).and_modify(|at| *at = (*at).min(ms(*at_s)));
+                });
+            }
+        }
+        let seconds = |id: &u64| match lost_ms.get(id) {
+            Some(at) if *at < u64::MAX => (at.saturating_sub(self.now_ms)) as f64 / 1000.0,
+            _ => f64::INFINITY,
+        };
+        ids.iter().map(seconds).collect()
     }
 
     fn seen_node(&self, node: &Node, inputs: &Inputs) -> Option<SeenNode> {

@@ -24,6 +24,8 @@ pub(super) struct Machine {
     /// The gate's answer, when it comes.
     passes: bool,
     born_ms: u64,
+    /// When it will be lost; nobody knows but perfect foresight.
+    pub lost_ms: Option<u64>,
     /// Money is counted up to here.
     counted_ms: u64,
     /// State of its node and GPUs of it without a claim, since then.
@@ -198,6 +200,7 @@ impl World<'_> {
             label,
             passes: grant.passes,
             born_ms: self.now_ms,
+            lost_ms: grant.lost_after_s.is_finite().then(|| self.now_ms + ms(grant.lost_after_s)),
             counted_ms: self.now_ms,
             state: NodeState::Requested,
             free: gpus,
@@ -234,9 +237,14 @@ impl World<'_> {
         self.book.termination_taken(id, false, now_ms).map_err(|e| self.intent_error(e))?;
         if let Some(machine) = self.machine_of.get(&node).map(|m| &self.machines[*m as usize]) {
             let (p, lived_s) = (machine.offer, (self.now_ms - machine.born_ms) as f64 / 1000.0);
+            let label = machine.label;
             if self.measured() {
                 let unused_s = (f64::from(self.setup.min_hold_s) - lived_s).max(0.0);
-                self.out.money.churn_usd += unused_s * self.price_usd_per_s[p];
+                let usd = unused_s * self.price_usd_per_s[p];
+                self.out.money.churn_usd += usd;
+                if let Some(k) = label {
+                    self.out.classes[self.setup_class[k]].cost_usd += usd;
+                }
             }
             self.cloud.ended(p);
         }
@@ -378,6 +386,9 @@ impl World<'_> {
         let usd = seconds * self.price_usd_per_s[machine.offer];
         let gpus = f64::from(machine.gpus);
         let used = f64::from(machine.gpus - machine.free);
+        if let Some(k) = machine.label {
+            self.out.classes[self.setup_class[k]].cost_usd += usd;
+        }
         self.out.paid_gpu_s += seconds * gpus;
         let money = &mut self.out.money;
         match doing {

@@ -20,7 +20,7 @@ use planner::scenarios::History;
 use providers::sim::SimCloud;
 
 use super::events::{Event, Queue};
-use super::{Disturbance, Outcome, Sample, Setup, SimError};
+use super::{Disturbance, OfClass, Outcome, Sample, Setup, SimError};
 use crate::policies::{Decision, Policy};
 use clients::Client;
 use machines::{Doing, Machine};
@@ -184,7 +184,12 @@ impl<'a> World<'a> {
             act_ms: None,
             out: Outcome { measured_s: setup.end_s - setup.measure_from_s, ..Outcome::default() },
         };
-        world.out.classes = setup.classes.iter().map(|k| (k.class.name.clone(), 0, 0, 0)).collect();
+        let of_class = |k: &ClassRule| OfClass {
+            name: k.class.name.clone(),
+            hit_rate_target: k.class.hit_rate_target,
+            ..OfClass::default()
+        };
+        world.out.classes = setup.classes.iter().map(of_class).collect();
         for (i, (at_s, _)) in setup.disturbances.iter().enumerate() {
             world.queue.push(ms(*at_s), Event::Disturbance(i as u32));
         }
