@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use fleet::book::Tally;
 use fleet::{Class, Offer, OfferKey, UsdMicros};
-use planner::gather::{self, Estimate, Observed, ObservedNode};
+use planner::gather::{Estimate, ObservedNode};
 use planner::input::{Commitment, LeadTime, PlanInput, Policy, Spread, SpreadBy, Survive};
 use planner::plan::Plan;
-use planner::scenarios::{self, History, PathRules};
+use planner::rolling::{self, Moment, RollingMemory, Rules};
+use planner::scenarios::History;
 use protocol::{ClassSpec, Matching, QuotaSpec};
 use providers::catalogue::{self, Catalogue, GateRules};
 use serde::Deserialize;
@@ -32,7 +34,7 @@ pub struct PlanFile {
     #[serde(default = "minute")]
     parent_age_s: u32,
     /// Number of demand paths.
-    #[serde(default = "twenty")]
+    #[serde(default = "hundred")]
     paths: usize,
     /// Seed of the paths.
     #[serde(default)]
@@ -63,8 +65,8 @@ fn minute() -> u32 {
     60
 }
 
-fn twenty() -> usize {
-    20
+fn hundred() -> usize {
+    100
 }
 
 /// 6 x 1 min, 6 x 5 min, 4 x 15 min: fine where launches of now arrive, coarse beyond.
@@ -153,8 +155,6 @@ struct LaunchingPart {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct PolicyPart {
-    cvar_weight: Option<f64>,
-    cvar_level: Option<f64>,
     churn: Option<f64>,
     hold: Option<f64>,
     budget_usd_per_h: Option<f64>,
@@ -220,38 +220,42 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
     let classes = file.class.iter().map(|c| Ok(parts::rule(c)?.class)).collect::<Result<Vec<Class>, PartError>>()?;
     let series = file.demand.read(&folder.join(&file.demand.file), file.seed)?;
     let history = history(&file, &series)?;
-    let rules = PathRules {
-        season_s: file.demand.season_s,
-        paths: file.paths,
-        claim_mean_s: file.class.iter().map(|k| k.claim_mean_s).collect(),
-        declared: Vec::new(),
-    };
-    let methods = scenarios::choose(&history, &file.periods_s, rules.season_s);
-    let mut scenarios = scenarios::build(&history, &methods, &file.periods_s, &rules);
-    let mut notes = series.notes;
-    for (class, method) in classes.iter().zip(methods) {
-        notes.push(format!("{} is forecast by {}", class.name, method.name()));
-    }
     let offers = &catalogue.offers;
     let estimates = offers.iter().map(|o| estimate(o, &file)).collect::<anyhow::Result<Vec<_>>>()?;
-    let observed = Observed {
-        epoch: match parent {
-            Some(parent) => parent.epoch.checked_add(1).context("the parent plan's epoch is the last that there is")?,
-            None => 1,
-        },
-        period_s: &file.periods_s,
+    let rules = Rules {
+        period_s: file.periods_s.clone(),
+        season_s: file.demand.season_s,
+        paths: file.paths,
+        weights: policy(&file.policy, &classes)?,
+        mean_only: false,
+    };
+    let (epoch, mut memory) = match parent {
+        Some(parent) => {
+            let epoch = parent.epoch.checked_add(1).context("the parent plan's epoch is the last that there is")?;
+            (epoch, RollingMemory::with_parent(parent.clone(), 0.0))
+        }
+        None => (1, RollingMemory::default()),
+    };
+    let moment = Moment {
+        now_s: f64::from(file.parent_age_s),
+        epoch,
         offers,
         estimates: &estimates,
         classes: &classes,
-        claim_mean_s: &rules.claim_mean_s,
+        claim_mean_s: &file.class.iter().map(|k| k.claim_mean_s).collect::<Vec<_>>(),
         nodes: &nodes(&file, &classes, offers)?,
         quotas: &file.quota.iter().map(|q| parts::quota(q, offers)).collect::<Result<Vec<_>, _>>()?,
         commitments: &commitments(&file, offers)?,
-        policy: &policy(&file.policy, &classes)?,
-        parent: parent.map(|plan| (plan, f64::from(file.parent_age_s))),
+        judged: &vec![Tally::default(); classes.len()],
+        declared: &[],
+        history: &history,
+        known: None,
     };
-    gather::add_losses(&observed, &mut scenarios);
-    let input = gather::plan_input(&observed, scenarios);
+    let input = rolling::input(&rules, &mut memory, &moment);
+    let mut notes = series.notes;
+    for (class, method) in classes.iter().zip(memory.methods()) {
+        notes.push(format!("{} is forecast by {}", class.name, method.name()));
+    }
     Ok(Loaded { input, catalogue, notes })
 }
 
@@ -361,8 +365,6 @@ fn policy(part: &PolicyPart, classes: &[Class]) -> anyhow::Result<Policy> {
         spread.push(Spread { class, by: s.by, max_share: s.max_share });
     }
     Ok(Policy {
-        cvar_weight: part.cvar_weight.unwrap_or(base.cvar_weight),
-        cvar_level: part.cvar_level.unwrap_or(base.cvar_level),
         churn: part.churn.unwrap_or(base.churn),
         hold: part.hold.unwrap_or(base.hold),
         budget_usd_micros_per_h: match part.budget_usd_per_h {

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use planner::planning::{Options, plan};
-use planner::synthetic::{Size, catalogue};
+use planner::synthetic::{Size, catalogue, fleet};
 
 fn flag(name: &str, default: usize) -> usize {
     let args: Vec<String> = std::env::args().collect();
@@ -27,13 +27,14 @@ fn main() {
         periods: flag("--periods", 16),
     };
     let first = flag("--first", 0) as u64;
+    let fleet_like = std::env::args().any(|a| a == "--fleet");
     let instances = flag("--instances", 30) as u64;
     println!("{size:?}, one thread, cold, whole plan with rounding and checker");
     println!("seed  seconds  certificate gap  rounding gap  active sources   rows  cuts  solves  cold restarts");
     let mut times = Vec::new();
     let (mut worst_certificate, mut worst_rounding) = (0.0_f64, 0.0_f64);
     for seed in first..first + instances {
-        let input = catalogue(size, seed);
+        let input = if fleet_like { fleet(size, seed) } else { catalogue(size, seed) };
         let start = Instant::now();
         let made = plan(&input, Options::default()).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         let seconds = start.elapsed().as_secs_f64();

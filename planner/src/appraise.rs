@@ -6,10 +6,11 @@ use fleet::UsdMicros;
 
 use crate::columns;
 use crate::decompose::{self, Duals, Effort, Master, Optimum};
-use crate::input::{PlanInput, Quota};
-use crate::keys::{Block, ClassId, ColKey, CommitmentId, Period, QuotaId, RateGroupId, RowKey, SourceId, SpreadId};
+use crate::input::{MissPrice, PlanInput, PriceBasis, Quota};
+use crate::keys::{ColKey, CommitmentId, Period, QuotaId, RateGroupId, RowKey, SourceId, SpreadId};
 use crate::model::Model;
 use crate::plan::{Target, micros};
+use crate::recourse::Recourse;
 use crate::report::{Binding, Change, ClassReport, Cost, LimitKind, Measured, Method, PlanReport, Unmet, Work};
 use crate::round::{Rounded, Rule};
 use crate::source::Source;
@@ -104,7 +105,6 @@ fn limits(input: &PlanInput, model: &Model, duals: &Duals) -> Vec<Limited> {
 
 /// Offers whose launch limit binds now.
 fn supply_limits(input: &PlanInput, model: &Model, master: &Master, relaxed: &Optimum) -> Vec<Binding> {
-    let values = relaxed.duals.pool_values(model);
     let mut all = Vec::new();
     for &i in &master.active {
         let source = &model.sources[i];
@@ -112,7 +112,7 @@ fn supply_limits(input: &PlanInput, model: &Model, master: &Master, relaxed: &Op
         if source.launch_end == 0 || launched < source.launch_limit[0] - 1e-6 {
             continue;
         }
-        let profit = relaxed.duals.profit(input, model, &master.links[i], source, &values[source.pool]);
+        let profit = relaxed.duals.profit(input, model, &master.links[i], source, &relaxed.duals.pools[source.pool]);
         if profit.best_launch_usd > 1e-6 {
             all.push(Binding {
                 kind: LimitKind::Supply,
@@ -136,12 +136,12 @@ pub fn of_optimum(
 ) -> PlanReport {
     let solution = &rounded.optimum.solution;
     let value = |key| master.value(solution, key);
-    let gpus = master.pool_gpus(Some(solution));
+    let gpus = master.pool_gpus(solution);
     let missed = master.missed_claims(solution);
     let classes: Vec<ClassReport> = (0..input.classes.len())
         .map(|k| {
             let misses = missed.iter().map(|row| row[k]).collect();
-            class_report(input, model, k, misses, &gpus, Some(&relaxed.duals))
+            class_report(input, model, k, misses, &gpus)
         })
         .collect();
     let mut spend = vec![0.0; model.periods()];
@@ -151,7 +151,7 @@ pub fn of_optimum(
         }
     }
     let (rows, columns) = master.size();
-    let unmet = unmet(input, model, &|key| value(key), &classes, &binding);
+    let unmet = unmet(input, model, master, rounded, &classes, &binding);
     let rounding = match rounded.rule {
         Rule::Ceil => "up",
         Rule::Nearest => "to the nearest",
@@ -162,7 +162,7 @@ pub fn of_optimum(
         method: Method::Optimum { rounding: rounding.to_owned() },
         objective_usd_micros: micros(rounded.optimum.objective_usd),
         bound_usd_micros: micros(relaxed.bound_usd),
-        cost: cost(model, master, rounded),
+        cost: cost(input, model, master, rounded),
         certificate_gap: relaxed.gap(),
         rounding_gap: decompose::gap(rounded.optimum.objective_usd, relaxed.bound_usd),
         horizon_s: input.period_s.iter().sum(),
@@ -176,7 +176,7 @@ pub fn of_optimum(
             active_sources: master.active.len(),
             rows,
             columns,
-            cuts: master.cut_counts().0,
+            cuts: master.cut_count(),
             solves: master.solves,
             cold_restarts: master.cold_restarts,
             ..work(input, model)
@@ -184,7 +184,7 @@ pub fn of_optimum(
     }
 }
 
-fn cost(model: &Model, master: &Master, rounded: &Rounded) -> Cost {
+fn cost(input: &PlanInput, model: &Model, master: &Master, rounded: &Rounded) -> Cost {
     let solution = &rounded.optimum.solution;
     let value = |key| master.value(solution, key);
     let (mut nodes, mut launches) = (0.0, 0.0);
@@ -202,8 +202,11 @@ fn cost(model: &Model, master: &Master, rounded: &Rounded) -> Cost {
         }
     }
     let missed = master.missed_claims(solution);
-    let cost = |(row, usd): (&Vec<f64>, &Vec<f64>)| row.iter().zip(usd).map(|(m, usd)| m * usd).sum::<f64>();
-    let misses: f64 = missed.iter().zip(&model.miss_usd).map(cost).sum();
+    let usd = |k: usize| input.classes[k].miss_cost_usd_micros.usd();
+    let cost = |(row, share): (&Vec<f64>, &Vec<f64>)| {
+        row.iter().zip(share).enumerate().map(|(k, (missed, share))| missed * share * usd(k)).sum::<f64>()
+    };
+    let misses: f64 = missed.iter().zip(&model.miss_share).map(cost).sum();
     let penalties = (rounded.optimum.objective_usd - nodes - launches - misses).max(0.0);
     Cost {
         nodes_usd_micros: micros(nodes),
@@ -230,7 +233,6 @@ fn class_report(
     k: usize,
     expected_misses: Vec<f64>,
     gpus: &[Vec<f64>],
-    duals: Option<&Duals>,
 ) -> ClassReport {
     let class = &input.classes[k];
     let mean = |new: bool, t: usize| -> f64 {
@@ -246,8 +248,11 @@ fn class_report(
         let serve = |p: &usize| model.pools[*p].serves.iter().any(|(c, _)| *c == k);
         (0..model.pools.len()).filter(serve).map(|p| gpus[t][p]).sum()
     };
-    let surge: f64 = periods.clone().map(|t| (able(t) - mean(false, t) * model.claim_gpus[k]).max(0.0)).sum();
-    let price: f64 = duals.map_or(0.0, |d| periods.clone().map(|t| d.target[k][t] * 0.001 * mean(true, t)).sum());
+    // Beside what claims have where they are.
+    let wanted = |t: usize| model.weights.iter().zip(&model.demand_gpus).map(|(w, path)| w * path[t][k]).sum::<f64>();
+    let surge: f64 = periods.clone().map(|t| (able(t) - wanted(t)).max(0.0)).sum();
+    let price = input.miss_prices.get(k);
+    let own = class.miss_cost_usd_micros;
     ClassReport {
         class: class.name.clone(),
         mean_claims: (0..model.periods()).map(|t| mean(false, t)).collect(),
@@ -255,7 +260,10 @@ fn class_report(
         hit_rate_target: class.hit_rate_target,
         expected_hit_rate: if new > 0.0 { (1.0 - missed / new).clamp(0.0, 1.0) } else { 1.0 },
         surge_gpus: surge / count,
-        hit_rate_price_usd_micros_per_h: micros(price / model.horizon_h()),
+        miss_price_usd_micros: price.map_or(own, |p| p.usd_micros),
+        miss_price_basis: price.map_or(PriceBasis::Operator, |p| p.basis.clone()),
+        miss_price_cap_usd_micros: price.map_or(own, |p| p.cap_usd_micros),
+        next_point_usd_micros_per_h: price.and_then(MissPrice::next_point_usd_per_h).map(micros),
         first_period: model.first_period[k] as u32,
     }
 }
@@ -265,15 +273,34 @@ fn mean_new(input: &PlanInput, k: usize, t: usize) -> f64 {
     input.scenarios.iter().map(|s| s.weight * s.new_claims[t][k]).sum()
 }
 
-/// Everything whose softening column is in use.
+/// A hit rate that is expected to be less under its target is met.
+const SAME_RATE: f64 = 5e-4;
+
+/// Everything whose softening column is in use, and hit rates that a limit holds under their target.
 fn unmet(
     input: &PlanInput,
     model: &Model,
-    value: &dyn Fn(ColKey) -> f64,
+    master: &Master,
+    rounded: &Rounded,
     classes: &[ClassReport],
     binding: &[Binding],
 ) -> Vec<Unmet> {
+    let value = |key| master.value(&rounded.optimum.solution, key);
     let mut all = Vec::new();
+    for (k, class) in classes.iter().enumerate() {
+        // What is missed by choice, where a miss is cheaper than room for it, is no failure.
+        let held = why_missed(input, model, k, binding);
+        let short = class.expected_hit_rate < class.hit_rate_target - SAME_RATE;
+        if let Some(why) = held.filter(|_| short) {
+            let first = if model.first_period[k] < model.periods() { model.first_period[k] } else { 0 };
+            all.push(Unmet {
+                what: format!("{}: hit rate {}", class.class, percent(class.hit_rate_target)),
+                periods: (first as u32, model.periods() as u32 - 1),
+                by: format!("{} are expected", percent(class.expected_hit_rate)),
+                why,
+            });
+        }
+    }
     let mut push = |what: String, slack: &dyn Fn(usize) -> f64, unit: &str, why: String| {
         let over: Vec<(usize, f64)> = (0..model.periods()).map(|t| (t, slack(t))).filter(|(_, v)| *v > 1e-4).collect();
         if let (Some(first), Some(last)) = (over.first(), over.last()) {
@@ -282,21 +309,6 @@ fn unmet(
             all.push(Unmet { what, periods: (first.0 as u32, last.0 as u32), by, why });
         }
     };
-    for (k, class) in classes.iter().enumerate() {
-        let why = why_missed(input, model, k, binding);
-        let what = format!("{}: hit rate {:.1} %", class.class, 100.0 * class.hit_rate_target);
-        // No row asks for a hit rate that no launch can change: what is missed all the same is told.
-        let out_of_reach = model.first_period[k] >= model.periods();
-        let short = |t: usize| {
-            if out_of_reach {
-                class.expected_misses[t] * model.miss_share[t][k]
-                    - (1.0 - class.hit_rate_target) * mean_new(input, k, t)
-            } else {
-                value(ColKey::TargetSlack(ClassId(k), Period(t)))
-            }
-        };
-        push(what, &short, "claims a period beyond the target", why);
-    }
     let excess = quota_excess(input);
     for (q, quota) in input.quotas.iter().enumerate() {
         let why = "more nodes exist or are on their way than the quota allows".to_owned();
@@ -319,31 +331,40 @@ fn unmet(
             why,
         );
     }
-    let paths = model.weights.len();
-    for block in paths..model.blocks() {
+    let uncovered = master.uncovered_claims(&rounded.optimum.solution);
+    for (lost, by_period) in uncovered.iter().enumerate() {
         for (k, class) in classes.iter().enumerate() {
-            let what = format!("{}: loss of {}", class.class, model.domains[block - paths]);
+            let what = format!("{}: loss of {}", class.class, model.domains[lost]);
             let why = "the other domains cannot carry it".to_owned();
-            let after = |t: usize| {
-                if t < model.first_period[k] { 0.0 } else { value(ColKey::Miss(ClassId(k), Period(t), Block(block))) }
-            };
+            let after = |t: usize| if t < model.first_period[k] { 0.0 } else { by_period[t][k] };
             push(what, &after, "claims short", why);
         }
     }
     all
 }
 
-fn why_missed(input: &PlanInput, model: &Model, k: usize, binding: &[Binding]) -> String {
+/// `99.0 %`; `99.95 %` where it has more digits.
+fn percent(share: f64) -> String {
+    let tenths = share * 1e3;
+    if (tenths - tenths.round()).abs() < 0.05 {
+        format!("{:.1} %", 100.0 * share)
+    } else {
+        format!("{:.2} %", 100.0 * share)
+    }
+}
+
+/// What holds a class back; `None` where nothing does.
+fn why_missed(input: &PlanInput, model: &Model, k: usize, binding: &[Binding]) -> Option<String> {
     let serves = |s: &&Source| model.pools[s.pool].serves.iter().any(|(c, _)| *c == k);
     let launchable = model.sources.iter().filter(serves).filter(|s| s.launch_end > 0).count();
     if model.sources.iter().filter(serves).count() == 0 {
-        return "no offer serves this class: see 'explain'".into();
+        return Some("no offer serves this class: see 'explain'".into());
     }
     if launchable == 0 {
-        return "no offer that serves it can be launched in time".into();
+        return Some("no offer that serves it can be launched in time".into());
     }
     if input.policy.budget_usd_micros_per_h.is_some() && binding.iter().any(|b| b.kind == LimitKind::Budget) {
-        return "the budget is spent".into();
+        return Some("the budget is spent".into());
     }
     // Only limits that offers of this class are under.
     let of_class = |b: &&Binding| {
@@ -356,11 +377,16 @@ fn why_missed(input: &PlanInput, model: &Model, k: usize, binding: &[Binding]) -
             LimitKind::Supply => offers().any(|p| input.offers[p].offer.key.to_string() == b.name),
             LimitKind::LaunchRate => offers().any(|p| input.offers[p].offer.key.provider == b.name),
             LimitKind::Spread => b.name.starts_with(&format!("{} in ", input.classes[k].name)),
-            LimitKind::Budget | LimitKind::Commitment => true,
+            LimitKind::Budget | LimitKind::Commitment => false,
         }
     };
     let held: Vec<&str> = binding.iter().filter(of_class).take(3).map(|b| b.name.as_str()).collect();
-    if held.is_empty() { "supply does not arrive in time".into() } else { format!("held back by {}", held.join(", ")) }
+    let at_cap = input.miss_prices.get(k).is_some_and(|price| price.basis == PriceBasis::Cap);
+    match held.is_empty() {
+        false => Some(format!("held back by {}", held.join(", "))),
+        true if at_cap => Some("the price of a miss is at its cap".into()),
+        true => None,
+    }
 }
 
 /// Launches that differ from what the parent plan meant for now.
@@ -378,21 +404,28 @@ fn changes(input: &PlanInput, model: &Model, launches: &[(usize, f64)]) -> Vec<C
 
 /// The report of the base-stock fallback: misses are what its nodes cannot serve.
 pub fn of_fallback(input: &PlanInput, model: &Model, targets: &[Target], error: &solver::SolverError) -> PlanReport {
-    let mut gpus = vec![vec![0.0; model.pools.len()]; model.periods()];
+    let fixed = |t: usize| model.pools.iter().map(|p| p.fixed_gpus[t]).collect::<Vec<f64>>();
+    let mut gpus: Vec<Vec<f64>> = (0..model.periods()).map(fixed).collect();
     let mut spend = vec![0.0; model.periods()];
-    for source in model.sources.iter().filter(|s| s.group.is_none()) {
+    for source in &model.sources {
         let key = &input.offers[source.offer].offer.key;
         let Some(target) = targets.iter().find(|t| t.offer == *key) else {
             continue;
         };
         for t in 0..model.periods() {
-            gpus[t][source.pool] += target.nodes[t] * source.gpus;
+            gpus[t][source.pool] += (target.nodes[t] - source.claimed[t]).max(0.0) * source.gpus;
             spend[t] += target.nodes[t] * source.price_usd_per_h;
         }
     }
-    let missed = model.missed_claims(&gpus);
+    let recourse = Recourse::of(model);
+    let missed: Vec<Vec<f64>> = (0..model.periods())
+        .map(|t| {
+            let lacking = recourse.lacking_gpus(model, Period(t), None, &gpus[t]);
+            lacking.iter().zip(&model.claim_gpus).map(|(gpus, each)| gpus / each).collect()
+        })
+        .collect();
     let classes = (0..input.classes.len())
-        .map(|k| class_report(input, model, k, missed.iter().map(|row| row[k]).collect(), &gpus, None))
+        .map(|k| class_report(input, model, k, missed.iter().map(|row| row[k]).collect(), &gpus))
         .collect();
     PlanReport {
         method: Method::BaseStock { solver_error: error.to_string() },

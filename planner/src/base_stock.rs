@@ -9,6 +9,7 @@ use crate::appraise;
 use crate::input::PlanInput;
 use crate::model::Model;
 use crate::plan::{Launch, Plan, Target};
+use crate::source::Source;
 
 /// The miss penalty at which holding for a share `hit` of periods without a miss is right (newsvendor):
 /// `m = c·α/(1−α)`, with `c` = dollars to hold one unit for one period.
@@ -48,13 +49,22 @@ pub fn fallback(input: &PlanInput, model: &Model, error: &solver::SolverError) -
     let periods = model.periods();
     let mut launched = vec![0.0_f64; input.offers.len()];
     // GPUs that exist or arrive, by source, handed to classes in order.
-    let mut left: Vec<f64> = model.sources.iter().map(|s| s.appear.iter().sum::<f64>() * s.gpus).collect();
+    let idle = |s: &Source| (s.appear.iter().sum::<f64>() - s.claimed[0]).max(0.0) * s.gpus;
+    let mut left: Vec<f64> = model.sources.iter().map(idle).collect();
+    let mut beside: Vec<f64> = model.pools.iter().map(|p| p.fixed_gpus[0]).collect();
     let mut room: Vec<f64> = quota_room(input);
     let mut rate_left = launch_room(input);
     let spent: f64 = model.sources.iter().map(|s| s.appear[0] * s.price_usd_per_h).sum();
     let mut budget_left = model.budget_left_usd_per_h.first().map_or(f64::INFINITY, |left| left - spent);
     for k in 0..input.classes.len() {
         let mut missing = level_gpus(input, model, k);
+        for (pool, gpus) in model.pools.iter().zip(&mut beside) {
+            if let Some(&(_, share)) = pool.serves.iter().find(|(c, _)| *c == k) {
+                let taken = (*gpus * share).min(missing);
+                *gpus -= taken;
+                missing -= taken;
+            }
+        }
         for (i, source) in model.sources.iter().enumerate() {
             if let Some(&(_, share)) = model.pools[source.pool].serves.iter().find(|(c, _)| *c == k) {
                 let taken = (left[i] * share).min(missing);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use fleet::OfferKey;
 
-use crate::flow;
+use crate::flow::{Flow, Network};
 use crate::input::{PlanInput, starts};
 use crate::model::Model;
 use crate::plan::Plan;
@@ -184,29 +184,32 @@ fn check_flow(
 
 /// The plan may not promise more than its nodes can serve.
 fn check_promise(model: &Model, plan: &Plan, nodes: &[Vec<f64>], fail: &mut impl FnMut(&'static str, String)) {
-    // An offer's nodes may be whole or partly claimed: each is given all that any of them can serve, so this can only
-    // find fewer misses than there are.
-    let mut serves: Vec<BTreeMap<usize, f64>> = vec![BTreeMap::new(); nodes.len()];
-    let mut gpus = vec![0.0; nodes.len()];
-    for source in &model.sources {
-        gpus[source.offer] = source.gpus;
-        for &(k, share) in &model.pools[source.pool].serves {
-            let most = serves[source.offer].entry(k).or_insert(share);
-            *most = most.max(share);
-        }
+    let mut pools_of = vec![Vec::new(); model.groups.len()];
+    for (g, group) in model.groups.iter().enumerate() {
+        pools_of[g].clone_from(&group.pools);
     }
+    let network = Network::new(pools_of, model.pools.len());
+    let mut flow = Flow::new(&network);
+    let by_group = |demand: &[f64]| {
+        let mut sums = vec![0.0; model.groups.len()];
+        demand.iter().zip(&model.group_of).for_each(|(gpus, g)| sums[*g] += gpus);
+        sums
+    };
     for t in 0..model.periods() {
-        let able = |p: usize| (nodes[p][t] * gpus[p], serves[p].iter().map(|(k, e)| (*k, *e)).collect());
-        let pools: Vec<(f64, Vec<(usize, f64)>)> = (0..nodes.len()).filter(|p| nodes[*p][t] > 0.0).map(able).collect();
-        let fewest = |s: usize| flow::fewest_missed_gpus(&pools, &model.demand_gpus[s][t]);
-        let least: f64 = model.weights.iter().enumerate().map(|(s, w)| w * fewest(s)).sum();
+        let mut gpus: Vec<f64> = model.pools.iter().map(|p| p.fixed_gpus[t]).collect();
+        for source in &model.sources {
+            gpus[source.pool] += ((nodes[source.offer][t] - source.claimed[t]) * source.gpus).max(0.0);
+        }
+        let mut least = 0.0;
+        for (path, weight) in model.demand_gpus.iter().zip(&model.weights) {
+            flow.reset(&gpus);
+            let lack = |(g, gpus): (usize, &f64)| flow.serve(g, *gpus);
+            least += weight * by_group(&path[t]).iter().enumerate().map(lack).sum::<f64>();
+        }
         let claimed: f64 =
             plan.report.classes.iter().enumerate().map(|(k, c)| c.expected_misses[t] * model.claim_gpus[k]).sum();
         for (k, class) in plan.report.classes.iter().enumerate().take(model.claim_gpus.len()) {
-            let able: f64 = pools
-                .iter()
-                .flat_map(|(gpus, serves)| serves.iter().filter(|(c, _)| *c == k).map(move |(_, e)| e * gpus))
-                .sum();
+            let able: f64 = model.groups[model.group_of[k]].pools.iter().map(|&(p, share)| share * gpus[p]).sum();
             let least: f64 =
                 model.weights.iter().enumerate().map(|(s, w)| w * (model.demand_gpus[s][t][k] - able).max(0.0)).sum();
             let told = class.expected_misses[t] * model.claim_gpus[k];

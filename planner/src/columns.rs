@@ -129,26 +129,6 @@ pub fn shared(input: &PlanInput, model: &Model) -> (Vec<RowSpec>, Vec<ColSpec>) 
                 vec![(RowKey::Budget(Period(t)), -1.0)],
             ));
         }
-        for k in 0..model.claim_gpus.len() {
-            if model.has_target(k, t) {
-                rows.push(at_most(RowKey::Target(ClassId(k), Period(t)), model.allowed_misses[t][k]));
-                let slack = vec![(RowKey::Target(ClassId(k), Period(t)), -1.0)];
-                cols.push(col(ColKey::TargetSlack(ClassId(k), Period(t)), model.target_penalty_usd[t][k], INF, slack));
-            }
-        }
-    }
-    if input.policy.cvar_weight > 0.0 {
-        let tail = |s| RowKey::Tail(Block(s));
-        let scenarios = 0..model.weights.len();
-        rows.extend(scenarios.clone().map(|s| at_least(tail(s), 0.0)));
-        let entries = scenarios.clone().map(|s| (tail(s), 1.0)).collect();
-        let weight = input.policy.cvar_weight;
-        // The threshold is free: the excess keeps the tail's mean above it.
-        cols.push(ColSpec { key: ColKey::TailStart, cost: weight, lower: -INF, upper: INF, entries });
-        cols.extend(scenarios.map(|s| {
-            let cost = weight * model.weights[s] / (1.0 - input.policy.cvar_level);
-            col(ColKey::TailExcess(Block(s)), cost, INF, vec![(tail(s), 1.0)])
-        }));
     }
     (rows, cols)
 }
@@ -164,21 +144,14 @@ pub fn spread_row(model: &Model, spread: SpreadId, period: Period) -> (RowSpec, 
 
 /// A miss column without its demand rows. After the loss of a domain, misses are counted in GPUs at the outage penalty.
 #[must_use]
-pub fn miss(input: &PlanInput, model: &Model, class: ClassId, period: Period, block: Block) -> ColSpec {
+pub fn miss(model: &Model, class: ClassId, period: Period, block: Block) -> ColSpec {
     let key = ColKey::Miss(class, period, block);
     let (k, t) = (class.0, period.0);
-    let Some(weight) = model.weights.get(block.0) else {
-        let cost = model.outage_penalty_usd[t][k] * model.claim_gpus[k];
-        return col(key, cost, INF, Vec::new());
+    let cost = match model.weights.get(block.0) {
+        None => model.outage_penalty_usd[t][k] * model.claim_gpus[k],
+        Some(weight) => weight * model.miss_usd[t][k],
     };
-    let mut entries = Vec::new();
-    if model.has_target(k, t) {
-        entries.push((RowKey::Target(class, period), *weight));
-    }
-    if input.policy.cvar_weight > 0.0 {
-        entries.push((RowKey::Tail(block), -model.miss_usd[t][k]));
-    }
-    col(key, weight * model.miss_usd[t][k], INF, entries)
+    col(key, cost, INF, Vec::new())
 }
 
 /// The rows and columns of one source. Entries of `Nodes` into pools, uses or cuts are added by the caller.

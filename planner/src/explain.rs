@@ -89,13 +89,12 @@ pub fn explain(
 ) -> Result<Explanation, solver::SolverError> {
     let model = Model::build(input);
     let (master, optimum) = decompose::solve(input, &model, effort)?;
-    let values = optimum.duals.pool_values(&model);
     let links = columns::links(input, &model);
     let caps = Caps::resolve(&input.classes[class], input.offers.iter().map(|o| &o.offer));
     let mut offers = Vec::new();
     let (_, refused) = refusals(&input.classes[class], &input.offers);
     let mut source_of = BTreeMap::new();
-    for (i, source) in model.sources.iter().enumerate().filter(|(_, s)| s.group.is_none()) {
+    for (i, source) in model.sources.iter().enumerate() {
         source_of.insert(source.offer, i);
     }
     for (p, state) in input.offers.iter().enumerate() {
@@ -108,7 +107,8 @@ pub fn explain(
         };
         let source = &model.sources[i];
         let launched = plan.launches.iter().filter(|l| l.offer == state.offer.key).map(|l| l.nodes).sum::<u32>();
-        let profit = optimum.duals.profit(input, &model, &links[i], source, &values[source.pool]).launch_now_usd;
+        let profit =
+            optimum.duals.profit(input, &model, &links[i], source, &optimum.duals.pools[source.pool]).launch_now_usd;
         let dear = micros(-profit / billed_h(&model, source));
         let verdict = if state.launch_limit_nodes < 1.0 || state.fill == 0.0 {
             Verdict::NoSupply

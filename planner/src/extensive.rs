@@ -7,7 +7,7 @@ use solver::{Col, Lp};
 
 use crate::columns::{self, ColSpec, RowSpec};
 use crate::input::PlanInput;
-use crate::keys::{Block, ClassId, ColKey, Period, RowKey, SourceId, SpreadId};
+use crate::keys::{Block, ClassId, ColKey, GroupId, Period, PoolId, RowKey, SourceId, SpreadId};
 use crate::model::Model;
 
 /// The extensive form with the keys of its columns, in the order of `lp.cols`.
@@ -40,7 +40,7 @@ pub fn build(input: &PlanInput, model: &Model) -> Extensive {
             for k in 0..model.claim_gpus.len() {
                 let key = RowKey::Cover(ClassId(k), Period(t), Block(block));
                 form.add_rows(&[RowSpec { key, lower: model.demand(Block(block), t)[k], upper: f64::INFINITY }]);
-                let mut miss = columns::miss(input, model, ClassId(k), Period(t), Block(block));
+                let mut miss = columns::miss(model, ClassId(k), Period(t), Block(block));
                 miss.entries.push((key, model.claim_gpus[k]));
                 cols.push(miss);
             }
@@ -58,6 +58,7 @@ pub fn build(input: &PlanInput, model: &Model) -> Extensive {
         form.add_cols(cols);
         form.add_serves(model, i);
     }
+    (0..model.pools.len()).for_each(|pool| form.add_fixed(model, pool));
     form
 }
 
@@ -78,16 +79,18 @@ impl Extensive {
         }
     }
 
-    /// Rows that cap what a source gives out in each block, and the node column's entries in them.
+    /// Rows that cap what a source gives out in each block, and the node column's entries in them. Claimed nodes give
+    /// nothing: what is left of them is fixed.
     fn use_rows(&mut self, model: &Model, i: usize, t: usize, entries: &mut Vec<(RowKey, f64)>) {
         let source = &model.sources[i];
+        let claimed = -source.gpus * source.claimed[t];
         for block in (0..model.blocks()).filter(|b| model.is_there(source.pool, Block(*b))) {
             let key = RowKey::Use(SourceId(i), Period(t), Block(block));
-            self.add_rows(&[RowSpec { key, lower: f64::NEG_INFINITY, upper: 0.0 }]);
+            self.add_rows(&[RowSpec { key, lower: f64::NEG_INFINITY, upper: claimed }]);
             entries.push((key, -source.gpus));
-            for &(k, share) in model.pools[source.pool].serves.iter().filter(|(_, share)| *share < 1.0) {
-                let key = RowKey::Edge(SourceId(i), Period(t), Block(block), ClassId(k));
-                self.add_rows(&[RowSpec { key, lower: f64::NEG_INFINITY, upper: 0.0 }]);
+            for (g, share) in capped(model, source.pool) {
+                let key = RowKey::Edge(SourceId(i), Period(t), Block(block), GroupId(g));
+                self.add_rows(&[RowSpec { key, lower: f64::NEG_INFINITY, upper: share * claimed }]);
                 entries.push((key, -source.gpus * share));
             }
         }
@@ -96,21 +99,51 @@ impl Extensive {
     fn add_serves(&mut self, model: &Model, i: usize) {
         let pool = model.sources[i].pool;
         for block in (0..model.blocks()).filter(|b| model.is_there(pool, Block(*b))) {
-            for t in 0..model.periods() {
-                for &(k, share) in model.pools[pool].serves.iter().filter(|_| t >= model.sources[i].first) {
+            for t in model.sources[i].first..model.periods() {
+                for &(k, share) in &model.pools[pool].serves {
+                    let (period, block) = (Period(t), Block(block));
                     let mut entries = vec![
-                        (RowKey::Use(SourceId(i), Period(t), Block(block)), 1.0),
-                        (RowKey::Cover(ClassId(k), Period(t), Block(block)), 1.0),
+                        (RowKey::Use(SourceId(i), period, block), 1.0),
+                        (RowKey::Cover(ClassId(k), period, block), 1.0),
                     ];
-                    if share < 1.0 {
-                        entries.push((RowKey::Edge(SourceId(i), Period(t), Block(block), ClassId(k)), 1.0));
-                    }
-                    let key = ColKey::Serve(SourceId(i), ClassId(k), Period(t), Block(block));
+                    let group = GroupId(model.group_of[k]);
+                    entries.extend((share < 1.0).then_some((RowKey::Edge(SourceId(i), period, block, group), 1.0)));
+                    let key = ColKey::Serve(SourceId(i), ClassId(k), period, block);
                     self.add_cols(vec![ColSpec { key, cost: 0.0, lower: 0.0, upper: f64::INFINITY, entries }]);
                 }
             }
         }
     }
+
+    /// What is left of partly claimed nodes, and whom it serves.
+    fn add_fixed(&mut self, model: &Model, pool: usize) {
+        for block in (0..model.blocks()).filter(|b| model.is_there(pool, Block(*b))) {
+            for (t, gpus) in model.pools[pool].fixed_gpus.iter().enumerate().filter(|(_, gpus)| **gpus > 0.0) {
+                let (id, period, block) = (PoolId(pool), Period(t), Block(block));
+                let limit = |key, upper| RowSpec { key, lower: f64::NEG_INFINITY, upper };
+                self.add_rows(&[limit(RowKey::UseFixed(id, period, block), *gpus)]);
+                for (g, share) in capped(model, pool) {
+                    self.add_rows(&[limit(RowKey::EdgeFixed(id, period, block, GroupId(g)), share * gpus)]);
+                }
+                for &(k, share) in &model.pools[pool].serves {
+                    let mut entries = vec![
+                        (RowKey::UseFixed(id, period, block), 1.0),
+                        (RowKey::Cover(ClassId(k), period, block), 1.0),
+                    ];
+                    let group = GroupId(model.group_of[k]);
+                    entries.extend((share < 1.0).then_some((RowKey::EdgeFixed(id, period, block, group), 1.0)));
+                    let key = ColKey::ServeFixed(id, ClassId(k), period, block);
+                    self.add_cols(vec![ColSpec { key, cost: 0.0, lower: 0.0, upper: f64::INFINITY, entries }]);
+                }
+            }
+        }
+    }
+}
+
+/// Groups that can use a part of a pool only, with the part.
+fn capped(model: &Model, pool: usize) -> BTreeMap<usize, f64> {
+    let serves = model.pools[pool].serves.iter().filter(|(_, share)| *share < 1.0);
+    serves.map(|&(k, share)| (model.group_of[k], share)).collect()
 }
 
 fn row_name(key: RowKey) -> String {

@@ -155,15 +155,58 @@ impl Fitted {
         self.with(self.residuals[place.min(self.residuals.len() - 1)])
     }
 
+    /// The value when this forecast errs as `other`, of another horizon, did at the past `origin`.
+    #[must_use]
+    pub fn replay_error(&self, other: &Self, origin: usize) -> f64 {
+        let place = origin.saturating_sub(other.origins.0) / other.origins.1;
+        self.with(other.residuals[place.min(other.residuals.len() - 1)])
+    }
+
     /// The oldest and the newest past origin.
     #[must_use]
     pub fn origins(&self) -> (usize, usize) {
         (self.origins.0, self.origins.0 + self.origins.1 * (self.residuals.len() - 1))
     }
 
+    /// What this forecast would have said at each past origin, and what came, the oldest first: `history` and `horizon` are
+    /// those of the fit.
+    #[must_use]
+    pub fn past(&self, history: &[f64], horizon: usize) -> Vec<PastForecast> {
+        let of = |(i, residual): (usize, &f64)| {
+            let target = self.origins.0 + i * self.origins.1 + horizon;
+            let actual = history.get(target).copied().unwrap_or(0.0);
+            let before = history.get(target - 1).copied().unwrap_or(0.0);
+            PastForecast { target, actual, before, residual: *residual, root: root(actual) - residual }
+        };
+        self.residuals.iter().enumerate().map(of).collect()
+    }
+
     fn with(&self, residual: f64) -> f64 {
         let value = (self.root + residual).max(0.0);
         value * value
+    }
+}
+
+/// A forecast of the past beside what came.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PastForecast {
+    /// Step that was forecast.
+    pub target: usize,
+    /// What came.
+    pub actual: f64,
+    /// What was there a step before.
+    pub before: f64,
+    /// Root residual.
+    pub residual: f64,
+    /// Root of the point forecast.
+    root: f64,
+}
+
+impl PastForecast {
+    /// The forecast with a root residual on top.
+    #[must_use]
+    pub fn with(&self, residual: f64) -> f64 {
+        (self.root + residual).max(0.0).powi(2)
     }
 }
 
@@ -263,12 +306,16 @@ pub type WeightedPath = (f64, Vec<Vec<f64>>);
 /// All past origins are ranked by how high their path goes, summed over the series; the ranks are cut into strata that
 /// are finer towards the top, and each stratum is told by its middle path. No chance is involved, so that plans of
 /// neighbouring minutes see neighbouring paths, and the tail that a hit rate of 99 % asks for is always there.
+///
+/// Beyond `reach` steps, `[K]`, paths spread no further: what will be decided later will know more. Whoever can have a node
+/// in ten minutes needs room in an hour for what cannot be foreseen ten minutes before, no more.
 #[must_use]
 pub fn paths(
     histories: &[Vec<f64>],
     methods: &[Method],
     season: usize,
     horizons: &[usize],
+    reach: &[usize],
     count: usize,
 ) -> Vec<WeightedPath> {
     let fitted: Vec<Vec<Option<Fitted>>> = histories
@@ -280,6 +327,15 @@ pub fn paths(
             horizons.iter().map(fit_any).collect()
         })
         .collect();
+    let errs: Vec<Option<Fitted>> = histories
+        .iter()
+        .zip(methods)
+        .zip(reach)
+        .map(|((history, method), steps)| {
+            let steps = (*steps).max(1);
+            fit(*method, history, season, steps).or_else(|| fit(Method::LastValue, history, season, steps))
+        })
+        .collect();
     let fits = || fitted.iter().flatten().flatten();
     let first = fits().map(|f| f.origins().0).max().unwrap_or(0);
     let last = fits().map(|f| f.origins().1).min().unwrap_or(0).max(first);
@@ -287,7 +343,11 @@ pub fn paths(
     let most: Vec<f64> = histories.iter().map(|h| SEEN_TIMES * h.iter().copied().fold(0.0, f64::max)).collect();
     let value = |k: usize, h: usize, origin: usize| {
         let now = histories[k].last().copied().unwrap_or(0.0);
-        fitted[k][h].as_ref().map_or(now, |f| f.replay(origin).min(most[k]))
+        let err = |f: &Fitted| match errs[k].as_ref().filter(|_| horizons[h] > reach[k]) {
+            Some(errs) => f.replay_error(errs, origin),
+            None => f.replay(origin),
+        };
+        fitted[k][h].as_ref().map_or(now, |f| err(f).min(most[k]))
     };
     let peak = |origin: usize| -> f64 {
         let of = |k: usize| (0..horizons.len()).map(|h| value(k, h, origin)).fold(0.0, f64::max);
@@ -331,11 +391,12 @@ fn alike(histories: &[Vec<f64>], mut origins: Vec<usize>) -> Vec<usize> {
     ranked.into_iter().take(keep).map(|r| r.1).collect()
 }
 
-/// Cuts `0..len` into at most `count` ranges, each about two thirds as wide as the one before it, the last ones at
-/// least one wide.
+/// Cuts `0..len` into at most `count` ranges that get narrower towards the top, by the same factor each: the last is about
+/// a hundredth of the first, whatever their number, and at least one wide.
 fn strata(len: usize, count: usize) -> Vec<(usize, usize)> {
-    const SHRINK: f64 = 0.67;
-    let share = |i: usize| SHRINK.powi(i as i32);
+    const LAST_OF_FIRST: f64 = 0.0125;
+    let shrink = LAST_OF_FIRST.powf(1.0 / (count.max(2) - 1) as f64);
+    let share = |i: usize| shrink.powi(i as i32);
     let total: f64 = (0..count).map(share).sum();
     let mut cuts = vec![0];
     let mut upto = 0.0;
@@ -397,7 +458,7 @@ mod tests {
     fn short_histories_fall_back() {
         assert!(fit(Method::SeasonalNaive, &[1.0; 10], 48, 1).is_none());
         assert_eq!(choose(&[5.0; 30], 48, 1, 10), Method::LastValue);
-        let paths = paths(&[vec![3.0]], &[Method::SeasonalNaive], 48, &[1, 2], 4);
+        let paths = paths(&[vec![3.0]], &[Method::SeasonalNaive], 48, &[1, 2], &[1], 4);
         assert_eq!(paths, vec![(1.0, vec![vec![3.0]; 2])]);
     }
 

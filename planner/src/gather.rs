@@ -6,7 +6,9 @@ use fleet::{Class, Market, Offer, UsdMicros};
 use health::rates::Brief;
 
 use crate::base_stock;
-use crate::input::{Commitment, LeadTime, NodeGroup, OfferState, PlanInput, Policy, Quota, Scenario, starts};
+use crate::input::{
+    Commitment, LeadTime, MissPrice, NodeGroup, OfferState, PlanInput, Policy, Quota, Scenario, starts,
+};
 use crate::plan::Plan;
 use crate::supply::{self, Supply};
 
@@ -113,6 +115,8 @@ pub struct Observed<'a> {
     pub estimates: &'a [Estimate],
     /// Classes, `[K]`.
     pub classes: &'a [Class],
+    /// What a missed claim of each class counts for, `[K]`; without any, its class's own price.
+    pub miss_prices: &'a [MissPrice],
     /// Mean life of a claim in seconds, `[K]`.
     pub claim_mean_s: &'a [f64],
     /// Nodes that exist or are on their way.
@@ -209,6 +213,7 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
         period_s: seen.period_s.to_vec(),
         offers: seen.offers.iter().enumerate().map(state).collect(),
         classes: seen.classes.to_vec(),
+        miss_prices: seen.miss_prices.to_vec(),
         scenarios,
         quotas: seen.quotas.to_vec(),
         commitments: seen.commitments.to_vec(),

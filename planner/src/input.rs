@@ -17,6 +17,9 @@ pub struct PlanInput {
     pub offers: Vec<OfferState>,
     /// What is claimed.
     pub classes: Vec<Class>,
+    /// What a missed claim of each class counts for, `[K]`; without any, its class's own price of a miss.
+    #[serde(default)]
+    pub miss_prices: Vec<MissPrice>,
     /// Paths of demand with weights that add up to 1.
     pub scenarios: Vec<Scenario>,
     /// Limits on groups of offers that the cloud sets.
@@ -25,6 +28,88 @@ pub struct PlanInput {
     pub commitments: Vec<Commitment>,
     /// How risk, stability, spread and money are weighed.
     pub policy: Policy,
+}
+
+impl PlanInput {
+    /// Dollars that a missed claim of class `k` counts for.
+    #[must_use]
+    pub fn miss_price_usd(&self, k: usize) -> f64 {
+        let own = self.classes[k].miss_cost_usd_micros;
+        self.miss_prices.get(k).map_or(own, |price| price.usd_micros).usd()
+    }
+}
+
+/// What a missed claim of a class counts for: the same at all moments, so that service is bought where it is cheap.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MissPrice {
+    /// Dollars.
+    pub usd_micros: UsdMicros,
+    /// Why so many.
+    pub basis: PriceBasis,
+    /// The most that it may become.
+    pub cap_usd_micros: UsdMicros,
+    /// What other prices would have given on the class's past, prices rising; empty without a past.
+    pub curve: Vec<ServicePoint>,
+}
+
+/// What a tenth of a percentage point is, as a share.
+const NEXT_POINT: f64 = 1e-3;
+
+impl MissPrice {
+    /// The price that another target asks for on the same past; the same where the past does not tell.
+    #[must_use]
+    pub fn for_target(&self, target: f64, floor: UsdMicros) -> Self {
+        let Some(most) = self.curve.last() else { return self.clone() };
+        let reached = self.curve.iter().find(|point| point.hit_rate >= target);
+        // Beyond what the past shows, as far as it goes.
+        let asked = reached.unwrap_or(most).price_usd_micros;
+        let basis = match (asked <= floor, reached) {
+            (true, _) => PriceBasis::Operator,
+            (false, Some(_)) => PriceBasis::Past,
+            (false, None) => PriceBasis::Cap,
+        };
+        let cap_usd_micros = self.cap_usd_micros.max(asked);
+        Self { usd_micros: asked.max(floor), basis, cap_usd_micros, ..self.clone() }
+    }
+
+    /// Dollars an hour that 0.1 percentage points more of hit rate would have cost on the class's past: on the curve from
+    /// its point at this price. `None` where the past does not tell.
+    #[must_use]
+    pub fn next_point_usd_per_h(&self) -> Option<f64> {
+        let at = self.curve.iter().position(|point| point.price_usd_micros >= self.usd_micros)?;
+        let (here, idle) = (self.curve[at].hit_rate, |i: usize| self.curve[i].idle_usd_micros_per_h.usd());
+        let next = (at + 1..self.curve.len()).find(|i| self.curve[*i].hit_rate >= here + NEXT_POINT)?;
+        let gained = self.curve[next].hit_rate - here;
+        Some(((idle(next) - idle(at)) * NEXT_POINT / gained).max(0.0))
+    }
+}
+
+/// Why a miss has its price.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PriceBasis {
+    /// The operator's price of a miss: it gives the target already, or there is no target.
+    #[default]
+    Operator,
+    /// What the class's past asks for at its target, and what became of it since.
+    Past,
+    /// Too little past: what the target of this class asks for there.
+    Like(String),
+    /// Too little past, and no class like it: the closed form of the newsvendor.
+    ClosedForm,
+    /// More is not offered: the target would ask for it.
+    Cap,
+}
+
+/// Service that a price of a miss would have given on a class's past.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ServicePoint {
+    /// Price of a miss.
+    pub price_usd_micros: UsdMicros,
+    /// Hit rate.
+    pub hit_rate: f64,
+    /// Dollars an hour for capacity beyond what was in use.
+    pub idle_usd_micros_per_h: UsdMicros,
 }
 
 /// An offer with the estimates of the supply model and the nodes that exist.
@@ -102,6 +187,19 @@ impl LeadTime {
             before = Some((at, share));
         }
         before.map_or(0.0, |b| b.1)
+    }
+
+    /// Seconds by which a share of launches is healthy.
+    #[must_use]
+    pub fn by_s(&self, share: f64) -> f64 {
+        let mut before: Option<(f64, f64)> = None;
+        for &(at, by) in &self.cdf {
+            if by >= share {
+                return before.map_or(at, |(b, s)| b + (at - b) * ((share - s) / (by - s).max(1e-12)).clamp(0.0, 1.0));
+            }
+            before = Some((at, by));
+        }
+        before.map_or(0.0, |b| b.0)
     }
 
     /// Mean in seconds.
@@ -227,10 +325,6 @@ pub struct Survive {
 /// How risk, stability, spread and money are weighed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Policy {
-    /// Weight of the CVaR of the miss cost beside its mean; 0 leaves it out.
-    pub cvar_weight: f64,
-    /// Tail of the CVaR: 0.9 looks at the worst tenth.
-    pub cvar_level: f64,
     /// What each launch beyond the parent plan's costs more, as a share of the launch cost: it damps plans that chase
     /// noise.
     pub churn: f64,
@@ -250,8 +344,6 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
-            cvar_weight: 0.0,
-            cvar_level: 0.9,
             // Both chosen by simulation. Spare nodes that stay damp more than a price on launches, which also keeps plans
             // from launching what is needed.
             churn: 0.5,

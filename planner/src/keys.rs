@@ -29,8 +29,14 @@ indices! {
     PoolId,
     /// A class.
     ClassId,
-    /// A set of classes whose joint demand is cut.
-    SetId,
+    /// Classes that the same pools serve alike.
+    GroupId,
+    /// Pools and classes that have nothing to do with the others (see [`crate::recourse`]).
+    ComponentId,
+    /// Demand paths that are taken together; after the last of them, the loss of a domain (see [`crate::recourse`]).
+    Part,
+    /// A lower bound on a shortfall.
+    CutId,
     /// A quota.
     QuotaId,
     /// A group of offers under one launch rate.
@@ -43,26 +49,15 @@ indices! {
     DomainId,
 }
 
-/// GPUs that a set of classes can use in a period, with all domains or with one lost (decomposition only).
+/// What is missed of one component in one part of one period (decomposition only).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SetKey {
-    /// Which set.
-    pub set: SetId,
+pub struct ShortfallKey {
+    /// Whose.
+    pub component: ComponentId,
     /// When.
     pub period: Period,
-    /// What is lost.
-    pub lost: Option<DomainId>,
-}
-
-/// A Gale-Hoffman cut (decomposition only).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CutKey {
-    /// Classes whose demand it sums.
-    pub set: SetId,
-    /// When.
-    pub period: Period,
-    /// On which path, or after which loss.
-    pub block: Block,
+    /// On which paths, or after which loss.
+    pub part: Part,
 }
 
 /// A row.
@@ -86,20 +81,18 @@ pub enum RowKey {
     Spread(SpreadId, Period),
     /// Dollars an hour.
     Budget(Period),
-    /// Hit-rate target of a class.
-    Target(ClassId, Period),
-    /// Tail of the miss cost (CVaR) of a path.
-    Tail(Block),
     /// GPUs of a pool (decomposition only).
     Pool(PoolId, Period),
-    /// See [`SetKey`].
-    Set(SetKey),
-    /// See [`CutKey`].
-    Cut(CutKey),
+    /// A lower bound on a shortfall (decomposition only).
+    Cut(CutId),
     /// GPUs of a source given out (extensive form only).
     Use(SourceId, Period, Block),
-    /// GPUs of a source that a class can use (extensive form only).
-    Edge(SourceId, Period, Block, ClassId),
+    /// GPUs of a source that a group of classes can use (extensive form only).
+    Edge(SourceId, Period, Block, GroupId),
+    /// The same of what is left of partly claimed nodes (extensive form only).
+    UseFixed(PoolId, Period, Block),
+    /// See `UseFixed`.
+    EdgeFixed(PoolId, Period, Block, GroupId),
     /// Demand is covered or missed (extensive form only).
     Cover(ClassId, Period, Block),
 }
@@ -123,18 +116,14 @@ pub enum ColKey {
     BudgetSlack(Period),
     /// GPUs over a spread limit.
     SpreadSlack(SpreadId, Period),
-    /// Missed claims beyond the target.
-    TargetSlack(ClassId, Period),
-    /// Missed claims.
+    /// Missed claims (extensive form only).
     Miss(ClassId, Period, Block),
-    /// CVaR's threshold.
-    TailStart,
-    /// CVaR's excess of a path.
-    TailExcess(Block),
     /// GPUs of a pool (decomposition only).
     Pool(PoolId, Period),
-    /// See [`SetKey`].
-    Set(SetKey),
+    /// See [`ShortfallKey`].
+    Shortfall(ShortfallKey),
     /// GPUs of a source that serve a class (extensive form only).
     Serve(SourceId, ClassId, Period, Block),
+    /// The same of what is left of partly claimed nodes (extensive form only).
+    ServeFixed(PoolId, ClassId, Period, Block),
 }

@@ -2,17 +2,17 @@
 //!
 //! Formulation (symbols as in docs/ARCHITECTURE.md, "The linear program"). Capacity is decided once for all demand
 //! paths (the next plan comes in a minute); what each path misses is recourse. Every source of nodes `i` has launches
-//! `x_it` and nodes `n_it`; nodes of sources that serve the same classes and are lost together form a pool.
+//! `x_it` and nodes `n_it`; idle nodes of sources that serve the same classes and are lost together form a pool.
+//! Claims stay where they are: they are demand that is met, and what is left of their nodes is a pool of its own.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use fleet::{Market, Refusal};
 
-use crate::flow::Network;
-use crate::input::{DomainLevel, PlanInput, SpreadBy};
+use crate::input::{DomainLevel, NodeGroup, OfferState, PlanInput, SpreadBy};
 use crate::keys::{Block, DomainId};
-use crate::serves::{fragment_serves, whole_node_serves};
+use crate::serves::{claimed_gpus, free_part_serves, whole_node_serves};
 use crate::source::{Profile, Source};
 
 /// Which classes a pool serves, and how much of it each can use.
@@ -22,6 +22,18 @@ pub struct Pool {
     pub serves: Vec<(usize, f64)>,
     /// Domain that is lost as one, where N-1 is asked for.
     pub domain: Option<usize>,
+    /// GPUs that partly claimed nodes have left, whatever is decided, `[T]`.
+    pub fixed_gpus: Vec<f64>,
+}
+
+/// Classes that the same pools serve alike: one demand with several prices. What they can use of a pool, they can use
+/// together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// Classes.
+    pub classes: Vec<usize>,
+    /// `(pool, share of its GPUs that they can use)`, by pool.
+    pub pools: Vec<(usize, f64)>,
 }
 
 /// The problem of one plan: pools of sources, demand by path, and what limits them.
@@ -39,6 +51,10 @@ pub struct Model {
     pub profiles: Vec<Rc<Profile>>,
     /// Sources of each pool.
     pub pool_sources: Vec<Vec<usize>>,
+    /// Groups of classes.
+    pub groups: Vec<Group>,
+    /// Group of each class, `[K]`.
+    pub group_of: Vec<usize>,
     /// Names of the domains that N-1 loses one at a time.
     pub domains: Vec<String>,
     /// GPUs of a claim, `[K]`.
@@ -46,31 +62,23 @@ pub struct Model {
     /// Missed claims for each claim that is without GPUs in a period, `[T][K]`: whoever finds none goes without until a
     /// launch of that moment arrives or the claim ends, over several short periods, and is missed once.
     pub miss_share: Vec<Vec<f64>>,
-    /// Dollars for a claim without GPUs in a period, `[T][K]`.
+    /// Dollars for a claim without GPUs in a period at the price of a miss, `[T][K]`.
     pub miss_usd: Vec<Vec<f64>>,
-    /// Targets, `[K]`.
-    pub hit_rate_target: Vec<f64>,
-    /// Demand in GPUs, `[S][T][K]`.
+    /// Demand in GPUs beside what claims have where they are, `[S][T][K]`.
     pub demand_gpus: Vec<Vec<Vec<f64>>>,
     /// Weights, `[S]`.
     pub weights: Vec<f64>,
-    /// Demand in GPUs that must be covered when a domain is lost, `[T][K]`; empty without N-1.
-    pub outage_gpus: Vec<Vec<f64>>,
+    /// Demand in GPUs that must be covered when a domain is lost, beside what claims have elsewhere, `[domains][T][K]`;
+    /// empty without N-1.
+    pub outage_gpus: Vec<Vec<Vec<f64>>>,
     /// Units of each quota that launches already on their way leave, `[Q][T]`.
     pub quota_left: Vec<Vec<f64>>,
     /// Whether nodes that exist or are on their way exceed it, `[Q][T]`: nothing of it can be launched then.
     pub quota_full: Vec<Vec<bool>>,
     /// Dollars an hour of the budget that they leave, `[T]`; empty without a budget.
     pub budget_left_usd_per_h: Vec<f64>,
-    /// Claims without GPUs that the target allows, mean over the paths, `[T][K]`.
-    pub allowed_misses: Vec<Vec<f64>>,
-    /// Period by which half of what can be launched now is healthy, `[K]`. Before it the past has decided, and the
-    /// target asks for no more than what keeping every node gives.
+    /// Period by which half of what can be launched now is healthy, `[K]`. Before it the past has decided.
     pub first_period: Vec<usize>,
-    /// Share of launches of now that has arrived at the start of each period, `[K][T]`.
-    pub arrived_share: Vec<Vec<f64>>,
-    /// Penalty for a missed claim beyond the target, dollars, `[T][K]`.
-    pub target_penalty_usd: Vec<Vec<f64>>,
     /// Penalty for a GPU of the outage demand that is not covered, dollars, `[T][K]`.
     pub outage_penalty_usd: Vec<Vec<f64>>,
     /// Spread rows.
@@ -81,6 +89,9 @@ pub struct Model {
 
 /// Classes with the bits of their shares, and the domain.
 type PoolKey = (Vec<(usize, u64)>, Option<usize>);
+
+/// GPUs that claims have, `[T][K]`, by the domain that they are lost with.
+type Placed = BTreeMap<Option<usize>, Vec<Vec<f64>>>;
 
 /// Penalty for one unit over a quota, dollars.
 pub const QUOTA_PENALTY_USD: f64 = 1e5;
@@ -133,46 +144,43 @@ impl Model {
             sources: Vec::new(),
             profiles: Vec::new(),
             pool_sources: Vec::new(),
+            groups: Vec::new(),
+            group_of: vec![0; input.classes.len()],
             domains: Vec::new(),
             claim_gpus: input.classes.iter().map(|k| f64::from(k.gpus_per_claim)).collect(),
             miss_share: Vec::new(),
             miss_usd: Vec::new(),
-            hit_rate_target: input.classes.iter().map(|k| k.hit_rate_target).collect(),
             demand_gpus: Vec::new(),
             weights: input.scenarios.iter().map(|s| s.weight).collect(),
             outage_gpus: Vec::new(),
             quota_left: Vec::new(),
             quota_full: Vec::new(),
             budget_left_usd_per_h: Vec::new(),
-            allowed_misses: Vec::new(),
             first_period: Vec::new(),
-            arrived_share: Vec::new(),
-            target_penalty_usd: Vec::new(),
             outage_penalty_usd: Vec::new(),
             spreads: Vec::new(),
             refusals: BTreeMap::new(),
         };
         model.add_limits(input);
         model.add_profiles(input);
-        model.add_sources(input);
-        model.add_demand(input);
+        let placed = model.add_sources(input);
+        model.add_groups();
+        model.add_demand(input, &placed);
         model.add_penalties(input);
         model.add_spreads(input);
-        model.allow_the_past();
         model
-    }
-
-    /// Whether the hit-rate target of class `k` is a row in period `t`. A target of 0 asks for nothing.
-    #[must_use]
-    pub fn has_target(&self, k: usize, t: usize) -> bool {
-        self.hit_rate_target[k] > 0.0 && t < self.periods()
     }
 
     /// Number of blocks: demand paths, then lost domains.
     #[must_use]
     pub fn blocks(&self) -> usize {
-        let outages = if self.outage_gpus.is_empty() { 0 } else { self.domains.len() };
-        self.weights.len() + outages
+        self.weights.len() + self.losses()
+    }
+
+    /// Number of domains that are lost, one at a time; 0 without N-1.
+    #[must_use]
+    pub fn losses(&self) -> usize {
+        self.outage_gpus.len()
     }
 
     /// The domain that a block loses.
@@ -184,32 +192,16 @@ impl Model {
     /// Demand of a block in GPUs, `[K]`.
     #[must_use]
     pub fn demand(&self, block: Block, t: usize) -> &[f64] {
-        self.demand_gpus.get(block.0).map_or_else(|| &self.outage_gpus[t], |path| &path[t])
+        match self.lost_domain(block) {
+            None => &self.demand_gpus[block.0][t],
+            Some(DomainId(lost)) => &self.outage_gpus[lost][t],
+        }
     }
 
     /// Whether a pool's nodes are there in a block.
     #[must_use]
     pub fn is_there(&self, pool: usize, block: Block) -> bool {
         self.lost_domain(block).is_none_or(|lost| self.pools[pool].domain != Some(lost.0))
-    }
-
-    /// Missed claims, mean over the demand paths, `[T][K]`, with `gpus` of each pool `[T][pools]`, when classes are served
-    /// in their order.
-    #[must_use]
-    pub fn missed_claims(&self, gpus: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let classes = self.claim_gpus.len();
-        let order: Vec<usize> = (0..classes).collect();
-        let mut missed = vec![vec![0.0; classes]; self.periods()];
-        for (t, row) in missed.iter_mut().enumerate() {
-            let pools = gpus[t].iter().zip(&self.pools).map(|(gpus, pool)| (*gpus, pool.serves.as_slice()));
-            let network = Network::new(classes, pools);
-            for (path, weight) in self.weights.iter().enumerate() {
-                let (_, short) = network.short_sets(self.demand(Block(path), t), &order);
-                let claims = row.iter_mut().zip(&short).zip(&self.claim_gpus);
-                claims.for_each(|((missed, short), gpus)| *missed += weight * short / gpus);
-            }
-        }
-        missed
     }
 
     /// Number of periods.
@@ -259,12 +251,14 @@ impl Model {
         }
     }
 
-    fn add_sources(&mut self, input: &PlanInput) {
+    /// Sources and pools; returns the GPUs that claims have.
+    fn add_sources(&mut self, input: &PlanInput) -> Placed {
         let caps: Vec<fleet::Caps> =
             input.classes.iter().map(|k| fleet::Caps::resolve(k, input.offers.iter().map(|o| &o.offer))).collect();
         let level = input.policy.survive.map(|s| s.level);
         let mut domains = BTreeMap::new();
         let mut pools = BTreeMap::new();
+        let mut placed = Placed::new();
         for (p, state) in input.offers.iter().enumerate() {
             let domain = level.map(|l| {
                 let name = domain_name(&state.offer, l);
@@ -274,22 +268,23 @@ impl Model {
                 })
             });
             let (serves, refusal) = whole_node_serves(input, p, &caps);
-            let owned = state.nodes.iter().any(|g| g.claims.is_empty() && g.nodes > 0)
-                || state.arriving_nodes.iter().any(|a| *a > 0.0);
+            let owned = state.nodes.iter().any(|g| g.nodes > 0) || state.arriving_nodes.iter().any(|a| *a > 0.0);
             if serves.is_empty() {
                 self.refusals.extend(refusal.map(|r| (p, r)));
             }
             if !serves.is_empty() || owned {
                 let pool = self.intern(&mut pools, serves, domain);
-                let source = self.offer_source(input, p, pool);
-                self.push_source(source);
-            }
-            for (g, group) in state.nodes.iter().enumerate().filter(|(_, g)| !g.claims.is_empty() && g.nodes > 0) {
-                let pool = self.intern(&mut pools, fragment_serves(input, p, &group.claims), domain);
-                let source = self.group_source(input, p, g, pool);
-                self.push_source(source);
+                let source = self.source(input, p, pool);
+                self.place_claims(input, p, &source, placed.entry(domain).or_default());
+                for (free, gpus) in free_parts(input, p, &source) {
+                    let pool = self.intern(&mut pools, free_part_serves(input, p, free, &caps), domain);
+                    self.pools[pool].fixed_gpus.iter_mut().zip(gpus).for_each(|(sum, gpus)| *sum += gpus);
+                }
+                self.pool_sources[source.pool].push(self.sources.len());
+                self.sources.push(source);
             }
         }
+        placed
     }
 
     fn intern(
@@ -300,26 +295,53 @@ impl Model {
     ) -> usize {
         let key = (serves.iter().map(|&(k, e)| (k, e.to_bits())).collect(), domain);
         *pools.entry(key).or_insert_with(|| {
-            self.pools.push(Pool { serves, domain });
+            self.pools.push(Pool { serves, domain, fixed_gpus: vec![0.0; self.hours.len()] });
             self.pool_sources.push(Vec::new());
             self.pools.len() - 1
         })
     }
 
-    fn push_source(&mut self, source: Source) {
-        self.pool_sources[source.pool].push(self.sources.len());
-        self.sources.push(source);
+    /// Adds the GPUs that claims on an offer's nodes have while the nodes are claimed.
+    fn place_claims(&self, input: &PlanInput, p: usize, source: &Source, placed: &mut Vec<Vec<f64>>) {
+        placed.resize(self.periods(), vec![0.0; self.claim_gpus.len()]);
+        for group in input.offers[p].nodes.iter().filter(|g| !g.claims.is_empty()) {
+            for (t, row) in placed.iter_mut().enumerate() {
+                let nodes = claimed_nodes(&input.offers[p], group, source, t);
+                group.claims.iter().for_each(|&(k, n)| row[k] += nodes * f64::from(claimed_gpus(input, p, k, n)));
+            }
+        }
     }
 
-    fn offer_source(&self, input: &PlanInput, p: usize, pool: usize) -> Source {
+    /// Classes with the same pools and shares.
+    fn add_groups(&mut self) {
+        let mut pools_of: Vec<Vec<(usize, f64)>> = vec![Vec::new(); self.claim_gpus.len()];
+        for (p, pool) in self.pools.iter().enumerate() {
+            pool.serves.iter().for_each(|&(k, share)| pools_of[k].push((p, share)));
+        }
+        let mut known: BTreeMap<Vec<(usize, u64)>, usize> = BTreeMap::new();
+        for (k, pools) in pools_of.into_iter().enumerate() {
+            let key = pools.iter().map(|&(p, share)| (p, share.to_bits())).collect();
+            let group = *known.entry(key).or_insert_with(|| {
+                self.groups.push(Group { classes: Vec::new(), pools });
+                self.groups.len() - 1
+            });
+            self.groups[group].classes.push(k);
+            self.group_of[k] = group;
+        }
+    }
+
+    fn source(&self, input: &PlanInput, p: usize, pool: usize) -> Source {
         let state = &input.offers[p];
         let periods = self.periods();
-        let mut source = self.bare_source(input, p, None, pool);
-        let idle = state.nodes.iter().filter(|g| g.claims.is_empty());
-        for group in idle {
-            source.appear[0] += f64::from(group.nodes);
+        let mut source = self.bare_source(input, p, pool);
+        for group in &state.nodes {
+            let mut alive = f64::from(group.nodes);
+            source.appear[0] += alive;
             for (t, kept) in group.kept_nodes.iter().enumerate() {
-                source.kept[t] += kept;
+                // No more than what is left of them: with whole nodes kept now, a hair more would be impossible.
+                alive *= source.profile.survive[t];
+                source.kept[t] += kept.min(alive);
+                source.claimed[t] += if group.claims.is_empty() { 0.0 } else { kept.min(alive) };
             }
         }
         for (t, arriving) in state.arriving_nodes.iter().enumerate() {
@@ -347,21 +369,11 @@ impl Model {
         source
     }
 
-    fn group_source(&self, input: &PlanInput, p: usize, g: usize, pool: usize) -> Source {
-        let group = &input.offers[p].nodes[g];
-        let mut source = self.bare_source(input, p, Some(g), pool);
-        source.appear[0] = f64::from(group.nodes);
-        source.kept[..group.kept_nodes.len()].copy_from_slice(&group.kept_nodes);
-        source.clip_kept();
-        source
-    }
-
-    fn bare_source(&self, input: &PlanInput, p: usize, group: Option<usize>, pool: usize) -> Source {
+    fn bare_source(&self, input: &PlanInput, p: usize, pool: usize) -> Source {
         let state = &input.offers[p];
         let periods = self.periods();
         Source {
             offer: p,
-            group,
             pool,
             gpus: f64::from(state.offer.gpus_per_node),
             price_usd_per_h: state.offer.price_usd_micros_per_h.usd(),
@@ -369,6 +381,7 @@ impl Model {
                 + state.fault_cost_usd_micros_per_h.usd(),
             appear: vec![0.0; periods],
             kept: vec![0.0; periods],
+            claimed: vec![0.0; periods],
             profile: Rc::clone(&self.profiles[p]),
             launch_limit: vec![0.0; periods],
             // At least a second of the node, so that launching for nothing is never free.
@@ -379,33 +392,40 @@ impl Model {
         }
     }
 
-    fn add_demand(&mut self, input: &PlanInput) {
-        let gpus = &self.claim_gpus;
-        let scale = |row: &Vec<f64>| row.iter().zip(gpus).map(|(d, g)| d * g).collect::<Vec<_>>();
-        self.demand_gpus = input.scenarios.iter().map(|s| s.claims.iter().map(scale).collect()).collect();
-        let classes = gpus.len();
-        for t in 0..self.periods() {
-            let mut allowed = vec![0.0; classes];
-            let mut mean = vec![0.0; classes];
-            for scenario in &input.scenarios {
-                for k in 0..classes {
-                    let miss_share = 1.0 - input.classes[k].hit_rate_target;
-                    allowed[k] += scenario.weight * miss_share * scenario.new_claims[t][k];
-                    mean[k] += scenario.weight * scenario.claims[t][k] * self.claim_gpus[k];
+    fn add_demand(&mut self, input: &PlanInput, placed: &Placed) {
+        let classes = self.claim_gpus.len();
+        // Of those that are lost in a domain, its own; everywhere, where nothing is.
+        let met = |t: usize, k: usize, lost: Option<usize>| -> f64 {
+            let left = placed.iter().filter(|(domain, _)| lost.is_none() || **domain != lost);
+            left.map(|(_, gpus)| gpus.get(t).map_or(0.0, |row| row[k])).sum()
+        };
+        let mut mean = vec![vec![0.0; classes]; self.periods()];
+        for scenario in &input.scenarios {
+            let row = |(t, row): (usize, &Vec<f64>)| {
+                (0..classes).map(|k| (row[k] * self.claim_gpus[k] - met(t, k, None)).max(0.0)).collect()
+            };
+            self.demand_gpus.push(scenario.claims.iter().enumerate().map(row).collect());
+            for (t, row) in mean.iter_mut().enumerate() {
+                for (k, mean) in row.iter_mut().enumerate() {
+                    *mean += scenario.weight * scenario.claims[t][k] * self.claim_gpus[k];
                 }
             }
-            self.allowed_misses.push(allowed);
-            if let Some(survive) = input.policy.survive {
-                self.outage_gpus.push(mean.iter().map(|d| d * survive.share).collect());
-            }
+        }
+        if let Some(survive) = input.policy.survive {
+            let after = |lost: usize| {
+                let row = |t: usize| -> Vec<f64> {
+                    (0..classes).map(|k| (mean[t][k] * survive.share - met(t, k, Some(lost))).max(0.0)).collect()
+                };
+                (0..self.periods()).map(row).collect()
+            };
+            self.outage_gpus = (0..self.domains.len()).map(after).collect();
         }
     }
 
-    /// Penalties are far above what meeting the target can cost, and in the order target > outage > spread.
+    /// Penalties are far above what covering a loss can cost, and in the order outage > spread.
     fn add_penalties(&mut self, input: &PlanInput) {
         let periods = self.periods();
         let classes = input.classes.len();
-        let weight_min = self.weights.iter().copied().fold(1.0, f64::min);
         let mut gpu_h = vec![0.0_f64; classes];
         let mut busy_h = vec![0.0_f64; classes];
         let mut arriving: Vec<Vec<f64>> = vec![vec![0.0; periods]; classes];
@@ -421,27 +441,23 @@ impl Model {
                 }
             }
         }
-        self.arrived_share = arriving.iter().map(|a| arrived_share(a)).collect();
-        let half = |shares: &Vec<f64>| shares.iter().position(|s| *s >= 0.5).unwrap_or(shares.len());
-        self.first_period = self.arrived_share.iter().map(half).collect();
+        self.first_period = arriving.iter().map(|arrivals| half_arrived(arrivals)).collect();
         self.count_misses_once(input);
         // Nothing can be done about a loss before launches arrive.
-        for (t, row) in self.outage_gpus.iter_mut().enumerate() {
+        for (t, row) in self.outage_gpus.iter_mut().flat_map(|domain| domain.iter_mut().enumerate()) {
             row.iter_mut().zip(&self.first_period).filter(|(_, first)| t < **first).for_each(|(gpus, _)| *gpus = 0.0);
         }
         for t in 0..periods {
             let hold: Vec<f64> = (0..classes).map(|k| gpu_h[k].max(0.01) * (self.hours[t] + busy_h[k])).collect();
-            let target = (0..classes).map(|k| 5.0 * hold[k] * self.claim_gpus[k] / weight_min);
-            self.target_penalty_usd.push(target.collect());
             self.outage_penalty_usd.push(hold.iter().map(|h| 5.0 * h).collect());
         }
     }
 
-    /// A claim without GPUs in one short period is a part of a miss: costs and targets are of whole misses.
+    /// A claim without GPUs in one short period is a part of a miss: prices are of whole misses.
     fn count_misses_once(&mut self, input: &PlanInput) {
         // Mean lead time of the offers that serve each class, whether or not they can be launched now.
         let mut leads = vec![(0.0_f64, 0.0_f64); self.claim_gpus.len()];
-        for source in self.sources.iter().filter(|s| s.group.is_none()) {
+        for source in &self.sources {
             for &(k, _) in &self.pools[source.pool].serves {
                 leads[k].0 += input.offers[source.offer].lead_time.mean_s();
                 leads[k].1 += 1.0;
@@ -459,30 +475,8 @@ impl Model {
                 (length_s / without_s.max(length_s)).min(1.0)
             };
             let row: Vec<f64> = (0..self.claim_gpus.len()).map(share).collect();
-            self.miss_usd.push(input.classes.iter().zip(&row).map(|(k, s)| k.miss_cost_usd_micros.usd() * s).collect());
-            self.allowed_misses[t].iter_mut().zip(&row).for_each(|(allowed, share)| *allowed /= share);
+            self.miss_usd.push(row.iter().enumerate().map(|(k, share)| input.miss_price_usd(k) * share).collect());
             self.miss_share.push(row);
-        }
-    }
-
-    /// Before launches of now have all arrived, the target allows that share of the misses that remain when every node
-    /// is kept. Without it, launching more than is needed would be the only way to keep the target early, and what is too
-    /// much would then stand idle (the inventory position counts what is on its way; Scarf 1960).
-    fn allow_the_past(&mut self) {
-        let mut gpus = vec![vec![0.0; self.pools.len()]; self.periods()];
-        for source in &self.sources {
-            let mut alive = 0.0;
-            for (t, row) in gpus.iter_mut().enumerate() {
-                alive = alive * source.profile.survive[t] + source.appear[t];
-                row[source.pool] += alive * source.gpus;
-            }
-        }
-        let least = self.missed_claims(&gpus);
-        for (t, allowed) in self.allowed_misses.iter_mut().enumerate() {
-            for (k, allowed) in allowed.iter_mut().enumerate() {
-                let arrived = if t < self.first_period[k] { 0.0 } else { self.arrived_share[k][t] };
-                *allowed = allowed.max(arrived * *allowed + (1.0 - arrived) * least[t][k]);
-            }
         }
     }
 
@@ -517,13 +511,37 @@ impl Model {
     }
 }
 
-/// Share of all arrivals that has come by each period; 0 when nothing comes.
-fn arrived_share(arrivals: &[f64]) -> Vec<f64> {
+/// Period by which half of all that arrives has come; their number when nothing does.
+fn half_arrived(arrivals: &[f64]) -> usize {
     let total: f64 = arrivals.iter().sum();
     let mut come = 0.0;
-    let mut by = |a: &f64| {
+    let half = |a: &f64| {
         come += a;
-        if total > 0.0 { (come / total).min(1.0) } else { 0.0 }
+        total > 0.0 && come >= 0.5 * total
     };
-    arrivals.iter().map(&mut by).collect()
+    arrivals.iter().position(half).unwrap_or(arrivals.len())
+}
+
+/// Nodes of a group that claims have a part of in a period: of those that can still be alive, the group's part.
+fn claimed_nodes(state: &OfferState, group: &NodeGroup, source: &Source, t: usize) -> f64 {
+    let kept = |g: &NodeGroup| g.kept_nodes.get(t).copied().unwrap_or(0.0);
+    let all: f64 = state.nodes.iter().filter(|g| !g.claims.is_empty()).map(kept).sum();
+    if all > 0.0 { kept(group) * source.claimed[t] / all } else { 0.0 }
+}
+
+/// GPUs beside claims on an offer's partly claimed nodes, by how many a node has, `[T]`.
+fn free_parts(input: &PlanInput, p: usize, source: &Source) -> BTreeMap<u32, Vec<f64>> {
+    let state = &input.offers[p];
+    let mut parts: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
+    for group in state.nodes.iter().filter(|g| !g.claims.is_empty()) {
+        let used: u32 = group.claims.iter().map(|&(k, n)| claimed_gpus(input, p, k, n)).sum();
+        let free = state.offer.gpus_per_node.saturating_sub(used);
+        if free > 0 {
+            let row = parts.entry(free).or_insert_with(|| vec![0.0; source.kept.len()]);
+            for (t, gpus) in row.iter_mut().enumerate() {
+                *gpus += f64::from(free) * claimed_nodes(state, group, source, t);
+            }
+        }
+    }
+    parts
 }

@@ -89,17 +89,15 @@ fn actions(
             (0..model.periods()).map(|t| master.value(solution, ColKey::Nodes(SourceId(i), Period(t)))).collect();
         let meant: Vec<f64> =
             (0..model.periods()).map(|t| master.value(solution, ColKey::Launch(SourceId(i), Period(t)))).collect();
-        if source.group.is_none() {
-            let unneeded = (source.appear[0] - nodes[0] + EPS).floor().max(0.0) as usize;
-            if unneeded > 0 {
-                let hurry = in_the_way(input, source.offer, rounded, model);
-                let (gone, since_s) = give_back(input, source.offer, unneeded, hurry);
-                if gone > 0 {
-                    releases.push(Release { offer: key.clone(), nodes: gone as u32 });
-                }
-                if !since_s.is_empty() {
-                    spare.push(Spare { offer: key.clone(), since_s });
-                }
+        let unneeded = (source.appear[0] - nodes[0] + EPS).floor().max(0.0) as usize;
+        if unneeded > 0 {
+            let hurry = in_the_way(input, source.offer, rounded, model);
+            let (gone, since_s) = give_back(input, source.offer, unneeded, hurry);
+            if gone > 0 {
+                releases.push(Release { offer: key.clone(), nodes: gone as u32 });
+            }
+            if !since_s.is_empty() {
+                spare.push(Spare { offer: key.clone(), since_s });
             }
         }
         if nodes.iter().chain(&meant).any(|v| *v > EPS) {

@@ -1,6 +1,8 @@
 //! What a plan says about itself: what binds, what that is worth, what is unmet, how sure the optimum is.
 
 use fleet::{OfferKey, UsdMicros};
+
+use crate::input::PriceBasis;
 use serde::{Deserialize, Serialize};
 
 /// Everything a plan says about itself. Money of a period is for the whole period, rates say so.
@@ -44,9 +46,9 @@ pub struct Cost {
     pub nodes_usd_micros: UsdMicros,
     /// Boot and checks of launches.
     pub launches_usd_micros: UsdMicros,
-    /// Expected missed claims at their price; a claim that stays unserved is charged in every period.
+    /// Expected missed claims at their operator's price.
     pub misses_usd_micros: UsdMicros,
-    /// What the report counts for things not met, for churn and for risk: not money that is spent.
+    /// What is weighed beside: misses above their operator's price, things not met, churn. Not money that is spent.
     pub penalties_usd_micros: UsdMicros,
 }
 
@@ -81,8 +83,18 @@ pub struct ClassReport {
     pub expected_hit_rate: f64,
     /// GPUs above mean demand that are there for surges, mean over those periods.
     pub surge_gpus: f64,
-    /// Dollars that 0.1 percentage points more of hit rate would cost, an hour.
-    pub hit_rate_price_usd_micros_per_h: UsdMicros,
+    /// What a missed claim counts for, at all moments.
+    #[serde(default)]
+    pub miss_price_usd_micros: UsdMicros,
+    /// Why so much.
+    #[serde(default)]
+    pub miss_price_basis: PriceBasis,
+    /// The most that it may become.
+    #[serde(default)]
+    pub miss_price_cap_usd_micros: UsdMicros,
+    /// Dollars an hour that 0.1 percentage points more of hit rate would have cost on the class's past; unknown without one.
+    #[serde(default)]
+    pub next_point_usd_micros_per_h: Option<UsdMicros>,
     /// First period that a launch can help.
     pub first_period: u32,
 }

@@ -5,10 +5,10 @@ use fleet::{Class, Offer};
 use serde::{Deserialize, Serialize};
 
 use crate::decompose::Effort;
-use crate::error_budget::ErrorBudget;
 use crate::forecast::Method;
 use crate::gather::{self, Estimate, Observed, ObservedNode};
-use crate::input::{Commitment, PlanInput, Policy, Quota, Scenario};
+use crate::input::{Commitment, MissPrice, PlanInput, Policy, Quota, Scenario};
+use crate::miss_price::{Known, MissPrices};
 use crate::plan::Plan;
 use crate::planning::{Options, PlanError, plan};
 use crate::scenarios::{self, Declared, History, PathRules};
@@ -29,30 +29,45 @@ pub struct Rules {
     pub mean_only: bool,
 }
 
-/// Seconds after which the forecast methods are chosen again.
+/// Seconds after which the forecast methods are chosen and prices looked for again.
 const CHOOSE_EVERY_S: f64 = 3600.0;
 
 /// What is remembered between plans.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RollingMemory {
     methods: Vec<Method>,
+    /// From a decision to its nodes at each class's cheapest offer, seconds, `[K]`.
+    lead_s: Vec<f64>,
     chosen_at_s: Option<f64>,
     parent: Option<(Plan, f64)>,
-    budget: ErrorBudget,
+    prices: MissPrices,
     observed_s: f64,
 }
 
 impl RollingMemory {
-    /// With what earlier days left of the hit-rate targets.
+    /// With the prices of misses that earlier days came to.
     #[must_use]
-    pub fn with_budget(budget: ErrorBudget) -> Self {
-        Self { budget, ..Self::default() }
+    pub fn with_prices(prices: MissPrices) -> Self {
+        Self { prices, ..Self::default() }
     }
 
-    /// What is left of the hit-rate targets, for the days that come.
+    /// With a plan of `at_s`.
     #[must_use]
-    pub fn error_budget(&self) -> ErrorBudget {
-        self.budget.carried_over()
+    pub fn with_parent(plan: Plan, at_s: f64) -> Self {
+        Self { parent: Some((plan, at_s)), ..Self::default() }
+    }
+
+    /// How each class is forecast, `[K]`; nothing before the first input.
+    #[must_use]
+    pub fn methods(&self) -> &[Method] {
+        &self.methods
+    }
+
+    /// The prices of misses, for the days that come.
+    #[must_use]
+    pub fn prices(&self) -> MissPrices {
+        self.prices.carried_over()
     }
 
     /// The last plan, and when it was made, seconds.
@@ -96,14 +111,16 @@ pub struct Moment<'a> {
 /// The planner's input for a moment. `memory` learns what was judged and which forecasts are good.
 #[must_use]
 pub fn input(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) -> PlanInput {
-    let classes = aimed(memory, seen);
+    choose(rules, memory, seen);
+    let miss_prices = prices(memory, seen);
     let mut paths = seen.known.map_or_else(|| paths(rules, memory, seen), |known| vec![known.clone()]);
     let observed = Observed {
         epoch: seen.epoch,
         period_s: &rules.period_s,
         offers: seen.offers,
         estimates: seen.estimates,
-        classes: &classes,
+        classes: seen.classes,
+        miss_prices: &miss_prices,
         claim_mean_s: seen.claim_mean_s,
         nodes: seen.nodes,
         quotas: seen.quotas,
@@ -133,27 +150,66 @@ pub fn options() -> Options {
     Options { effort: Effort { gap: 2e-3, ..Effort::default() }, ..Options::default() }
 }
 
-/// The classes with the hit rates to aim at.
-fn aimed(memory: &mut RollingMemory, seen: &Moment) -> Vec<Class> {
-    let targets: Vec<f64> = seen.classes.iter().map(|k| k.hit_rate_target).collect();
-    memory.budget.observe(&targets, seen.judged, seen.now_s - memory.observed_s);
-    memory.observed_s = seen.now_s;
-    let aim = |(k, class): (usize, &Class)| Class {
-        hit_rate_target: memory.budget.aim(k, class.hit_rate_target),
-        ..class.clone()
+/// Once in a while, the forecast method of each class and where the price of its misses starts.
+fn choose(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) {
+    let again = memory.chosen_at_s.is_none_or(|at| seen.now_s - at >= CHOOSE_EVERY_S);
+    let classes = seen.classes.len();
+    if !again && memory.methods.len() == classes && memory.prices.has(classes) {
+        return;
+    }
+    memory.methods = scenarios::choose(seen.history, &rules.period_s, rules.season_s);
+    memory.chosen_at_s = Some(seen.now_s);
+    let step_s = seen.history.step_s.max(1);
+    let known = |(k, class): (usize, &Class)| {
+        let (claim_usd_per_h, lead_s) = cheapest(seen, class);
+        Known {
+            claims: &seen.history.claims[k],
+            step_s,
+            season: (rules.season_s / step_s).max(1) as usize,
+            method: memory.methods[k],
+            lead_s,
+            claim_mean_s: seen.claim_mean_s[k],
+            claim_usd_per_h,
+            hit_rate_target: class.hit_rate_target,
+            miss_cost_usd_micros: class.miss_cost_usd_micros,
+        }
     };
-    seen.classes.iter().enumerate().map(aim).collect()
+    let known: Vec<Known> = seen.classes.iter().enumerate().map(known).collect();
+    let names: Vec<&str> = seen.classes.iter().map(|k| k.name.as_str()).collect();
+    memory.prices.look(&known, &names);
+    memory.lead_s = known.iter().map(|k| k.lead_s).collect();
 }
 
-fn paths(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) -> Vec<Scenario> {
-    let again = memory.chosen_at_s.is_none_or(|at| seen.now_s - at >= CHOOSE_EVERY_S);
-    if again || memory.methods.len() != seen.classes.len() {
-        memory.methods = scenarios::choose(seen.history, &rules.period_s, rules.season_s);
-        memory.chosen_at_s = Some(seen.now_s);
-    }
+/// Share of launches that have arrived when a class can count on them.
+const LATE: f64 = 0.5;
+
+/// Dollars an hour for a claim's GPUs at the cheapest offer that serves the class, and the seconds until most launches there
+/// have arrived.
+fn cheapest(seen: &Moment, class: &Class) -> (f64, f64) {
+    let caps = fleet::Caps::resolve(class, seen.offers.iter());
+    let cost = |(offer, estimate): (&Offer, &Estimate)| {
+        let share = fleet::offer_share(offer, class, caps.of(class, offer)).ok()?;
+        let usd = offer.gpu_price_usd_micros_per_h().usd() / share * f64::from(class.gpus_per_claim);
+        Some((usd, estimate.lead_time.by_s(LATE)))
+    };
+    let all = seen.offers.iter().zip(seen.estimates).filter_map(cost);
+    all.min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))).unwrap_or((0.0, 600.0))
+}
+
+/// The price of a miss of each class, after what came true since the last plan.
+fn prices(memory: &mut RollingMemory, seen: &Moment) -> Vec<MissPrice> {
+    let targets: Vec<f64> = seen.classes.iter().map(|k| k.hit_rate_target).collect();
+    memory.prices.observe(&targets, seen.judged, seen.now_s - memory.observed_s);
+    memory.observed_s = seen.now_s;
+    let floors: Vec<fleet::UsdMicros> = seen.classes.iter().map(|k| k.miss_cost_usd_micros).collect();
+    memory.prices.prices(&floors)
+}
+
+fn paths(rules: &Rules, memory: &RollingMemory, seen: &Moment) -> Vec<Scenario> {
     let how = PathRules {
         season_s: rules.season_s,
         paths: rules.paths,
+        lead_s: memory.lead_s.clone(),
         claim_mean_s: seen.claim_mean_s.to_vec(),
         declared: seen.declared.to_vec(),
     };

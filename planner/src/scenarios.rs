@@ -19,6 +19,8 @@ pub struct PathRules {
     pub season_s: u32,
     /// Most paths.
     pub paths: usize,
+    /// From a decision to its nodes, seconds, `[K]`: paths spread no further than in that time.
+    pub lead_s: Vec<f64>,
     /// Mean life of a claim in seconds, `[K]`: claims that end are replaced by new ones.
     pub claim_mean_s: Vec<f64>,
     /// Demand that was declared.
@@ -80,7 +82,8 @@ pub fn build(history: &History, methods: &[Method], period_s: &[u32], rules: &Pa
     }
     horizons.sort_unstable();
     horizons.dedup();
-    let paths = forecast::paths(&history.claims, methods, season, &horizons, rules.paths);
+    let reach: Vec<usize> = rules.lead_s.iter().map(|s| (s / f64::from(step)).ceil().max(1.0) as usize).collect();
+    let paths = forecast::paths(&history.claims, methods, season, &horizons, &reach, rules.paths);
     let starts = crate::input::starts(period_s);
     let place = |h: &usize| horizons.binary_search(h).unwrap_or(0);
     let classes = history.claims.len();
@@ -114,7 +117,13 @@ mod tests {
     #[test]
     fn shapes_weights_and_replacement() {
         let history = History { step_s: 300, claims: vec![vec![10.0; 700], vec![0.0; 700]] };
-        let rules = PathRules { season_s: 86_400, paths: 4, claim_mean_s: vec![600.0, 600.0], declared: vec![] };
+        let rules = PathRules {
+            season_s: 86_400,
+            paths: 4,
+            lead_s: vec![600.0; 2],
+            claim_mean_s: vec![600.0; 2],
+            declared: vec![],
+        };
         let methods = choose(&history, &[60, 300, 900], 86_400);
         assert_eq!(methods.len(), 2);
         let scenarios = build(&history, &methods, &[60, 300, 900], &rules);
@@ -132,7 +141,8 @@ mod tests {
         let history = History { step_s: 300, claims: vec![vec![10.0; 700], vec![0.0; 700]] };
         let periods = [300, 300, 300, 300];
         let declared = vec![Declared { class: 1, from_s: 600.0, until_s: 900.0, claims: 50.0 }];
-        let rules = PathRules { season_s: 86_400, paths: 4, claim_mean_s: vec![600.0, 600.0], declared };
+        let rules =
+            PathRules { season_s: 86_400, paths: 4, lead_s: vec![600.0; 2], claim_mean_s: vec![600.0; 2], declared };
         for path in build(&history, &choose(&history, &periods, 86_400), &periods, &rules) {
             let of = |k: usize| path.claims.iter().map(|p| p[k]).collect::<Vec<_>>();
             assert_eq!(of(1), [0.0, 0.0, 50.0, 0.0]);

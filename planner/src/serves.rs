@@ -19,24 +19,18 @@ pub fn whole_node_serves(input: &PlanInput, p: usize, caps: &[Caps]) -> (Vec<(us
     (serves, refusal)
 }
 
-/// Classes that a partly claimed node serves: its own claims, and what still fits beside them.
-pub fn fragment_serves(input: &PlanInput, p: usize, claims: &[(usize, u32)]) -> Vec<(usize, f64)> {
+/// Classes that the free GPUs of a partly claimed node serve, with the share of those GPUs that each can use.
+pub fn free_part_serves(input: &PlanInput, p: usize, free: u32, caps: &[Caps]) -> Vec<(usize, f64)> {
     let offer = &input.offers[p].offer;
-    let size = |k: usize| input.classes[k].gpus_per_claim.min(offer.gpus_per_node);
-    let used: u32 = claims.iter().map(|&(k, n)| n * size(k)).sum();
-    let free = offer.gpus_per_node.saturating_sub(used);
-    let mut serves = Vec::new();
-    for (k, class) in input.classes.iter().enumerate() {
-        let own: u32 = claims.iter().filter(|c| c.0 == k).map(|&(_, n)| n * size(k)).sum();
-        let more = if admission::admits_node(offer, class).is_ok() {
-            admission::usable_share(offer.gpus_per_node, free, class).unwrap_or(0.0)
-        } else {
-            0.0
-        };
-        let share = f64::from(own) / f64::from(offer.gpus_per_node) + more;
-        if share > 0.0 {
-            serves.push((k, share.min(1.0)));
-        }
-    }
-    serves
+    let share = |(k, class): (usize, &fleet::Class)| {
+        admission::offer_share(offer, class, caps[k].of(class, offer)).ok()?;
+        let of_node = admission::usable_share(offer.gpus_per_node, free, class)?;
+        Some((k, (of_node * f64::from(offer.gpus_per_node) / f64::from(free)).min(1.0)))
+    };
+    input.classes.iter().enumerate().filter_map(share).collect()
+}
+
+/// GPUs that a class's claims have on a node.
+pub fn claimed_gpus(input: &PlanInput, p: usize, class: usize, claims: u32) -> u32 {
+    claims * input.classes[class].gpus_per_claim.min(input.offers[p].offer.gpus_per_node)
 }

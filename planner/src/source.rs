@@ -4,14 +4,12 @@ use std::rc::Rc;
 
 use crate::input::OfferState;
 
-/// Nodes that behave alike: what an offer sells, or a group of partly claimed nodes.
+/// Nodes of one offer: those that exist, and what it sells.
 #[derive(Debug, Clone)]
 pub struct Source {
     /// Index of the offer.
     pub offer: usize,
-    /// Index of the node group for partly claimed nodes; `None` for the offer itself (idle nodes and launches).
-    pub group: Option<usize>,
-    /// Index of its pool.
+    /// Index of the pool that its idle nodes are in.
     pub pool: usize,
     /// GPUs of one node.
     pub gpus: f64,
@@ -23,9 +21,11 @@ pub struct Source {
     pub appear: Vec<f64>,
     /// Nodes that must be kept in each period, `[T]`.
     pub kept: Vec<f64>,
+    /// Of which claims have a part: they are in no pool, what is left of them is in another, `[T]`.
+    pub claimed: Vec<f64>,
     /// How launches arrive and nodes are lost.
     pub profile: Rc<Profile>,
-    /// Most launches in each period, `[T]`; all 0 for groups.
+    /// Most launches in each period, `[T]`.
     pub launch_limit: Vec<f64>,
     /// Dollars for one launch, before the churn penalty.
     pub launch_cost_usd: f64,
@@ -114,5 +114,6 @@ impl Source {
                 self.kept[u] = needed;
             }
         }
+        self.claimed.iter_mut().zip(&self.kept).for_each(|(claimed, kept)| *claimed = claimed.min(*kept));
     }
 }

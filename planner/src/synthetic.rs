@@ -41,17 +41,56 @@ const AREAS: &[&str] = &["us-east", "us-west", "us-central", "eu-west", "eu-nort
 #[must_use]
 pub fn catalogue(size: Size, seed: u64) -> PlanInput {
     let mut rng = Rng::new(seed);
-    let ladder = [60, 60, 60, 60, 60, 60, 300, 300, 300, 300, 300, 300, 900, 900, 900, 900];
-    let period_s: Vec<u32> = (0..size.periods).map(|t| if size.periods == 1 { 600 } else { ladder[t % 16] }).collect();
+    let offers = offers(&mut rng, size, MODELS);
+    let classes = (0..size.classes).map(|k| class(&mut rng, k)).collect();
+    problem(rng, size, offers, classes)
+}
+
+/// GPU models of a fleet.
+const FLEET_MODELS: usize = 6;
+
+/// Many services on a few GPU models: classes take one model, or a second at a premium, in claims of a few sizes; what sets
+/// them apart is their demand and what a miss costs them.
+#[must_use]
+pub fn fleet(size: Size, seed: u64) -> PlanInput {
+    let mut rng = Rng::new(seed);
+    let offers = offers(&mut rng, size, &MODELS[..FLEET_MODELS]);
+    let service = |rng: &mut Rng, k: usize| {
+        let first = rng.below(FLEET_MODELS);
+        let model = |i: usize| MODELS[i % FLEET_MODELS].0.parse().expect("a name of the table");
+        let mut gpus = vec![AcceptedGpu { model: model(first), cap: None }];
+        if rng.unit() < 0.4 {
+            gpus.push(AcceptedGpu { model: model(first + 1), cap: Some(PriceCap::Premium(0.3)) });
+        }
+        let regions =
+            if rng.unit() < 0.3 { PROVIDERS.iter().map(|(p, _)| format!("{p}/us-*")).collect() } else { vec![] };
+        Class {
+            gpus,
+            gpus_per_claim: [1, 1, 1, 2, 4, 8][rng.below(6)],
+            regions,
+            markets: if rng.unit() < 0.7 { vec![Market::OnDemand] } else { vec![] },
+            ..class(rng, k)
+        }
+    };
+    let classes = (0..size.classes).map(|k| service(&mut rng, k)).collect();
+    problem(rng, size, offers, classes)
+}
+
+fn offers(rng: &mut Rng, size: Size, models: &[(&str, f64)]) -> Vec<OfferState> {
     let mut offers = Vec::with_capacity(size.offers);
     let mut seen = std::collections::BTreeSet::new();
     while offers.len() < size.offers {
-        let state = offer(&mut rng);
+        let state = offer(rng, models);
         if seen.insert(state.offer.key.clone()) {
             offers.push(state);
         }
     }
-    let classes: Vec<Class> = (0..size.classes).map(|k| class(&mut rng, k)).collect();
+    offers
+}
+
+fn problem(mut rng: Rng, size: Size, mut offers: Vec<OfferState>, classes: Vec<Class>) -> PlanInput {
+    let ladder = [60, 60, 60, 60, 60, 60, 300, 300, 300, 300, 300, 300, 900, 900, 900, 900];
+    let period_s: Vec<u32> = (0..size.periods).map(|t| if size.periods == 1 { 600 } else { ladder[t % 16] }).collect();
     let scenarios = paths(&mut rng, size, &classes);
     place_nodes(&mut rng, &mut offers, &classes, &scenarios[0]);
     let mut quotas = Vec::new();
@@ -66,12 +105,21 @@ pub fn catalogue(size: Size, seed: u64) -> PlanInput {
             quotas.push(Quota { name: format!("{provider} {model}"), members, limit });
         }
     }
-    let policy = Policy::default();
-    PlanInput { epoch: 1, period_s, offers, classes, scenarios, quotas, commitments: Vec::new(), policy }
+    PlanInput {
+        epoch: 1,
+        period_s,
+        offers,
+        classes,
+        miss_prices: Vec::new(),
+        scenarios,
+        quotas,
+        commitments: Vec::new(),
+        policy: Policy::default(),
+    }
 }
 
-fn offer(rng: &mut Rng) -> OfferState {
-    let (model, base) = MODELS[rng.below(MODELS.len())];
+fn offer(rng: &mut Rng, models: &[(&str, f64)]) -> OfferState {
+    let (model, base) = models[rng.below(models.len())];
     let (provider, regions) = PROVIDERS[rng.below(PROVIDERS.len())];
     let gpu: GpuModel = model.parse().expect("a name of the table");
     let region = format!("{}-{}", AREAS[rng.below(regions) % AREAS.len()], 1 + rng.below(regions) / AREAS.len());

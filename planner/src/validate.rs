@@ -14,10 +14,10 @@ pub struct InputError {
 
 /// Limits that keep a plan's memory bounded.
 pub const MAX_PERIODS: usize = 64;
-/// Most classes of one plan: sets of classes are 128-bit masks.
-pub const MAX_CLASSES: usize = 128;
+/// Most classes of one plan.
+pub const MAX_CLASSES: usize = 2000;
 /// Most demand paths of one plan.
-pub const MAX_SCENARIOS: usize = 512;
+pub const MAX_SCENARIOS: usize = 2000;
 /// Most offers of one plan.
 pub const MAX_OFFERS: usize = 100_000;
 /// Most of any count; larger numbers are mistakes, and would blunt the solver's tolerances.
@@ -75,6 +75,7 @@ pub fn problems(input: &PlanInput) -> Vec<InputError> {
         c.fail("offers", format!("{} offers; 1 to {MAX_OFFERS} are possible", input.offers.len()));
     }
     classes(&mut c, input);
+    miss_prices(&mut c, input);
     offers(&mut c, input);
     scenarios(&mut c, input);
     limits(&mut c, input);
@@ -103,6 +104,15 @@ fn classes(c: &mut Checker, input: &PlanInput) {
                 c.range(&at(&format!("gpus[{i}].cap")), p, 0.0, 100.0);
             }
         }
+    }
+}
+
+fn miss_prices(c: &mut Checker, input: &PlanInput) {
+    if !input.miss_prices.is_empty() && input.miss_prices.len() != input.classes.len() {
+        c.fail("miss_prices", format!("{} of {} classes", input.miss_prices.len(), input.classes.len()));
+    }
+    for (k, price) in input.miss_prices.iter().enumerate() {
+        c.range(&format!("miss_prices[{k}].usd_micros"), price.usd_micros.usd(), 0.0, 1e9);
     }
 }
 
@@ -204,8 +214,6 @@ fn limits(c: &mut Checker, input: &PlanInput) {
         }
     }
     let policy = &input.policy;
-    c.range("policy.cvar_weight", policy.cvar_weight, 0.0, 1000.0);
-    c.range("policy.cvar_level", policy.cvar_level, 0.0, 0.999);
     c.range("policy.churn", policy.churn, 0.0, 100.0);
     c.range("policy.hold", policy.hold, 0.0, 100.0);
     if let Some(budget) = policy.budget_usd_micros_per_h {

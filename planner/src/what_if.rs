@@ -120,8 +120,12 @@ pub fn apply(input: &PlanInput, what_if: &WhatIf) -> Result<PlanInput, WhatIfErr
             found.ok_or_else(|| unknown("class", class, class_names()))?.regions.clear();
         }
         WhatIf::HitRate { class, target } => {
-            let found = changed.classes.iter_mut().find(|k| k.name == *class);
-            found.ok_or_else(|| unknown("class", class, class_names()))?.hit_rate_target = *target;
+            let k = changed.classes.iter().position(|k| k.name == *class);
+            let k = k.ok_or_else(|| unknown("class", class, class_names()))?;
+            changed.classes[k].hit_rate_target = *target;
+            if let Some(price) = changed.miss_prices.get_mut(k) {
+                *price = price.for_target(*target, changed.classes[k].miss_cost_usd_micros);
+            }
         }
         WhatIf::Budget { usd_micros_per_h } => changed.policy.budget_usd_micros_per_h = *usd_micros_per_h,
     }

@@ -7,8 +7,8 @@ use std::error::Error;
 use fleet::book::ClassRule;
 use fleet::rng::Rng;
 use fleet::{AcceptedGpu, Class, Interconnect, Market, Offer, OfferKey, OnEmpty, UsdMicros};
-use planner::error_budget::ErrorBudget;
 use planner::input::{LeadTime, Policy};
+use planner::miss_price::MissPrices;
 use planner::rolling::Rules;
 use planner::scenarios::History;
 use providers::sim::{Dist, SimOffer, Steps};
@@ -103,11 +103,11 @@ fn play(setup: &Setup) -> Result<Outcome, Box<dyn Error>> {
     let rules = Rules {
         period_s: [vec![60; 6], vec![300; 6], vec![900; 4]].concat(),
         season_s: 86_400,
-        paths: 12,
+        paths: 100,
         weights: Policy::default(),
         mean_only: false,
     };
-    Ok(run(setup, &mut Live::new(rules, ErrorBudget::default()))?)
+    Ok(run(setup, &mut Live::new(rules, MissPrices::default()))?)
 }
 
 fn main() -> Result<(), Box<dyn Error>> {

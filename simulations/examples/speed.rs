@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use planner::error_budget::ErrorBudget;
+use planner::miss_price::MissPrices;
 use simulations::engine::run;
 use simulations::policies::{Family, Live, Rule, Simple};
 use simulations::scenario::{self, Part};
@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let seconds = start.elapsed().as_secs_f64();
     println!("percentage: {} events in {seconds:.3} s", outcome.counts.events);
     let start = Instant::now();
-    let outcome = run(&setup, &mut Live::new(prepared.live_rules(false), ErrorBudget::default()))?;
+    let outcome = run(&setup, &mut Live::new(prepared.live_rules(false), MissPrices::default()))?;
     let seconds = start.elapsed().as_secs_f64();
     let days = outcome.measured_s / 86_400.0;
     let decisions = outcome.counts.decisions as f64;

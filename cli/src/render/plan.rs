@@ -2,6 +2,7 @@
 
 use fleet::UsdMicros;
 use planner::explain::{Explanation, Verdict};
+use planner::input::PriceBasis;
 use planner::plan::{Plan, micros};
 use planner::report::{Measured, Method, PlanReport};
 use planner::what_if::{Answer, WhatIf};
@@ -97,12 +98,16 @@ fn classes(report: &PlanReport) -> String {
         "expected",
         "missed",
         "idle GPUs for surges",
+        "price of a miss",
+        "why",
         "0.1 pp more costs",
     ];
     let mut rows = table(&header, 1..8);
     for class in &report.classes {
         let claims = |t: Option<&f64>| format!("{:.1}", t.copied().unwrap_or(0.0));
-        let from = (class.first_period as usize).min(class.expected_misses.len());
+        // Where no launch arrives in time, every period counts.
+        let first = class.first_period as usize;
+        let from = if first < class.expected_misses.len() { first } else { 0 };
         rows.add_row([
             class.class.clone(),
             claims(class.mean_claims.first()),
@@ -111,10 +116,23 @@ fn classes(report: &PlanReport) -> String {
             percent(class.expected_hit_rate),
             format!("{:.2}", class.expected_misses[from..].iter().sum::<f64>()),
             format!("{:.1}", class.surge_gpus),
-            format!("{}/h", class.hit_rate_price_usd_micros_per_h),
+            class.miss_price_usd_micros.to_string(),
+            why(&class.miss_price_basis, class.miss_price_cap_usd_micros),
+            class.next_point_usd_micros_per_h.map_or_else(|| "unknown".into(), |usd| format!("{usd}/h")),
         ]);
     }
     section("Classes", &rows)
+}
+
+/// Why a miss has its price.
+fn why(basis: &PriceBasis, cap: UsdMicros) -> String {
+    match basis {
+        PriceBasis::Operator => "the class's own".into(),
+        PriceBasis::Past => format!("its past, at most {cap}"),
+        PriceBasis::Like(class) => format!("too little past: as {class}"),
+        PriceBasis::ClosedForm => "too little past: the newsvendor's".into(),
+        PriceBasis::Cap => "at its cap".into(),
+    }
 }
 
 fn binding(report: &PlanReport) -> String {

@@ -1,23 +1,22 @@
 //! What capacity is worth, and a lower bound on the optimum of the extensive form that needs no solver.
 //!
 //! Given any prices of the shared rows, the problem falls apart into one small problem for each source, which has a
-//! closed form: the value of a node is its best use in each path and period, a node is kept while it is worth its
+//! closed form: the value of a node is what the shortfalls are less with it, a node is kept while it is worth its
 //! price, and a launch pays when what it brings is worth its cost (Lagrangian relaxation; Geoffrion 1974). The sum is
 //! a bound whatever the prices are, so it also guards against a wrong answer of the solver.
 
-use std::collections::BTreeMap;
-
 use crate::columns::Links;
 use crate::input::PlanInput;
-use crate::keys::{Block, Period};
 use crate::model::{BUDGET_PENALTY_USD, Model, QUOTA_PENALTY_USD};
 use crate::source::Source;
 
 /// Prices of the shared rows, all at least 0, in dollars for one unit in one period.
 #[derive(Debug, Clone, Default)]
 pub struct Duals {
-    /// A GPU more of demand, `[K]`.
-    pub cover: BTreeMap<(Period, Block), Vec<f64>>,
+    /// What misses cost at least without any GPUs, dollars: a mean of planes under the shortfalls.
+    pub misses_usd: f64,
+    /// A GPU of a pool in these planes, `[pools][T]`.
+    pub pools: Vec<Vec<f64>>,
     /// `[Q][T]`.
     pub quota: Vec<Vec<f64>>,
     /// `[groups][T]`.
@@ -28,10 +27,6 @@ pub struct Duals {
     pub spread: Vec<Vec<f64>>,
     /// `[T]`.
     pub budget: Vec<f64>,
-    /// A missed claim more than the target allows, `[K][T]`.
-    pub target: Vec<Vec<f64>>,
-    /// `[S]`.
-    pub tail: Vec<f64>,
 }
 
 /// What a source can earn at given prices.
@@ -48,8 +43,8 @@ pub struct Profit {
 }
 
 impl Duals {
-    /// Makes the prices feasible for every column that is not a source's: softening columns, misses, the CVaR.
-    pub fn clip(&mut self, input: &PlanInput, model: &Model) {
+    /// Makes the prices feasible for every column that is not a source's.
+    pub fn clip(&mut self, model: &Model) {
         let positive = |v: &mut f64, cap: f64| *v = v.clamp(0.0, cap);
         self.quota.iter_mut().flatten().for_each(|v| positive(v, QUOTA_PENALTY_USD));
         self.rate.iter_mut().flatten().for_each(|v| positive(v, f64::INFINITY));
@@ -58,64 +53,14 @@ impl Duals {
         for (r, row) in self.spread.iter_mut().enumerate() {
             row.iter_mut().enumerate().for_each(|(t, v)| positive(v, model.spreads[r].penalty_usd[t]));
         }
-        for (k, row) in self.target.iter_mut().enumerate() {
-            row.iter_mut().enumerate().for_each(|(t, v)| positive(v, model.target_penalty_usd[t][k]));
-        }
-        self.clip_tail(input, model);
-        for (&(Period(t), block), prices) in &mut self.cover {
-            for (k, price) in prices.iter_mut().enumerate() {
-                let miss = match model.weights.get(block.0) {
-                    None => model.outage_penalty_usd[t][k] * model.claim_gpus[k],
-                    Some(weight) => {
-                        weight * (model.miss_usd[t][k] + self.target[k][t])
-                            + model.miss_usd[t][k] * self.tail.get(block.0).copied().unwrap_or(0.0)
-                    }
-                };
-                *price = price.clamp(0.0, miss / model.claim_gpus[k]);
-            }
-        }
-    }
-
-    /// The tail's prices add up to the CVaR's weight and stay under each path's share of the tail.
-    fn clip_tail(&mut self, input: &PlanInput, model: &Model) {
-        let weight = input.policy.cvar_weight;
-        let cap: Vec<f64> = model.weights.iter().map(|w| weight * w / (1.0 - input.policy.cvar_level)).collect();
-        for (v, cap) in self.tail.iter_mut().zip(&cap) {
-            *v = v.clamp(0.0, *cap);
-        }
-        let total: f64 = self.tail.iter().sum();
-        if total > weight && total > 0.0 {
-            self.tail.iter_mut().for_each(|v| *v *= weight / total);
-        } else if total < weight {
-            let room: f64 = cap.iter().sum::<f64>() - total;
-            let lift = if room > 0.0 { (weight - total) / room } else { 0.0 };
-            self.tail.iter_mut().zip(&cap).for_each(|(v, cap)| *v += (cap - *v) * lift);
-        }
-    }
-
-    /// Dollars for one GPU of each pool in each period, `[pools][T]`: its best use in every path, added up.
-    #[must_use]
-    pub fn pool_values(&self, model: &Model) -> Vec<Vec<f64>> {
-        let mut values = vec![vec![0.0; model.periods()]; model.pools.len()];
-        for (&(Period(t), block), prices) in &self.cover {
-            for (pool, value) in values.iter_mut().enumerate() {
-                if model.is_there(pool, block) {
-                    value[t] += best_use(&model.pools[pool].serves, prices);
-                }
-            }
-        }
-        values
     }
 
     /// The lower bound in dollars: the prices times the limits, less what all sources can earn.
     #[must_use]
-    pub fn bound_usd(&self, input: &PlanInput, model: &Model, links: &[Links], values: &[Vec<f64>]) -> f64 {
-        let mut bound = 0.0;
-        for (&(Period(t), block), prices) in &self.cover {
-            bound += dot(prices, model.demand(block, t));
-        }
-        for (k, row) in self.target.iter().enumerate() {
-            bound -= row.iter().enumerate().map(|(t, v)| v * model.allowed_misses[t][k]).sum::<f64>();
+    pub fn bound_usd(&self, input: &PlanInput, model: &Model, links: &[Links]) -> f64 {
+        let mut bound = self.misses_usd;
+        for (value, pool) in self.pools.iter().zip(&model.pools) {
+            bound -= dot(value, &pool.fixed_gpus);
         }
         for (q, row) in self.quota.iter().enumerate() {
             bound -= dot(row, &model.quota_left[q]);
@@ -128,8 +73,10 @@ impl Duals {
         }
         bound -= dot(&self.budget, &model.budget_left_usd_per_h);
         for (i, source) in model.sources.iter().enumerate() {
-            let profit = self.profit(input, model, &links[i], source, &values[source.pool]);
-            bound -= profit.inventory_usd + profit.launches_usd;
+            let value = &self.pools[source.pool];
+            let profit = self.profit(input, model, &links[i], source, value);
+            // Claimed nodes are kept and paid, and are in no pool.
+            bound -= profit.inventory_usd + profit.launches_usd - source.gpus * dot(value, &source.claimed);
         }
         bound
     }
@@ -204,23 +151,6 @@ fn launch_value(source: &Source, u: usize, node: &[f64], alpha: &[f64]) -> f64 {
             value += (held * profile.survive[t] + profile.arrivals[u][t]) * alpha[t];
         }
         held = now;
-    }
-    value
-}
-
-/// Best use of one GPU: the dearest classes first, each up to its share.
-fn best_use(serves: &[(usize, f64)], prices: &[f64]) -> f64 {
-    if serves.iter().all(|(_, share)| *share >= 1.0) {
-        return serves.iter().map(|(k, _)| prices[*k]).fold(0.0, f64::max);
-    }
-    let mut uses: Vec<(f64, f64)> = serves.iter().map(|&(k, share)| (prices[k], share)).collect();
-    uses.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let mut left = 1.0_f64;
-    let mut value = 0.0;
-    for (price, share) in uses {
-        let part = share.min(left);
-        value += price * part;
-        left -= part;
     }
     value
 }

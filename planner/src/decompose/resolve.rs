@@ -59,13 +59,18 @@ pub fn gap(upper: f64, lower: f64) -> f64 {
     ((upper - lower) / upper.abs().max(1e-9)).max(0.0)
 }
 
+/// Share of the gap that cuts may leave open.
+const OPEN_CUTS: f64 = 0.3;
+/// The objective has risen by less than this share: cuts have little left to say, and sources are priced.
+const SLOW: f64 = 3e-3;
+
 /// Solves again from the last basis, adding cuts and columns as needed.
 ///
 /// # Errors
 /// The solver gives no optimum.
 pub fn resolve(input: &PlanInput, model: &Model, master: &mut Master, effort: Effort) -> Result<Optimum, SolverError> {
     let mut rounds = 0;
-    // Objective when the last columns came, and of the last round: columns are priced when cuts have little left to say.
+    // Objective when the last columns came, and of the last round.
     let mut before = f64::NEG_INFINITY;
     let mut priced = false;
     loop {
@@ -74,29 +79,25 @@ pub fn resolve(input: &PlanInput, model: &Model, master: &mut Master, effort: Ef
         let broken = master.violations(&solution);
         let last = rounds >= effort.rounds;
         let objective_usd = solution.objective + broken.repair_usd;
-        let settled = broken.is_empty() || gap(objective_usd, solution.objective) < 0.3 * effort.gap;
-        let slow = gap(solution.objective, before) < 3e-3;
+        let settled = broken.is_empty() || gap(objective_usd, solution.objective) < OPEN_CUTS * effort.gap;
+        let slow = gap(solution.objective, before) < SLOW;
         before = solution.objective;
         if !settled && (priced || !slow) && !last {
-            master.cut(&broken)?;
+            master.cut(broken)?;
             priced = false;
             continue;
         }
         let duals = master.duals(&solution);
-        let values = duals.pool_values(model);
-        let bound_usd = duals.bound_usd(input, model, &master.links, &values);
-        let wanted = if effort.price { profitable(input, model, master, &duals, &values) } else { Vec::new() };
+        let bound_usd = duals.bound_usd(input, model, &master.links);
+        let wanted = if effort.price { profitable(input, model, master, &duals) } else { Vec::new() };
         let close = gap(objective_usd, bound_usd) <= effort.gap || !effort.price;
         let done = settled && (close || wanted.is_empty() && broken.is_empty());
         if done || last {
             return Ok(Optimum { solution, duals, objective_usd, bound_usd, rounds });
         }
         if wanted.is_empty() {
-            master.cut(&broken)?;
+            master.cut(broken)?;
         } else {
-            // Where it was is near where it will be: few of the cuts that the new sources ask for are needed.
-            let near = master.pool_gpus(Some(&solution));
-            master.aim_at(near);
             master.add_sources(&wanted)?;
             priced = true;
         }
@@ -104,12 +105,12 @@ pub fn resolve(input: &PlanInput, model: &Model, master: &mut Master, effort: Ef
 }
 
 /// Sources outside the problem whose launches would earn money at the current prices, the best of each pool.
-fn profitable(input: &PlanInput, model: &Model, master: &Master, duals: &Duals, values: &[Vec<f64>]) -> Vec<usize> {
+fn profitable(input: &PlanInput, model: &Model, master: &Master, duals: &Duals) -> Vec<usize> {
     let mut wanted = Vec::new();
     for (pool, sources) in model.pool_sources.iter().enumerate() {
         let mut best = Vec::new();
         for &i in sources.iter().filter(|i| !master.has(**i) && model.sources[**i].launch_end > 0) {
-            let profit = duals.profit(input, model, &master.links[i], &model.sources[i], &values[pool]);
+            let profit = duals.profit(input, model, &master.links[i], &model.sources[i], &duals.pools[pool]);
             if profit.best_launch_usd > EPS {
                 best.push((profit.launches_usd, i));
             }

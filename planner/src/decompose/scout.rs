@@ -1,11 +1,10 @@
-//! A rough version of the problem, solved first: one path, few periods. It finds the offers and the sets of classes that
-//! matter, so that the real problem starts near its end.
+//! A rough version of the problem, solved first: one path, few periods. It finds the offers that matter and about how many
+//! GPUs of each pool, so that the real problem starts near its end.
 
 use solver::{Limits, SolverError};
 
 use super::master::Master;
 use super::resolve::{Effort, resolve};
-use crate::flow::ClassSet;
 use crate::input::{PlanInput, Scenario};
 use crate::model::Model;
 
@@ -17,8 +16,6 @@ const MERGE: usize = 3;
 pub struct Scouted {
     /// Sources that hold nodes.
     pub sources: Vec<usize>,
-    /// Sets of classes that bind.
-    pub sets: Vec<ClassSet>,
     /// GPUs of each pool, `[T][pools]`, in the periods of the real problem.
     pub pool_gpus: Vec<Vec<f64>>,
 }
@@ -35,15 +32,14 @@ pub fn explore(input: &PlanInput, first: &[usize], effort: Effort) -> Result<Sco
     let rough = Model::build(&rough_input);
     let limits = Limits { time_limit_s: effort.time_limit_s, presolve: true };
     let mut master = Master::new(&rough_input, &rough, limits)?;
-    master.seed_sets();
     master.add_sources(first)?;
-    master.seed_cuts()?;
+    let nothing = vec![vec![0.0; rough.pools.len()]; rough.periods()];
+    master.cut_at(&nothing)?;
     let found = resolve(&rough_input, &rough, &mut master, Effort { gap: 1e-3, ..effort })?;
-    let rough_gpus = master.pool_gpus(Some(&found.solution));
+    let rough_gpus = master.pool_gpus(&found.solution);
     let group_of = |t: usize| groups.iter().position(|g| g.contains(&t)).unwrap_or(0);
     Ok(Scouted {
         sources: master.used_sources(&found.solution),
-        sets: master.binding_sets(&found.solution),
         pool_gpus: (0..periods).map(|t| rough_gpus[group_of(t)].clone()).collect(),
     })
 }

@@ -10,6 +10,8 @@ use crate::input::PlanInput;
 use crate::model::{EPS, Model};
 use crate::source::Source;
 
+/// Where the first cuts are, in what the rough problem found.
+const NEAR: [f64; 4] = [0.6, 0.85, 1.0, 1.2];
 /// Problems of so few sources are solved with all of them from the start.
 const SMALL: usize = 60;
 
@@ -20,20 +22,24 @@ const SMALL: usize = 60;
 pub fn solve<'a>(input: &'a PlanInput, model: &'a Model, effort: Effort) -> Result<(Master<'a>, Optimum), SolverError> {
     let limits = Limits { time_limit_s: effort.time_limit_s, presolve: true };
     let mut master = Master::new(input, model, limits)?;
-    master.seed_sets();
     let mut sources = first_sources(input, model, &master.links);
+    let mut near = None;
     if model.sources.len() <= SMALL {
         sources = (0..model.sources.len()).collect();
     } else if model.weights.len() > 3 {
         let scouted = scout::explore(input, &sources, effort)?;
         sources = scouted.sources;
-        scouted.sets.into_iter().for_each(|mask| {
-            master.register(mask);
-        });
-        master.aim_at(scouted.pool_gpus);
+        near = Some(scouted.pool_gpus);
     }
     master.add_sources(&sources)?;
-    master.seed_cuts()?;
+    let nothing = vec![vec![0.0; model.pools.len()]; model.periods()];
+    master.cut_at(&nothing)?;
+    if let Some(near) = near {
+        for factor in NEAR {
+            let gpus: Vec<Vec<f64>> = near.iter().map(|row| row.iter().map(|v| v * factor).collect()).collect();
+            master.cut_at(&gpus)?;
+        }
+    }
     let optimum = resolve(input, model, &mut master, effort)?;
     Ok((master, optimum))
 }

@@ -22,6 +22,7 @@ fn situation(level: f64) -> PlanInput {
     PlanInput {
         epoch: 1,
         offers: vec![state],
+        miss_prices: vec![],
         classes: vec![class],
         scenarios: vec![Scenario { weight: 1.0, new_claims: claims.clone(), claims }],
         period_s,
@@ -45,11 +46,10 @@ fn what_is_needed_is_launched_now() {
     assert_eq!(launched, 8);
 }
 
-/// The target holds for what exists, too, before launches can change anything.
+/// A miss has its price before launches can change anything, too.
 #[test]
 fn nodes_in_use_are_not_released_for_cheaper_ones_to_come() {
     let mut input = situation(8.0);
-    input.classes[0].miss_cost_usd_micros = usd(0.1);
     let mut dear = offer(1, 1, "H100", 1, 8.0, false);
     dear.launch_limit_nodes = 0.0;
     dear.nodes = vec![NodeGroup { nodes: 8, claims: vec![], kept_nodes: vec![] }];
@@ -107,12 +107,14 @@ fn nodes_above_a_quota_stay() {
     );
 }
 
-/// Half of the launches come early, the rest late: twice as many launches would keep the target early, and stand idle.
+/// Half of the launches come early, the rest late: twice as many launches would serve all early, and stand idle.
 #[test]
 fn nothing_is_launched_only_because_others_are_late() {
     let mut input = situation(8.0);
     input.offers[0].lead_time = LeadTime { cdf: vec![(240.0, 0.0), (300.0, 0.6), (1500.0, 1.0)] };
-    input.classes[0].miss_cost_usd_micros = usd(0.01);
+    // What a boot of such a lead time costs, and a miss that is not worth one.
+    input.offers[0].launch_cost_usd_micros = usd(0.33);
+    input.classes[0].miss_cost_usd_micros = usd(0.3);
     let (_, launched, _) = made(&input);
     assert!((8..=9).contains(&launched), "{launched}");
 }

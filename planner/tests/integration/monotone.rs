@@ -32,12 +32,10 @@ fn at_most(low: f64, high: f64) -> bool {
     low <= high + 1e-6 * high.abs().max(1.0)
 }
 
-/// Penalties, relative caps and the first period of a target follow prices and supply: with them, other prices are
-/// another problem.
+/// Penalties and relative caps follow prices and supply: with them, other prices are another problem.
 fn without_penalties(seed: u64) -> PlanInput {
     let mut input = tiny::problem(seed);
     for class in &mut input.classes {
-        class.hit_rate_target = 0.0;
         class.gpus.iter_mut().for_each(|gpu| gpu.cap = None);
     }
     input.policy.survive = None;
@@ -87,11 +85,11 @@ proptest! {
     }
 
     #[test]
-    fn a_higher_hit_rate_never_costs_less(seed in 0_u64..1_000_000) {
+    fn a_dearer_miss_never_costs_less(seed in 0_u64..1_000_000) {
         let mut input = tiny::problem(seed);
         let low = cost(&input);
         for class in &mut input.classes {
-            class.hit_rate_target = 0.5 + class.hit_rate_target / 2.0;
+            class.miss_cost_usd_micros.0 *= 2;
         }
         prop_assert!(at_most(low, cost(&input)));
     }

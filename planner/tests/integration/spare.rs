@@ -39,6 +39,7 @@ impl World {
                 offers: &offers,
                 estimates: &[estimate.clone(), estimate],
                 classes: &[class(0, &["H100"], 1)],
+                miss_prices: &[],
                 claim_mean_s: &[3600.0],
                 nodes: &nodes,
                 quotas: &self.quotas,

@@ -136,8 +136,6 @@ pub fn problem(seed: u64) -> PlanInput {
     }
     let spread = Spread { class: 0, by: [SpreadBy::Zone, SpreadBy::Spot][rng.below(2)], max_share: 0.6 };
     let policy = Policy {
-        cvar_weight: if chance(&mut rng, 0.3) { 0.5 } else { 0.0 },
-        cvar_level: 0.8,
         churn: [0.0, 0.2][rng.below(2)],
         hold: [0.0, 1.0][rng.below(2)],
         budget_usd_micros_per_h: chance(&mut rng, 0.3).then(|| usd(rng.between(1.0, 30.0))),
@@ -146,5 +144,6 @@ pub fn problem(seed: u64) -> PlanInput {
         survive: chance(&mut rng, 0.3).then_some(Survive { level: DomainLevel::Zone, share: 0.5 }),
     };
     let period_s = (0..periods).map(|_| [60, 300, 600][rng.below(3)]).collect();
-    PlanInput { epoch: seed + 1, period_s, offers, classes, scenarios, quotas, commitments, policy }
+    let miss_prices = vec![];
+    PlanInput { epoch: seed + 1, period_s, offers, classes, miss_prices, scenarios, quotas, commitments, policy }
 }

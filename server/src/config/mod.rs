@@ -134,7 +134,7 @@ impl Default for Planning {
             dry_run: false,
             periods_s: [vec![60; 6], vec![300; 6], vec![900; 4]].concat(),
             season_s: 86_400,
-            paths: 12,
+            paths: 100,
             launch_expires_s: 600.0,
             prior: Prior::default(),
         }

@@ -104,8 +104,9 @@ impl PlanMetrics {
             self.prices.get_or_create(&labels).set(binding.value_usd_micros_per_h.usd());
         }
         for class in &plan.report.classes {
-            let labels = limit("hit-rate", &class.class);
-            self.prices.get_or_create(&labels).set(class.hit_rate_price_usd_micros_per_h.usd());
+            // A tenth of a percentage point more; not a number until the past tells.
+            let usd = class.next_point_usd_micros_per_h.map_or(f64::NAN, |usd| usd.usd());
+            self.prices.get_or_create(&limit("hit-rate", &class.class)).set(usd);
         }
         self.churn.inc_by(plan.report.changes.iter().map(|c| (c.now - c.before).abs()).sum());
     }

@@ -37,6 +37,9 @@ pub struct Counts {
     pub decisions: u64,
     /// Decisions that launched or released anything.
     pub changes: u64,
+    /// Decisions for which the planner fell back to base stock: each is a bug.
+    #[serde(default)]
+    pub fallbacks: u64,
     /// Events of the whole run.
     pub events: u64,
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use planner::error_budget::ErrorBudget;
+use planner::miss_price::MissPrices;
 use serde::{Deserialize, Serialize};
 
 use super::tune::{self, Tuned};
@@ -145,13 +145,13 @@ pub fn play(prepared: &Prepared, task: Task) -> Result<Given, LeagueError> {
             let live = Live::new(rules.clone(), past);
             if knowing { live.foreseeing(TrueFuture::of(setup)) } else { live }
         };
-        // What simple rules take from the days before is their knob; the planner's is its error budget.
+        // What simple rules take from the days before is their knob; the planner's is its prices of misses.
         let mut tune = setup(Part::Tune)?;
         // Up to where this run begins, not a moment twice.
         tune.end_s -= test.measure_from_s;
-        let mut before = policy(ErrorBudget::default(), &tune);
+        let mut before = policy(MissPrices::default(), &tune);
         run(&tune, &mut before).map_err(|e| failed(e.into()))?;
-        let outcome = run(&test, &mut policy(before.error_budget(), &test)).map_err(|e| failed(e.into()))?;
+        let outcome = run(&test, &mut policy(before.prices(), &test)).map_err(|e| failed(e.into()))?;
         Ok(Given::Outcome(Box::new(outcome)))
     };
     match task.job {

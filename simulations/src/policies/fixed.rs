@@ -14,6 +14,6 @@ impl Policy for FixedNodes {
         let have = seen.nodes.iter().filter(|n| n.offer == 0 && !n.draining).count() as u32;
         let nodes = self.nodes.saturating_sub(have);
         let launches = if nodes > 0 { vec![LaunchOrder { offer: 0, nodes, label: None }] } else { Vec::new() };
-        Ok(Decision { launches, releases: Vec::new() })
+        Ok(Decision { launches, ..Decision::default() })
     }
 }

@@ -1,7 +1,8 @@
 //! The shipped planner as a policy: the same forecast, the same input, the same plan, the same choice of nodes.
 
-use planner::error_budget::ErrorBudget;
 use planner::gather;
+use planner::miss_price::MissPrices;
+use planner::report::Method;
 use planner::rolling::{self, Moment, RollingMemory, Rules};
 
 use super::{Decision, LaunchOrder, Policy, Seen, TrueFuture};
@@ -16,10 +17,10 @@ pub struct Live {
 }
 
 impl Live {
-    /// With what earlier days left of the hit-rate targets; the default without a past.
+    /// With the prices of misses that earlier days came to; the default without a past.
     #[must_use]
-    pub fn new(rules: Rules, budget: ErrorBudget) -> Self {
-        Self { rules, memory: RollingMemory::with_budget(budget), future: None }
+    pub fn new(rules: Rules, prices: MissPrices) -> Self {
+        Self { rules, memory: RollingMemory::with_prices(prices), future: None }
     }
 
     /// The same, with the one true future in place of the forecast.
@@ -28,10 +29,10 @@ impl Live {
         Self { future: Some(future), ..self }
     }
 
-    /// What is left of the hit-rate targets, for the days that come.
+    /// The prices of misses, for the days that come.
     #[must_use]
-    pub fn error_budget(&self) -> ErrorBudget {
-        self.memory.error_budget()
+    pub fn prices(&self) -> MissPrices {
+        self.memory.prices()
     }
 }
 
@@ -50,7 +51,8 @@ impl Policy for Live {
             .launches
             .iter()
             .filter_map(|l| place(&l.offer).map(|offer| LaunchOrder { offer, nodes: l.nodes, label: None }));
-        Ok(Decision { launches: launches.collect(), releases })
+        let fell_back = matches!(made.report.method, Method::BaseStock { .. });
+        Ok(Decision { launches: launches.collect(), releases, fell_back })
     }
 
     fn foresees(&self) -> bool {

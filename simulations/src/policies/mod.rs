@@ -68,6 +68,8 @@ pub struct Decision {
     pub launches: Vec<LaunchOrder>,
     /// Nodes to give back; those that are not idle any more stay.
     pub releases: Vec<u64>,
+    /// The policy could not do what it is made for, and did something simpler.
+    pub fell_back: bool,
 }
 
 /// A policy with its state.

@@ -344,13 +344,7 @@ impl Prepared {
             period_s: plan.periods_s.clone(),
             season_s: self.scenario.demand.season_s,
             paths: plan.paths,
-            weights: Weights {
-                cvar_weight: plan.cvar_weight,
-                churn: plan.churn,
-                hold: plan.hold,
-                survive: plan.survive,
-                ..Weights::default()
-            },
+            weights: Weights { churn: plan.churn, hold: plan.hold, survive: plan.survive, ..Weights::default() },
             mean_only,
         }
     }

@@ -227,8 +227,6 @@ pub struct PlanPart {
     pub periods_s: Vec<u32>,
     /// Demand paths.
     pub paths: usize,
-    /// Weight of the tail of misses.
-    pub cvar_weight: f64,
     /// What a launch beyond the plan before costs more, as a share of its boot.
     pub churn: f64,
     /// Spare nodes go after so many times their boot.
@@ -244,8 +242,7 @@ impl Default for PlanPart {
             every_s: 60,
             delay_s: 0.0,
             periods_s,
-            paths: 12,
-            cvar_weight: 0.0,
+            paths: 100,
             churn: planner::input::Policy::default().churn,
             hold: planner::input::Policy::default().hold,
             survive: None,

@@ -184,7 +184,7 @@ impl simulations::policies::Policy for Watcher {
     fn decide(&mut self, seen: &simulations::policies::Seen) -> Result<simulations::policies::Decision, String> {
         self.0 = seen.inputs.estimates[0].lead_time.mean_s();
         let releases = if seen.inputs.now_s > 600.0 { seen.nodes.iter().map(|n| n.id).collect() } else { Vec::new() };
-        Ok(simulations::policies::Decision { launches: Vec::new(), releases })
+        Ok(simulations::policies::Decision { releases, ..Default::default() })
     }
 }
 

@@ -17,7 +17,7 @@ impl Policy for Once {
     fn decide(&mut self, _: &Seen) -> Result<Decision, String> {
         let wanted = std::mem::take(&mut self.0).into_iter().enumerate();
         let launches = wanted.map(|(offer, nodes)| LaunchOrder { offer, nodes, label: None }).collect();
-        Ok(Decision { launches, releases: Vec::new() })
+        Ok(Decision { launches, ..Decision::default() })
     }
 }
 
@@ -100,7 +100,7 @@ impl Policy for Late {
     fn decide(&mut self, seen: &Seen) -> Result<Decision, String> {
         let now = seen.inputs.now_s >= self.0 && seen.nodes.is_empty();
         let launches = if now { vec![LaunchOrder { offer: 0, nodes: 1, label: None }] } else { Vec::new() };
-        Ok(Decision { launches, releases: Vec::new() })
+        Ok(Decision { launches, ..Decision::default() })
     }
 }
 

@@ -4,26 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use solver::{Limits, Session, Solution, SolverError};
 
+use super::cuts::Center;
 use crate::columns::{self, ColSpec, Links, RowSpec};
 use crate::decompose::price::Duals;
-use crate::flow::ClassSet;
 use crate::input::PlanInput;
 use crate::keys::{
-    ClassId, ColKey, CommitmentId, CutKey, DomainId, Period, PoolId, QuotaId, RateGroupId, RowKey, SetId, SetKey,
-    SourceId, SpreadId,
+    ColKey, CommitmentId, CutId, Period, PoolId, QuotaId, RateGroupId, RowKey, ShortfallKey, SourceId, SpreadId,
 };
 use crate::model::Model;
+use crate::recourse::{Plane, Recourse};
 
-/// GPUs by which demand may pass capacity before a cut is added.
+/// GPUs that are nothing.
 pub(super) const SHORT_GPUS: f64 = 1e-6;
-
-/// A set of classes whose joint demand is cut.
-#[derive(Debug)]
-pub(super) struct Set {
-    pub(super) mask: ClassSet,
-    /// `(pool, share of its GPUs that the set can use)`.
-    pub(super) pools: Vec<(usize, f64)>,
-}
 
 /// The restricted problem and what it has found.
 #[derive(Debug)]
@@ -38,14 +30,14 @@ pub struct Master<'a> {
     /// Sources in the problem, in the order they came.
     pub active: Vec<usize>,
     pub(super) is_active: Vec<bool>,
-    pub(super) aim: Option<Vec<Vec<f64>>>,
     /// Sources came since the last solve.
     fresh_cols: bool,
-    pub(super) sets: Vec<Set>,
-    pub(super) set_index: BTreeMap<ClassSet, usize>,
-    pub(super) cuts: BTreeSet<CutKey>,
-    /// Sets that only one cut uses so far: the cut has the pools itself.
-    pub(super) inlined: BTreeMap<SetKey, CutKey>,
+    /// What paths and losses leave unserved.
+    pub(super) recourse: Recourse,
+    /// Cuts by their number.
+    pub(super) cuts: Vec<(ShortfallKey, Plane)>,
+    /// The best capacity so far under the present bounds.
+    pub(super) center: Option<Center>,
     /// Spread rows that were violated once.
     pub(super) spreads: BTreeSet<(SpreadId, Period)>,
     /// Solves and simplex iterations so far.
@@ -71,18 +63,19 @@ impl<'a> Master<'a> {
             cols: BTreeMap::new(),
             active: Vec::new(),
             is_active: vec![false; model.sources.len()],
-            aim: None,
             fresh_cols: false,
-            sets: Vec::new(),
-            set_index: BTreeMap::new(),
-            cuts: BTreeSet::new(),
-            inlined: BTreeMap::new(),
+            recourse: Recourse::of(model),
+            cuts: Vec::new(),
+            center: None,
             spreads: BTreeSet::new(),
             solves: 0,
             iterations: 0,
             cold_restarts: 0,
         };
-        let (rows, cols) = columns::shared(input, model);
+        let (mut rows, mut cols) = columns::shared(input, model);
+        for p in (0..model.pools.len()).filter(|p| model.pools[*p].fixed_gpus.iter().any(|gpus| *gpus > 0.0)) {
+            master.pool(p, &mut rows, &mut cols);
+        }
         master.add(&rows, cols)?;
         Ok(master)
     }
@@ -122,17 +115,9 @@ impl<'a> Master<'a> {
             self.is_active[i] = true;
             self.active.push(i);
             let source = &model.sources[i];
-            if !self.rows.contains_key(&RowKey::Pool(PoolId(source.pool), Period(0)))
-                && !rows.iter().any(|r: &RowSpec| r.key == RowKey::Pool(PoolId(source.pool), Period(0)))
-            {
-                for t in 0..model.periods() {
-                    let key = RowKey::Pool(PoolId(source.pool), Period(t));
-                    rows.push(RowSpec { key, lower: 0.0, upper: 0.0 });
-                    let mut entries = vec![(key, 1.0)];
-                    entries.extend(self.set_entries(source.pool, t));
-                    let key = ColKey::Pool(PoolId(source.pool), Period(t));
-                    cols.push(ColSpec { key, cost: 0.0, lower: 0.0, upper: f64::INFINITY, entries });
-                }
+            let known = |rows: &[RowSpec]| rows.iter().any(|r| r.key == RowKey::Pool(PoolId(source.pool), Period(0)));
+            if !self.rows.contains_key(&RowKey::Pool(PoolId(source.pool), Period(0))) && !known(&rows) {
+                self.pool(source.pool, &mut rows, &mut cols);
             }
             let (more_rows, mut more_cols) = columns::source(self.input, model, &self.links[i], SourceId(i));
             rows.extend(more_rows);
@@ -146,22 +131,19 @@ impl<'a> Master<'a> {
         self.add(&rows, cols)
     }
 
-    /// A pool's entries in the sets that are there already.
-    fn set_entries(&self, pool: usize, t: usize) -> Vec<(RowKey, f64)> {
-        let mut entries = Vec::new();
-        for (s, set) in self.sets.iter().enumerate() {
-            let Some(&(_, share)) = set.pools.iter().find(|(p, _)| *p == pool) else {
-                continue;
-            };
-            let losses = (0..self.model.domains.len()).filter(|d| self.model.pools[pool].domain != Some(*d));
-            for lost in std::iter::once(None).chain(losses.map(|d| Some(DomainId(d)))) {
-                let set = SetKey { set: SetId(s), period: Period(t), lost };
-                let key = RowKey::Set(set);
-                entries.extend(self.rows.contains_key(&key).then_some((key, -share)));
-                entries.extend(self.inlined.get(&set).map(|cut| (RowKey::Cut(*cut), share)));
-            }
+    /// The GPUs of a pool: of its idle nodes, and what is left of partly claimed ones.
+    fn pool(&self, pool: usize, rows: &mut Vec<RowSpec>, cols: &mut Vec<ColSpec>) {
+        let model = self.model;
+        for t in 0..model.periods() {
+            let key = RowKey::Pool(PoolId(pool), Period(t));
+            let claimed = |i: &usize| model.sources[*i].gpus * model.sources[*i].claimed[t];
+            let fixed = model.pools[pool].fixed_gpus[t] - model.pool_sources[pool].iter().map(claimed).sum::<f64>();
+            rows.push(RowSpec { key, lower: fixed, upper: fixed });
+            let mut entries = vec![(key, 1.0)];
+            entries.extend(self.entries_of(pool, Period(t)));
+            let key = ColKey::Pool(PoolId(pool), Period(t));
+            cols.push(ColSpec { key, cost: 0.0, lower: 0.0, upper: f64::INFINITY, entries });
         }
-        entries
     }
 
     /// Solves from the last basis.
@@ -217,6 +199,7 @@ impl<'a> Master<'a> {
     /// # Errors
     /// HiGHS refuses a number.
     pub fn set_bounds(&mut self, key: ColKey, lower: f64, upper: f64) -> Result<(), SolverError> {
+        self.center = None;
         match self.cols.get(&key) {
             Some(c) => self.session.set_col_bounds(*c, lower, upper),
             None => Ok(()),
@@ -228,6 +211,7 @@ impl<'a> Master<'a> {
     /// # Errors
     /// HiGHS refuses a number.
     pub fn set_row(&mut self, key: RowKey, lower: f64, upper: f64) -> Result<(), SolverError> {
+        self.center = None;
         match self.rows.get(&key) {
             Some(r) => self.session.set_row_bounds(*r, lower, upper),
             None => Ok(()),
@@ -236,16 +220,10 @@ impl<'a> Master<'a> {
 
     /// GPUs of each pool, `[T][pools]`.
     #[must_use]
-    pub fn pool_gpus(&self, solution: Option<&Solution>) -> Vec<Vec<f64>> {
-        let mut gpus = vec![vec![0.0; self.model.pools.len()]; self.model.periods()];
-        if let Some(solution) = solution {
-            for (t, row) in gpus.iter_mut().enumerate() {
-                for (p, value) in row.iter_mut().enumerate() {
-                    *value = self.value(solution, ColKey::Pool(PoolId(p), Period(t))).max(0.0);
-                }
-            }
-        }
-        gpus
+    pub fn pool_gpus(&self, solution: &Solution) -> Vec<Vec<f64>> {
+        let gpus = |p: usize, t: usize| self.value(solution, ColKey::Pool(PoolId(p), Period(t))).max(0.0);
+        let pools = self.model.pools.len();
+        (0..self.model.periods()).map(|t| (0..pools).map(|p| gpus(p, t)).collect()).collect()
     }
 
     /// Sources that hold nodes in the solution, and those that exist anyway.
@@ -280,10 +258,10 @@ impl<'a> Master<'a> {
             commitment: table(self.input.commitments.len()),
             spread: table(model.spreads.len()),
             budget: vec![0.0; if self.input.policy.budget_usd_micros_per_h.is_some() { periods } else { 0 }],
-            target: table(model.claim_gpus.len()),
-            tail: vec![0.0; if self.input.policy.cvar_weight > 0.0 { model.weights.len() } else { 0 }],
+            pools: table(model.pools.len()),
             ..Duals::default()
         };
+        let mut prices = Vec::new();
         for (key, row) in &self.rows {
             let price = solution.row_duals[*row];
             match *key {
@@ -292,18 +270,22 @@ impl<'a> Master<'a> {
                 RowKey::Commitment(CommitmentId(c), Period(t)) => duals.commitment[c][t] = -price,
                 RowKey::Spread(SpreadId(r), Period(t)) => duals.spread[r][t] = -price,
                 RowKey::Budget(Period(t)) => duals.budget[t] = -price,
-                RowKey::Target(ClassId(k), Period(t)) => duals.target[k][t] = -price,
-                RowKey::Tail(path) => duals.tail[path.0] = price,
-                RowKey::Cut(cut) if price > 0.0 => {
-                    let at = (cut.period, cut.block);
-                    let prices = duals.cover.entry(at).or_insert_with(|| vec![0.0; model.claim_gpus.len()]);
-                    let mask = self.sets[cut.set.0].mask;
-                    (0..prices.len()).filter(|k| mask & (1 << k) != 0).for_each(|k| prices[k] += price);
-                }
+                RowKey::Cut(CutId(cut)) if price > 0.0 => prices.push((cut, price)),
                 _ => {}
             }
         }
-        duals.clip(self.input, model);
+        // A dollar of a shortfall is worth a dollar: what cuts say of one together may not pass that.
+        let mut weights: BTreeMap<ShortfallKey, f64> = BTreeMap::new();
+        for &(cut, price) in &prices {
+            *weights.entry(self.cuts[cut].0).or_default() += price;
+        }
+        for (cut, price) in prices {
+            let (key, plane) = &self.cuts[cut];
+            let part = price / weights[key].max(1.0);
+            duals.misses_usd += part * plane.constant_usd;
+            plane.slope_usd.iter().for_each(|&(p, usd)| duals.pools[p][key.period.0] += part * usd);
+        }
+        duals.clip(model);
         duals
     }
 }

@@ -41,7 +41,8 @@ impl World<'_> {
         let decision = decided.map_err(|what| SimError::Policy { at_s: self.now_s(), what })?;
         if self.measured() {
             self.out.counts.decisions += 1;
-            self.out.counts.changes += u64::from(decision != Decision::default());
+            self.out.counts.changes += u64::from(!decision.launches.is_empty() || !decision.releases.is_empty());
+            self.out.counts.fallbacks += u64::from(decision.fell_back);
         }
         if self.setup.plan_delay_s > 0.0 {
             self.queue.push(self.now_ms + ms(self.setup.plan_delay_s), Event::Carry(self.late.len() as u32));
