@@ -463,6 +463,23 @@ mod tests {
     }
 
     #[test]
+    fn paths_spread_no_further_than_a_decision_reaches() {
+        let series = daily(48 * 20, 6.0);
+        let spread = |reach: usize| {
+            let paths = paths(&[series.clone()], &[Method::LastValue], 48, &[1, 2, 24], &[reach], 400);
+            let at = |h: usize| {
+                let values = || paths.iter().map(|(_, path)| path[h][0]);
+                values().fold(0.0, f64::max) - values().fold(f64::INFINITY, f64::min)
+            };
+            [at(0), at(1), at(2)]
+        };
+        let (far, near) = (spread(24), spread(2));
+        assert!(far[2] > 1.5 * far[0], "a day's rhythm is in the errors of half a day: {far:?}");
+        assert_eq!(far[..1], near[..1], "what can be decided in time is as it was");
+        assert!(near[2] < 0.8 * far[2], "{near:?} {far:?}");
+    }
+
+    #[test]
     fn strata_cover_everything_and_are_finest_at_the_top() {
         for (len, count) in [(600, 12), (5, 12), (1, 3), (600, 1)] {
             let cut = strata(len, count);
@@ -471,6 +488,7 @@ mod tests {
         }
         let top = strata(600, 12)[11];
         assert!(top.1 - top.0 <= 6, "the top stratum is a hundredth: {top:?}");
+        assert!(strata(600, 100).len() > 60, "more paths are more paths");
     }
 
     #[test]

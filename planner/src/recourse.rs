@@ -283,3 +283,39 @@ fn component(model: &Model, groups: &[usize], pools: Vec<usize>) -> Component {
     let loss_tiers = if model.losses() > 0 { tiers(&|t, k| model.outage_penalty_usd[t][k]) } else { Vec::new() };
     Component { pools, network, tiers: tiers_of_paths, loss_tiers }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::synthetic::{Size, fleet};
+    use fleet::rng::Rng;
+
+    /// Planes touch the cost where they are taken and are under it everywhere else, and classes of one group are served by
+    /// their price.
+    #[test]
+    fn planes_support_the_expected_cost() {
+        for seed in 0..12 {
+            let input = fleet(Size { offers: 60, classes: 12, scenarios: 20, periods: 3 }, seed);
+            let model = Model::build(&input);
+            assert!(model.groups.len() <= model.claim_gpus.len());
+            let recourse = Recourse::of(&model);
+            let mut rng = Rng::new(seed);
+            let mut gpus = || (0..model.pools.len()).map(|_| rng.between(0.0, 60.0).round()).collect::<Vec<f64>>();
+            for component in 0..recourse.components() {
+                for part in (0..recourse.parts(&model)).map(Part) {
+                    let points: Vec<Vec<f64>> = (0..5).map(|_| gpus()).collect();
+                    let planes: Vec<Plane> =
+                        points.iter().map(|at| recourse.plane(&model, component, Period(1), part, at)).collect();
+                    for (plane, at) in planes.iter().zip(&points) {
+                        let touches = (plane.at(at) - plane.usd).abs() <= 1e-6 * (1.0 + plane.usd);
+                        assert!(touches, "seed {seed}: {} at a cost of {}", plane.at(at), plane.usd);
+                        for (other, there) in planes.iter().zip(&points) {
+                            let under = plane.at(there) <= other.usd + 1e-6 * (1.0 + other.usd);
+                            assert!(under, "seed {seed}: {} over a cost of {}", plane.at(there), other.usd);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

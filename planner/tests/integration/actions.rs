@@ -145,3 +145,22 @@ fn hosts_that_do_less_are_weighed_as_dearer() {
     assert_eq!(launched(0.7, 0.0).0, (8, 0), "at 70 % it is dearer: 1.5 / 0.7 > 2");
     assert_eq!(launched(1.0, 0.6).0, (8, 0), "and so are faults that cut claims");
 }
+
+/// Idle nodes beside claimed ones, on hosts that are lost now and then: whole nodes are kept for claims, and the program
+/// must not ask for a hair more than can be left of them.
+#[test]
+fn claimed_nodes_that_may_be_lost_do_not_make_the_program_impossible() {
+    let mut input = situation(8.0);
+    input.offers[0].offer.gpus_per_node = 8;
+    input.offers[0].hazard_per_h = 0.05;
+    let kept = |nodes: f64| (0..input.period_s.len()).map(|t| nodes * (1.0 - 1e-9 * t as f64)).collect();
+    input.offers[0].nodes = vec![
+        NodeGroup { nodes: 4, claims: vec![], kept_nodes: vec![] },
+        NodeGroup { nodes: 3, claims: vec![(0, 1)], kept_nodes: kept(3.0) },
+        NodeGroup { nodes: 2, claims: vec![(0, 2)], kept_nodes: kept(2.0) },
+    ];
+    let (plan, launched, released) = made(&input);
+    assert!(matches!(plan.report.method, planner::report::Method::Optimum { .. }), "{:?}", plan.report.method);
+    assert_eq!((launched, released), (0, 0), "spare nodes stay for a boot's worth of time");
+    assert_eq!(plan.spare.iter().map(|s| s.since_s.len()).sum::<usize>(), 4, "what claimed nodes have left is enough");
+}

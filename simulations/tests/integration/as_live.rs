@@ -2,9 +2,11 @@
 
 use fleet::{AcceptedGpu, Market, OfferKey, OnEmpty, PriceCap, UsdMicros};
 use planner::input::LeadTime;
+use planner::miss_price::MissPrices;
+use planner::rolling::Rules;
 use providers::sim::{Dist, SimOffer};
 use simulations::engine::{ClaimSpec, Disturbance, Outcome, Setup, run};
-use simulations::policies::{Decision, Family, FixedNodes, LaunchOrder, Policy, Rule, Seen, Simple};
+use simulations::policies::{Decision, Family, FixedNodes, LaunchOrder, Live, Policy, Rule, Seen, Simple, TrueFuture};
 
 use crate::analytic::plain;
 
@@ -144,4 +146,29 @@ fn a_notice_drains() {
     assert!((outcome.paid_gpu_s - (3720.0 + 3600.0)).abs() < 16.0, "{}", outcome.paid_gpu_s);
     // The one that was claimed, and its client that asked again and found nothing.
     assert_eq!((outcome.counts.reclaims, outcome.counts.interrupted, outcome.counts.misses), (1, 1, 1));
+}
+
+/// A jump that nothing announces: who foresees has nodes for it, who forecasts has not.
+#[test]
+fn foresight_has_room_for_what_no_forecast_can_see() {
+    let mut stream = claims(2, 0, 6 * HOUR_MS);
+    stream.extend(claims(8, 3 * HOUR_MS, 6 * HOUR_MS));
+    let mut setup = plain(stream, 6.0 * 3600.0, OnEmpty::Queue);
+    setup.history.claims = vec![vec![2.0; 3 * 1440]];
+    (setup.plan_every_s, setup.measure_from_s) = (60, 3600.0);
+    let rules = Rules {
+        period_s: [vec![60; 6], vec![300; 6]].concat(),
+        season_s: 86_400,
+        paths: 50,
+        weights: planner::input::Policy::default(),
+        mean_only: false,
+    };
+    let forecast = played(&setup, &mut Live::new(rules.clone(), MissPrices::default()));
+    let mut knowing = Live::new(rules, MissPrices::default()).foreseeing(TrueFuture::of(&setup));
+    let foresight = played(&setup, &mut knowing);
+    assert_eq!((forecast.counts.hits, forecast.counts.misses), (0, 8), "nobody can see it");
+    assert_eq!((foresight.counts.hits, foresight.counts.misses), (8, 0));
+    assert_eq!((forecast.counts.fallbacks, foresight.counts.fallbacks), (0, 0));
+    // Eight nodes more for three hours, and a few minutes before.
+    assert!(foresight.money.idle_usd < 8.0 * 3.6 * 0.25, "{:?}", foresight.money);
 }
