@@ -466,7 +466,7 @@ mod tests {
     fn paths_spread_no_further_than_a_decision_reaches() {
         let series = daily(48 * 20, 6.0);
         let spread = |reach: usize| {
-            let paths = paths(&[series.clone()], &[Method::LastValue], 48, &[1, 2, 24], &[reach], 400);
+            let paths = paths(std::slice::from_ref(&series), &[Method::LastValue], 48, &[1, 2, 24], &[reach], 400);
             let at = |h: usize| {
                 let values = || paths.iter().map(|(_, path)| path[h][0]);
                 values().fold(0.0, f64::max) - values().fold(f64::INFINITY, f64::min)

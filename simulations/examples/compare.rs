@@ -1,5 +1,5 @@
 //! What a change to the planner's decisions is worth: chosen policies over scenarios and seeds, each class's hit rate and
-//! each part of the cost. Arguments: `--jobs live,foresight,base-stock --seeds 2 --threads 4 SCENARIO…`.
+//! each part of the cost, each line as it is known. Arguments: `--jobs live,foresight,base-stock --seeds 2 --threads 4 SCENARIO…`.
 #![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "a benchmark prints and reads the clock")]
 
 use std::path::{Path, PathBuf};
@@ -73,7 +73,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             tasks.extend((0..prepared.len()).map(|i| (i, Task { seed, job })));
         }
     }
-    let (next, out) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let (next, out) = (AtomicUsize::new(0), Mutex::new(()));
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -100,13 +100,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                         }
                         Err(error) => vec![format!("{name} {id}: {error}")],
                     };
-                    out.lock().unwrap_or_else(PoisonError::into_inner).extend(lines);
+                    let _order = out.lock().unwrap_or_else(PoisonError::into_inner);
+                    lines.iter().for_each(|line| println!("{line}"));
                 }
             });
         }
     });
-    let mut lines = out.into_inner().map_err(|e| e.to_string())?;
-    lines.sort();
-    lines.iter().for_each(|line| println!("{line}"));
     Ok(())
 }
