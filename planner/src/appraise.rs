@@ -162,7 +162,7 @@ pub fn of_optimum(
         method: Method::Optimum { rounding: rounding.to_owned() },
         objective_usd_micros: micros(rounded.optimum.objective_usd),
         bound_usd_micros: micros(relaxed.bound_usd),
-        cost: cost(input, model, master, rounded),
+        cost: cost(input, model, master, rounded, &missed),
         certificate_gap: relaxed.gap(),
         rounding_gap: decompose::gap(rounded.optimum.objective_usd, relaxed.bound_usd),
         horizon_s: input.period_s.iter().sum(),
@@ -184,7 +184,7 @@ pub fn of_optimum(
     }
 }
 
-fn cost(input: &PlanInput, model: &Model, master: &Master, rounded: &Rounded) -> Cost {
+fn cost(input: &PlanInput, model: &Model, master: &Master, rounded: &Rounded, missed: &[Vec<f64>]) -> Cost {
     let solution = &rounded.optimum.solution;
     let value = |key| master.value(solution, key);
     let (mut nodes, mut launches) = (0.0, 0.0);
@@ -201,7 +201,6 @@ fn cost(input: &PlanInput, model: &Model, master: &Master, rounded: &Rounded) ->
             launches += source.launch_cost_usd * value(ColKey::Launch(SourceId(i), Period(t)));
         }
     }
-    let missed = master.missed_claims(solution);
     let usd = |k: usize| input.classes[k].miss_cost_usd_micros.usd();
     let cost = |(row, share): (&Vec<f64>, &Vec<f64>)| {
         row.iter().zip(share).enumerate().map(|(k, (missed, share))| missed * share * usd(k)).sum::<f64>()
@@ -238,9 +237,7 @@ fn class_report(
     let mean = |new: bool, t: usize| -> f64 {
         if new { mean_new(input, k, t) } else { input.scenarios.iter().map(|s| s.weight * s.claims[t][k]).sum() }
     };
-    // Where no launch arrives within the horizon, every period counts.
-    let first = if model.first_period[k] < model.periods() { model.first_period[k] } else { 0 };
-    let periods = first..model.periods();
+    let periods = first_counted(model, k)..model.periods();
     let new: f64 = periods.clone().map(|t| mean(true, t)).sum();
     let missed: f64 = periods.clone().map(|t| expected_misses[t] * model.miss_share[t][k]).sum();
     let count = periods.len().max(1) as f64;
@@ -268,6 +265,11 @@ fn class_report(
     }
 }
 
+/// First period that a class's hit rate is counted from: where no launch arrives within the horizon, every period counts.
+fn first_counted(model: &Model, k: usize) -> usize {
+    if model.first_period[k] < model.periods() { model.first_period[k] } else { 0 }
+}
+
 /// New claims of a class in a period, mean over the paths.
 fn mean_new(input: &PlanInput, k: usize, t: usize) -> f64 {
     input.scenarios.iter().map(|s| s.weight * s.new_claims[t][k]).sum()
@@ -292,10 +294,9 @@ fn unmet(
         let held = why_missed(input, model, k, binding);
         let short = class.expected_hit_rate < class.hit_rate_target - SAME_RATE;
         if let Some(why) = held.filter(|_| short) {
-            let first = if model.first_period[k] < model.periods() { model.first_period[k] } else { 0 };
             all.push(Unmet {
                 what: format!("{}: hit rate {}", class.class, percent(class.hit_rate_target)),
-                periods: (first as u32, model.periods() as u32 - 1),
+                periods: (first_counted(model, k) as u32, model.periods() as u32 - 1),
                 by: format!("{} are expected", percent(class.expected_hit_rate)),
                 why,
             });
@@ -417,13 +418,7 @@ pub fn of_fallback(input: &PlanInput, model: &Model, targets: &[Target], error: 
             spend[t] += target.nodes[t] * source.price_usd_per_h;
         }
     }
-    let recourse = Recourse::of(model);
-    let missed: Vec<Vec<f64>> = (0..model.periods())
-        .map(|t| {
-            let lacking = recourse.lacking_gpus(model, Period(t), None, &gpus[t]);
-            lacking.iter().zip(&model.claim_gpus).map(|(gpus, each)| gpus / each).collect()
-        })
-        .collect();
+    let missed = Recourse::of(model).lacking_claims(model, None, &gpus);
     let classes = (0..input.classes.len())
         .map(|k| class_report(input, model, k, missed.iter().map(|row| row[k]).collect(), &gpus))
         .collect();

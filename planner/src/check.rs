@@ -184,11 +184,7 @@ fn check_flow(
 
 /// The plan may not promise more than its nodes can serve.
 fn check_promise(model: &Model, plan: &Plan, nodes: &[Vec<f64>], fail: &mut impl FnMut(&'static str, String)) {
-    let mut pools_of = vec![Vec::new(); model.groups.len()];
-    for (g, group) in model.groups.iter().enumerate() {
-        pools_of[g].clone_from(&group.pools);
-    }
-    let network = Network::new(pools_of, model.pools.len());
+    let network = Network::new(model.groups.iter().map(|g| g.pools.clone()).collect(), model.pools.len());
     let mut flow = Flow::new(&network);
     let by_group = |demand: &[f64]| {
         let mut sums = vec![0.0; model.groups.len()];

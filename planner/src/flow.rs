@@ -137,7 +137,6 @@ impl<'a> Flow<'a> {
         self.queue.clear();
         self.seen_pools.clear();
         self.queue.push(want);
-        self.group_from[want] = None;
         let mut found = None;
         let mut next = 0;
         'search: while next < self.queue.len() {

@@ -102,6 +102,12 @@ pub fn fit(method: Method, history: &[f64], season: usize, horizon: usize) -> Op
     Some(Fitted { root: point(n - 1), residuals, origins: (from, stride), sorted: OnceCell::new() })
 }
 
+/// The same, by the last value where the history is too short for `method`.
+#[must_use]
+pub fn fit_or_last(method: Method, history: &[f64], season: usize, horizon: usize) -> Option<Fitted> {
+    fit(method, history, season, horizon).or_else(|| fit(Method::LastValue, history, season, horizon))
+}
+
 /// Ridge-stabilised normal equations of four features.
 fn least_squares(rows: impl Iterator<Item = ([f64; 4], f64)>) -> Option<[f64; 4]> {
     let mut a = [[0.0; 5]; 4];
@@ -151,8 +157,7 @@ impl Fitted {
     /// The value when what followed the past `origin` repeats itself.
     #[must_use]
     pub fn replay(&self, origin: usize) -> f64 {
-        let place = origin.saturating_sub(self.origins.0) / self.origins.1;
-        self.with(self.residuals[place.min(self.residuals.len() - 1)])
+        self.replay_error(self, origin)
     }
 
     /// The value when this forecast errs as `other`, of another horizon, did at the past `origin`.
@@ -321,20 +326,13 @@ pub fn paths(
     let fitted: Vec<Vec<Option<Fitted>>> = histories
         .iter()
         .zip(methods)
-        .map(|(history, method)| {
-            let fit_any =
-                |h: &usize| fit(*method, history, season, *h).or_else(|| fit(Method::LastValue, history, season, *h));
-            horizons.iter().map(fit_any).collect()
-        })
+        .map(|(history, method)| horizons.iter().map(|h| fit_or_last(*method, history, season, *h)).collect())
         .collect();
     let errs: Vec<Option<Fitted>> = histories
         .iter()
         .zip(methods)
         .zip(reach)
-        .map(|((history, method), steps)| {
-            let steps = (*steps).max(1);
-            fit(*method, history, season, steps).or_else(|| fit(Method::LastValue, history, season, steps))
-        })
+        .map(|((history, method), steps)| fit_or_last(*method, history, season, (*steps).max(1)))
         .collect();
     let fits = || fitted.iter().flatten().flatten();
     let first = fits().map(|f| f.origins().0).max().unwrap_or(0);
@@ -343,11 +341,8 @@ pub fn paths(
     let most: Vec<f64> = histories.iter().map(|h| SEEN_TIMES * h.iter().copied().fold(0.0, f64::max)).collect();
     let value = |k: usize, h: usize, origin: usize| {
         let now = histories[k].last().copied().unwrap_or(0.0);
-        let err = |f: &Fitted| match errs[k].as_ref().filter(|_| horizons[h] > reach[k]) {
-            Some(errs) => f.replay_error(errs, origin),
-            None => f.replay(origin),
-        };
-        fitted[k][h].as_ref().map_or(now, |f| err(f).min(most[k]))
+        let far = errs[k].as_ref().filter(|_| horizons[h] > reach[k]);
+        fitted[k][h].as_ref().map_or(now, |f| f.replay_error(far.unwrap_or(f), origin).min(most[k]))
     };
     let peak = |origin: usize| -> f64 {
         let of = |k: usize| (0..horizons.len()).map(|h| value(k, h, origin)).fold(0.0, f64::max);

@@ -12,6 +12,7 @@ use fleet::UsdMicros;
 use fleet::book::Tally;
 use serde::{Deserialize, Serialize};
 
+use crate::base_stock::newsvendor_penalty_usd;
 use crate::forecast::{self, Method};
 use crate::input::{MissPrice, PriceBasis, ServicePoint};
 use crate::plan::micros;
@@ -75,8 +76,7 @@ impl Known<'_> {
     /// The newsvendor's price at which a shortage has the chance of a miss that the target allows:
     /// `m = c·w·α/(1−α)`.
     fn closed_form_usd(&self) -> f64 {
-        let target = self.hit_rate_target.min(0.999_99);
-        self.without_usd() * target / (1.0 - target)
+        newsvendor_penalty_usd(self.without_usd(), self.hit_rate_target.min(0.999_99))
     }
 
     fn cap_usd(&self) -> f64 {
@@ -274,8 +274,7 @@ impl Replayed {
 fn replay(known: &Known) -> Option<Replayed> {
     let step_s = f64::from(known.step_s.max(1));
     let horizon = (known.lead_s / step_s).ceil().max(1.0) as usize;
-    let any = |method| forecast::fit(method, known.claims, known.season, horizon);
-    let fitted = any(known.method).or_else(|| any(Method::LastValue))?;
+    let fitted = forecast::fit_or_last(known.method, known.claims, known.season, horizon)?;
     let past = fitted.past(known.claims, horizon);
     let renewed = (step_s / known.claim_mean_s.max(1.0)).min(1.0);
     let mut residuals: Vec<f64> = past.iter().map(|p| p.residual).collect();

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use fleet::{Market, Refusal};
 
-use crate::input::{DomainLevel, NodeGroup, OfferState, PlanInput, SpreadBy};
+use crate::input::{DomainLevel, NodeGroup, PlanInput, SpreadBy};
 use crate::keys::{Block, DomainId};
 use crate::serves::{claimed_gpus, free_part_serves, whole_node_serves};
 use crate::source::{Profile, Source};
@@ -305,8 +305,7 @@ impl Model {
     fn place_claims(&self, input: &PlanInput, p: usize, source: &Source, placed: &mut Vec<Vec<f64>>) {
         placed.resize(self.periods(), vec![0.0; self.claim_gpus.len()]);
         for group in input.offers[p].nodes.iter().filter(|g| !g.claims.is_empty()) {
-            for (t, row) in placed.iter_mut().enumerate() {
-                let nodes = claimed_nodes(&input.offers[p], group, source, t);
+            for (row, nodes) in placed.iter_mut().zip(kept_alive(group, &source.profile)) {
                 group.claims.iter().for_each(|&(k, n)| row[k] += nodes * f64::from(claimed_gpus(input, p, k, n)));
             }
         }
@@ -335,13 +334,10 @@ impl Model {
         let periods = self.periods();
         let mut source = self.bare_source(input, p, pool);
         for group in &state.nodes {
-            let mut alive = f64::from(group.nodes);
-            source.appear[0] += alive;
-            for (t, kept) in group.kept_nodes.iter().enumerate() {
-                // No more than what is left of them: with whole nodes kept now, a hair more would be impossible.
-                alive *= source.profile.survive[t];
-                source.kept[t] += kept.min(alive);
-                source.claimed[t] += if group.claims.is_empty() { 0.0 } else { kept.min(alive) };
+            source.appear[0] += f64::from(group.nodes);
+            for (t, kept) in kept_alive(group, &source.profile).enumerate() {
+                source.kept[t] += kept;
+                source.claimed[t] += if group.claims.is_empty() { 0.0 } else { kept };
             }
         }
         for (t, arriving) in state.arriving_nodes.iter().enumerate() {
@@ -399,12 +395,14 @@ impl Model {
             let left = placed.iter().filter(|(domain, _)| lost.is_none() || **domain != lost);
             left.map(|(_, gpus)| gpus.get(t).map_or(0.0, |row| row[k])).sum()
         };
+        let everywhere: Vec<Vec<f64>> =
+            (0..self.periods()).map(|t| (0..classes).map(|k| met(t, k, None)).collect()).collect();
         let mut mean = vec![vec![0.0; classes]; self.periods()];
         for scenario in &input.scenarios {
-            let row = |(t, row): (usize, &Vec<f64>)| {
-                (0..classes).map(|k| (row[k] * self.claim_gpus[k] - met(t, k, None)).max(0.0)).collect()
+            let row = |(row, met): (&Vec<f64>, &Vec<f64>)| {
+                (0..classes).map(|k| (row[k] * self.claim_gpus[k] - met[k]).max(0.0)).collect()
             };
-            self.demand_gpus.push(scenario.claims.iter().enumerate().map(row).collect());
+            self.demand_gpus.push(scenario.claims.iter().zip(&everywhere).map(row).collect());
             for (t, row) in mean.iter_mut().enumerate() {
                 for (k, mean) in row.iter_mut().enumerate() {
                     *mean += scenario.weight * scenario.claims[t][k] * self.claim_gpus[k];
@@ -522,11 +520,14 @@ fn half_arrived(arrivals: &[f64]) -> usize {
     arrivals.iter().position(half).unwrap_or(arrivals.len())
 }
 
-/// Nodes of a group that claims have a part of in a period: of those that can still be alive, the group's part.
-fn claimed_nodes(state: &OfferState, group: &NodeGroup, source: &Source, t: usize) -> f64 {
-    let kept = |g: &NodeGroup| g.kept_nodes.get(t).copied().unwrap_or(0.0);
-    let all: f64 = state.nodes.iter().filter(|g| !g.claims.is_empty()).map(kept).sum();
-    if all > 0.0 { kept(group) * source.claimed[t] / all } else { 0.0 }
+/// Nodes of a group that must be kept in each period: no more than what is left of them, since with whole nodes kept now a
+/// hair more would be impossible.
+fn kept_alive<'a>(group: &'a NodeGroup, profile: &'a Profile) -> impl Iterator<Item = f64> + 'a {
+    let mut alive = f64::from(group.nodes);
+    group.kept_nodes.iter().zip(&profile.survive).map(move |(kept, survive)| {
+        alive *= survive;
+        kept.min(alive)
+    })
 }
 
 /// GPUs beside claims on an offer's partly claimed nodes, by how many a node has, `[T]`.
@@ -538,9 +539,8 @@ fn free_parts(input: &PlanInput, p: usize, source: &Source) -> BTreeMap<u32, Vec
         let free = state.offer.gpus_per_node.saturating_sub(used);
         if free > 0 {
             let row = parts.entry(free).or_insert_with(|| vec![0.0; source.kept.len()]);
-            for (t, gpus) in row.iter_mut().enumerate() {
-                *gpus += f64::from(free) * claimed_nodes(state, group, source, t);
-            }
+            let nodes = kept_alive(group, &source.profile);
+            row.iter_mut().zip(nodes).for_each(|(gpus, nodes)| *gpus += f64::from(free) * nodes);
         }
     }
     parts

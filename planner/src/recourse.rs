@@ -89,12 +89,6 @@ impl Recourse {
         }
     }
 
-    /// Pools of a component.
-    #[must_use]
-    pub fn pools(&self, component: usize) -> &[usize] {
-        &self.components[component].pools
-    }
-
     /// Number of components.
     #[must_use]
     pub fn components(&self) -> usize {
@@ -106,35 +100,35 @@ impl Recourse {
     pub fn plane(&self, model: &Model, component: usize, period: Period, part: Part, gpus: &[f64]) -> Plane {
         let of = &self.components[component];
         let blocks = self.blocks(model, part);
-        let lost = model.lost_domain(Block(blocks.start));
-        let mut sum = Sum::new(&of.network, of.capacity(model, lost, gpus));
+        let first = Block(blocks.start);
+        let mut sum = Sum::new(&of.network, of.capacity(model, first, gpus));
         of.add(model, period, blocks, &mut sum, None);
-        let slope = of.pools.iter().zip(&sum.slope_usd).filter(|(p, usd)| **usd > 0.0 && !is_lost(model, **p, lost));
+        let slope = of.pools.iter().zip(&sum.slope_usd).filter(|(p, usd)| **usd > 0.0 && model.is_there(**p, first));
         Plane { usd: sum.usd, constant_usd: sum.constant_usd, slope_usd: slope.map(|(p, usd)| (*p, *usd)).collect() }
     }
 
-    /// GPUs that each class lacks in a period, `[K]`, with `gpus` of each pool, `[pools]`: mean over the paths, or after a
-    /// loss.
+    /// Claims of each class that go without, `[T][K]`, with `gpus` of each pool, `[T][pools]`: mean over the paths, or after
+    /// a loss.
     #[must_use]
-    pub fn lacking_gpus(&self, model: &Model, period: Period, lost: Option<DomainId>, gpus: &[f64]) -> Vec<f64> {
+    pub fn lacking_claims(&self, model: &Model, lost: Option<DomainId>, gpus: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let paths = model.weights.len();
         let blocks = lost.map_or(0..paths, |lost| paths + lost.0..paths + lost.0 + 1);
-        let mut lacking = vec![0.0; model.claim_gpus.len()];
-        for of in &self.components {
-            let mut sum = Sum::new(&of.network, of.capacity(model, lost, gpus));
-            of.add(model, period, blocks.clone(), &mut sum, Some(&mut lacking));
-        }
-        lacking
+        let of_period = |(t, gpus): (usize, &Vec<f64>)| {
+            let mut lacking = vec![0.0; model.claim_gpus.len()];
+            for of in &self.components {
+                let mut sum = Sum::new(&of.network, of.capacity(model, Block(blocks.start), gpus));
+                of.add(model, Period(t), blocks.clone(), &mut sum, Some(&mut lacking));
+            }
+            lacking.iter().zip(&model.claim_gpus).map(|(gpus, each)| gpus / each).collect()
+        };
+        gpus.iter().enumerate().map(of_period).collect()
     }
 }
 
-fn is_lost(model: &Model, pool: usize, lost: Option<DomainId>) -> bool {
-    lost.is_some_and(|lost| model.pools[pool].domain == Some(lost.0))
-}
-
 impl Component {
-    fn capacity(&self, model: &Model, lost: Option<DomainId>, gpus: &[f64]) -> Vec<f64> {
-        self.pools.iter().map(|p| if is_lost(model, *p, lost) { 0.0 } else { gpus[*p].max(0.0) }).collect()
+    /// GPUs of its pools in a block.
+    fn capacity(&self, model: &Model, block: Block, gpus: &[f64]) -> Vec<f64> {
+        self.pools.iter().map(|p| if model.is_there(*p, block) { gpus[*p].max(0.0) } else { 0.0 }).collect()
     }
 
     fn add(

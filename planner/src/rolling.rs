@@ -180,17 +180,17 @@ fn choose(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) {
     memory.lead_s = known.iter().map(|k| k.lead_s).collect();
 }
 
-/// Share of launches that have arrived when a class can count on them.
-const LATE: f64 = 0.5;
+/// Share of launches that have arrived when a decision has reached its nodes.
+const ARRIVED: f64 = 0.5;
 
-/// Dollars an hour for a claim's GPUs at the cheapest offer that serves the class, and the seconds until most launches there
-/// have arrived.
+/// Dollars an hour for a claim's GPUs at the cheapest offer that serves the class, and the seconds until half of the launches
+/// there have arrived.
 fn cheapest(seen: &Moment, class: &Class) -> (f64, f64) {
     let caps = fleet::Caps::resolve(class, seen.offers.iter());
     let cost = |(offer, estimate): (&Offer, &Estimate)| {
         let share = fleet::offer_share(offer, class, caps.of(class, offer)).ok()?;
         let usd = offer.gpu_price_usd_micros_per_h().usd() / share * f64::from(class.gpus_per_claim);
-        Some((usd, estimate.lead_time.by_s(LATE)))
+        Some((usd, estimate.lead_time.by_s(ARRIVED)))
     };
     let all = seen.offers.iter().zip(seen.estimates).filter_map(cost);
     all.min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))).unwrap_or((0.0, 600.0))

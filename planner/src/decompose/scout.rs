@@ -33,8 +33,7 @@ pub fn explore(input: &PlanInput, first: &[usize], effort: Effort) -> Result<Sco
     let limits = Limits { time_limit_s: effort.time_limit_s, presolve: true };
     let mut master = Master::new(&rough_input, &rough, limits)?;
     master.add_sources(first)?;
-    let nothing = vec![vec![0.0; rough.pools.len()]; rough.periods()];
-    master.cut_at(&nothing)?;
+    master.first_cuts()?;
     let found = resolve(&rough_input, &rough, &mut master, Effort { gap: 1e-3, ..effort })?;
     let rough_gpus = master.pool_gpus(&found.solution);
     let group_of = |t: usize| groups.iter().position(|g| g.contains(&t)).unwrap_or(0);

@@ -32,8 +32,7 @@ pub fn solve<'a>(input: &'a PlanInput, model: &'a Model, effort: Effort) -> Resu
         near = Some(scouted.pool_gpus);
     }
     master.add_sources(&sources)?;
-    let nothing = vec![vec![0.0; model.pools.len()]; model.periods()];
-    master.cut_at(&nothing)?;
+    master.first_cuts()?;
     if let Some(near) = near {
         for factor in NEAR {
             let gpus: Vec<Vec<f64>> = near.iter().map(|row| row.iter().map(|v| v * factor).collect()).collect();

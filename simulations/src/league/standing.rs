@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{Entry, League, Player};
 use crate::clairvoyant::Bound;
 use crate::engine::Outcome;
+use crate::policies::Family;
 
 /// Mean of several seeds with half the 95 % confidence interval (Student's t); no interval of one seed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -211,7 +212,6 @@ impl League {
     /// Entries that are shown: the planner, foresight, the mean planner, every family tuned before, the best in hindsight.
     #[must_use]
     pub fn shown(&self) -> Vec<&Entry> {
-        use crate::policies::Family;
         let first = [Player::Foresight, Player::Live, Player::LpMean].into_iter().filter_map(|p| self.entry(p));
         let before = Family::ALL
             .into_iter()
@@ -243,7 +243,7 @@ fn difference(a: &Entry, b: &Entry) -> Estimate {
 mod tests {
     use super::*;
     use crate::engine::{Money, OfClass};
-    use crate::policies::{Family, Rule};
+    use crate::policies::Rule;
 
     /// An entry with `(dollars, hits of two classes of 1000 claims each)` for each seed.
     fn entry(player: Player, runs: &[(f64, u64, u64)]) -> Entry {

@@ -1,5 +1,5 @@
-//! The simple rules that people use today, each with one knob, or one for each class. They keep classes apart: a node is launched for a class,
-//! at the cheapest offer that the class accepts, and goes when it is not needed for five minutes.
+//! The simple rules that people use today, each with one knob, or one for each class. They keep classes apart: a node is
+//! launched for a class, at the cheapest offer that the class accepts, and goes when it is not needed for five minutes.
 
 use fleet::Market;
 use serde::{Deserialize, Serialize};
@@ -87,12 +87,6 @@ impl Rule {
     pub const fn new(family: Family, knob: f64) -> Self {
         Self { family, knob }
     }
-
-    /// Every rule over the knobs that are tried.
-    #[must_use]
-    pub fn swept() -> Vec<Self> {
-        Family::ALL.into_iter().flat_map(|family| family.knobs().iter().map(move |k| Self::new(family, *k))).collect()
-    }
 }
 
 /// A node goes when it was not needed for so long, seconds (the default window of Kubernetes' autoscalers).
@@ -129,9 +123,8 @@ impl Simple {
     }
 
     fn with(family: Family, knobs: Vec<(Option<String>, f64)>) -> Self {
-        let nothing = (Vec::new(), Vec::new(), Vec::new());
-        let (mean, recent, idle_times) = nothing;
-        Self { family, knobs, mean, recent, idle_times, idle: Default::default() }
+        let (mean, idle) = (Vec::new(), Default::default());
+        Self { family, knobs, mean, recent: Vec::new(), idle_times: Vec::new(), idle }
     }
 
     fn knob(&self, seen: &Seen, k: usize) -> f64 {

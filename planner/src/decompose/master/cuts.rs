@@ -52,6 +52,14 @@ impl Center {
 }
 
 impl Master<'_> {
+    /// Adds the planes without any GPUs, so that the first solution buys something.
+    ///
+    /// # Errors
+    /// HiGHS refuses a number.
+    pub fn first_cuts(&mut self) -> Result<(), SolverError> {
+        self.cut_at(&vec![vec![0.0; self.model.pools.len()]; self.model.periods()])
+    }
+
     /// Adds the planes at `gpus` of each pool, `[T][pools]`: what is probably near the optimum.
     ///
     /// # Errors
@@ -122,21 +130,15 @@ impl Master<'_> {
     /// Missed claims, mean over the paths, `[T][K]`.
     #[must_use]
     pub fn missed_claims(&self, solution: &Solution) -> Vec<Vec<f64>> {
-        self.lacking_claims(solution, None)
+        self.recourse.lacking_claims(self.model, None, &self.pool_gpus(solution))
     }
 
     /// Claims of each class that cannot be covered when a domain is lost, `[domains][T][K]`.
     #[must_use]
     pub fn uncovered_claims(&self, solution: &Solution) -> Vec<Vec<Vec<f64>>> {
-        (0..self.model.losses()).map(|lost| self.lacking_claims(solution, Some(DomainId(lost)))).collect()
-    }
-
-    fn lacking_claims(&self, solution: &Solution, lost: Option<DomainId>) -> Vec<Vec<f64>> {
-        let claims = |(t, gpus): (usize, &Vec<f64>)| {
-            let lacking = self.recourse.lacking_gpus(self.model, Period(t), lost, gpus);
-            lacking.iter().zip(&self.model.claim_gpus).map(|(gpus, each)| gpus / each).collect()
-        };
-        self.pool_gpus(solution).iter().enumerate().map(claims).collect()
+        let gpus = self.pool_gpus(solution);
+        let after = |lost| self.recourse.lacking_claims(self.model, Some(DomainId(lost)), &gpus);
+        (0..self.model.losses()).map(after).collect()
     }
 
     fn add_cuts(&mut self, new: Vec<(ShortfallKey, Plane)>) -> Result<(), SolverError> {

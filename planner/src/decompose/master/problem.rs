@@ -166,14 +166,6 @@ impl<'a> Master<'a> {
         solution
     }
 
-    /// Forgets the basis: the next solve is cold.
-    ///
-    /// # Errors
-    /// HiGHS refuses.
-    pub fn forget_basis(&mut self) -> Result<(), SolverError> {
-        self.session.forget_basis()
-    }
-
     /// Value of a column; 0 where it is not in the problem.
     #[must_use]
     pub fn value(&self, solution: &Solution, key: ColKey) -> f64 {
