@@ -253,8 +253,8 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
     };
     let input = rolling::input(&rules, &mut memory, &moment);
     let mut notes = series.notes;
-    for (class, method) in classes.iter().zip(memory.methods()) {
-        notes.push(format!("{} is forecast by {}", class.name, method.name()));
+    for (class, mix) in classes.iter().zip(memory.mixes()) {
+        notes.push(format!("{} is forecast by {mix}", class.name));
     }
     Ok(Loaded { input, catalogue, notes })
 }

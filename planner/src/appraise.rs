@@ -403,8 +403,8 @@ fn changes(input: &PlanInput, model: &Model, launches: &[(usize, f64)]) -> Vec<C
     all
 }
 
-/// The report of the base-stock fallback: misses are what its nodes cannot serve.
-pub fn of_fallback(input: &PlanInput, model: &Model, targets: &[Target], error: &solver::SolverError) -> PlanReport {
+/// The report of a plan without an optimum: misses are what its nodes cannot serve.
+pub fn of_fallback(input: &PlanInput, model: &Model, targets: &[Target], method: Method) -> PlanReport {
     let fixed = |t: usize| model.pools.iter().map(|p| p.fixed_gpus[t]).collect::<Vec<f64>>();
     let mut gpus: Vec<Vec<f64>> = (0..model.periods()).map(fixed).collect();
     let mut spend = vec![0.0; model.periods()];
@@ -422,8 +422,14 @@ pub fn of_fallback(input: &PlanInput, model: &Model, targets: &[Target], error: 
     let classes = (0..input.classes.len())
         .map(|k| class_report(input, model, k, missed.iter().map(|row| row[k]).collect(), &gpus))
         .collect();
+    let why = match &method {
+        Method::Hold { error } => format!("{error}; nothing is launched or released"),
+        Method::BaseStock { error, .. } | Method::Optimum { rounding: error } => {
+            format!("{error}; order-up-to levels are used and nothing is released")
+        }
+    };
     PlanReport {
-        method: Method::BaseStock { solver_error: error.to_string() },
+        method,
         objective_usd_micros: UsdMicros::ZERO,
         bound_usd_micros: UsdMicros::ZERO,
         cost: Cost::default(),
@@ -437,7 +443,7 @@ pub fn of_fallback(input: &PlanInput, model: &Model, targets: &[Target], error: 
             what: "optimum".into(),
             periods: (0, model.periods() as u32 - 1),
             by: "unknown".into(),
-            why: format!("{error}; order-up-to levels are used and nothing is released"),
+            why,
         }],
         quota_excess_units: quota_excess(input),
         changes: Vec::new(),

@@ -9,6 +9,7 @@ use crate::appraise;
 use crate::input::PlanInput;
 use crate::model::Model;
 use crate::plan::{Launch, Plan, Target};
+use crate::report::{FallbackCause, Method};
 use crate::source::Source;
 
 /// The miss penalty at which holding for a share `hit` of periods without a miss is right (newsvendor):
@@ -45,8 +46,19 @@ pub fn poisson_level(mean: f64, hit: f64) -> Option<u64> {
 /// A plan without the solver: for each class, launch at its cheapest offers until the level of its hit rate over the
 /// lead time is covered by nodes that exist, arrive, or are launched. It never releases.
 #[must_use]
-pub fn fallback(input: &PlanInput, model: &Model, error: &solver::SolverError) -> Plan {
-    let periods = model.periods();
+pub fn fallback(input: &PlanInput, model: &Model, cause: FallbackCause, error: String) -> Plan {
+    let launched = order_up_to(input, model);
+    made(input, model, &launched, Method::BaseStock { cause, error })
+}
+
+/// A plan that launches nothing and releases nothing.
+#[must_use]
+pub fn hold(input: &PlanInput, model: &Model, error: String) -> Plan {
+    made(input, model, &vec![0.0; input.offers.len()], Method::Hold { error })
+}
+
+/// Nodes to launch of each offer, `[P]`.
+fn order_up_to(input: &PlanInput, model: &Model) -> Vec<f64> {
     let mut launched = vec![0.0_f64; input.offers.len()];
     // GPUs that exist or arrive, by source, handed to classes in order.
     let idle = |s: &Source| (s.appear.iter().sum::<f64>() - s.claimed[0]).max(0.0) * s.gpus;
@@ -101,6 +113,11 @@ pub fn fallback(input: &PlanInput, model: &Model, error: &solver::SolverError) -
             }
         }
     }
+    launched
+}
+
+fn made(input: &PlanInput, model: &Model, launched: &[f64], method: Method) -> Plan {
+    let periods = model.periods();
     let mut launches = Vec::new();
     let mut targets = Vec::new();
     for (p, state) in input.offers.iter().enumerate() {
@@ -121,7 +138,7 @@ pub fn fallback(input: &PlanInput, model: &Model, error: &solver::SolverError) -
             targets.push(Target { offer: state.offer.key.clone(), nodes, launches: meant });
         }
     }
-    let report = appraise::of_fallback(input, model, &targets, error);
+    let report = appraise::of_fallback(input, model, &targets, method);
     Plan { epoch: input.epoch, launches, releases: Vec::new(), spare: Vec::new(), targets, report }
 }
 

@@ -10,6 +10,7 @@ use crate::input::{PlanInput, Quota};
 use crate::keys::{ColKey, Period, SourceId};
 use crate::model::{EPS, Model};
 use crate::plan::{Launch, Plan, Release, Spare, Target};
+use crate::report::FallbackCause;
 use crate::round::{self, Refine, Rounded};
 use crate::validate::{self, InputError};
 
@@ -30,17 +31,14 @@ pub enum PlanError {
     /// The input makes no sense.
     #[error("the input cannot be planned:{}", list(.0))]
     Input(Vec<InputError>),
-    /// The plan broke a rule of the checker: a bug, and the plan must not be used (CAP-7).
-    #[error("the plan breaks its own checker, please report this:{}", list(.0))]
-    Check(Vec<check::Violation>),
 }
 
 fn list<T: std::fmt::Display>(items: &[T]) -> String {
     items.iter().map(|i| format!("\n  {i}")).collect()
 }
 
-/// Plans. Always gives a plan for a sensible input: what cannot be met is in the report, and when the solver fails the
-/// base-stock rule steps in and says so.
+/// Plans. Always gives a plan for a sensible input: what cannot be met is in the report, and when the solver fails, or what it
+/// found breaks a rule of the checker, the base-stock rule steps in and says so.
 ///
 /// # Errors
 /// See [`PlanError`].
@@ -50,12 +48,27 @@ pub fn plan(input: &PlanInput, options: Options) -> Result<Plan, PlanError> {
         return Err(PlanError::Input(problems));
     }
     let model = Model::build(input);
-    let plan = match solve(input, &model, options) {
-        Ok(plan) => plan,
-        Err(error) => base_stock::fallback(input, &model, &error),
+    Ok(usable(input, &model, solve(input, &model, options)))
+}
+
+/// The first that breaks no rule (CAP-7): what was found, order-up-to levels, nothing at all.
+fn usable(input: &PlanInput, model: &Model, found: Result<Plan, solver::SolverError>) -> Plan {
+    let broken = |plan: &Plan| {
+        let violations = check::check(input, model, plan);
+        (!violations.is_empty()).then(|| violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
     };
-    let violations = check::check(input, &model, &plan);
-    if violations.is_empty() { Ok(plan) } else { Err(PlanError::Check(violations)) }
+    let (cause, error) = match found {
+        Ok(plan) => match broken(&plan) {
+            None => return plan,
+            Some(rules) => (FallbackCause::Checker, format!("the optimum breaks a rule, please report this: {rules}")),
+        },
+        Err(error) => (FallbackCause::Solver, error.to_string()),
+    };
+    let plan = base_stock::fallback(input, model, cause, error);
+    match broken(&plan) {
+        None => plan,
+        Some(rules) => base_stock::hold(input, model, format!("order-up-to levels break a rule: {rules}")),
+    }
 }
 
 fn solve(input: &PlanInput, model: &Model, options: Options) -> Result<Plan, solver::SolverError> {
@@ -136,4 +149,44 @@ fn in_the_way(input: &PlanInput, offer: usize, rounded: &Rounded, model: &Model)
 /// The solver gives no optimum.
 pub fn relaxed(input: &PlanInput, model: &Model, effort: Effort) -> Result<Optimum, solver::SolverError> {
     decompose::solve(input, model, effort).map(|(_, optimum)| optimum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Method;
+    use crate::synthetic::{Size, fleet};
+
+    /// A plan that breaks a rule is never used: another steps in that breaks none, and says why.
+    #[test]
+    fn a_plan_that_breaks_a_rule_is_not_used() {
+        let size = Size { offers: 20, classes: 3, scenarios: 8, periods: 4 };
+        for seed in 0..6 {
+            let input = fleet(size, seed);
+            let model = Model::build(&input);
+            let found = solve(&input, &model, Options::default()).expect("an optimum");
+            let whole = usable(&input, &model, Ok(found.clone()));
+            assert!(!whole.report.method.fell_back() && whole.report.method.broken_rules().is_none());
+            let mut broken = found;
+            broken.launches = vec![Launch { offer: input.offers[0].offer.key.clone(), nodes: 1_000_000 }];
+            let plan = usable(&input, &model, Ok(broken));
+            assert!(plan.report.method.fell_back(), "seed {seed}");
+            assert!(plan.report.method.broken_rules().is_some_and(|rules| !rules.is_empty()));
+            assert_eq!(check::check(&input, &model, &plan), []);
+            let late = usable(&input, &model, Err(solver::SolverError::TimeLimit));
+            assert!(late.report.method.fell_back() && late.report.method.broken_rules().is_none());
+        }
+    }
+
+    #[test]
+    fn holding_breaks_no_rule() {
+        for seed in 0..6 {
+            let input = fleet(Size { offers: 20, classes: 3, scenarios: 8, periods: 4 }, seed);
+            let model = Model::build(&input);
+            let plan = base_stock::hold(&input, &model, "a test".into());
+            assert!(plan.launches.is_empty() && plan.releases.is_empty());
+            assert_eq!(check::check(&input, &model, &plan), []);
+            assert!(matches!(plan.report.method, Method::Hold { .. }));
+        }
+    }
 }

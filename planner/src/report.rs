@@ -61,11 +61,48 @@ pub enum Method {
         /// How launches became whole.
         rounding: String,
     },
-    /// The solver failed; order-up-to levels instead, and nothing is released.
+    /// There is no optimum to use; order-up-to levels instead, and nothing is released.
     BaseStock {
-        /// What the solver said.
-        solver_error: String,
+        /// Who said no.
+        #[serde(default)]
+        cause: FallbackCause,
+        /// What it said.
+        #[serde(alias = "solver_error")]
+        error: String,
     },
+    /// Order-up-to levels broke a rule as well: nothing is launched or released.
+    Hold {
+        /// Which rules.
+        error: String,
+    },
+}
+
+/// Why a plan is not an optimum.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FallbackCause {
+    /// The solver found none.
+    #[default]
+    Solver,
+    /// The optimum broke a rule of the checker: a bug (CAP-7).
+    Checker,
+}
+
+impl Method {
+    /// Whether a rule planned in place of the optimum: somebody should look.
+    #[must_use]
+    pub fn fell_back(&self) -> bool {
+        !matches!(self, Self::Optimum { .. })
+    }
+
+    /// What the checker found, where it found something: a bug.
+    #[must_use]
+    pub fn broken_rules(&self) -> Option<&str> {
+        match self {
+            Self::BaseStock { cause: FallbackCause::Checker, error } | Self::Hold { error } => Some(error),
+            Self::Optimum { .. } | Self::BaseStock { cause: FallbackCause::Solver, .. } => None,
+        }
+    }
 }
 
 /// One class.

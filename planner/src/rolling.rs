@@ -5,10 +5,10 @@ use fleet::{Class, Offer};
 use serde::{Deserialize, Serialize};
 
 use crate::decompose::Effort;
-use crate::forecast::Method;
+use crate::forecast::{self, Mix, Past};
 use crate::gather::{self, Estimate, Observed, ObservedNode};
 use crate::input::{Commitment, MissPrice, PlanInput, Policy, Quota, Scenario};
-use crate::miss_price::{Known, MissPrices};
+use crate::miss_price::{Expected, Known, MissPrices};
 use crate::plan::Plan;
 use crate::planning::{Options, PlanError, plan};
 use crate::scenarios::{self, Declared, History, PathRules};
@@ -29,19 +29,21 @@ pub struct Rules {
     pub mean_only: bool,
 }
 
-/// Seconds after which the forecast methods are chosen and prices looked for again.
-const CHOOSE_EVERY_S: f64 = 3600.0;
+/// Seconds after which forecast methods are weighed and prices looked for again.
+const CHOOSE_EVERY_S: f64 = 900.0;
 
 /// What is remembered between plans.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RollingMemory {
-    methods: Vec<Method>,
+    mixes: Vec<Mix>,
     /// From a decision to its nodes at each class's cheapest offer, seconds, `[K]`.
     lead_s: Vec<f64>,
     chosen_at_s: Option<f64>,
     parent: Option<(Plan, f64)>,
     prices: MissPrices,
+    /// What the last plan expects of each class, `[K]`.
+    expected: Vec<Expected>,
     observed_s: f64,
 }
 
@@ -60,8 +62,8 @@ impl RollingMemory {
 
     /// How each class is forecast, `[K]`; nothing before the first input.
     #[must_use]
-    pub fn methods(&self) -> &[Method] {
-        &self.methods
+    pub fn mixes(&self) -> &[Mix] {
+        &self.mixes
     }
 
     /// The prices of misses, for the days that come.
@@ -140,8 +142,21 @@ pub fn input(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) -> PlanIn
 /// See [`PlanError`].
 pub fn decide(memory: &mut RollingMemory, input: &PlanInput, now_s: f64) -> Result<Plan, PlanError> {
     let made = plan(input, options())?;
+    memory.expected = expected(input, &made);
     memory.parent = Some((made.clone(), now_s));
     Ok(made)
+}
+
+/// What a plan expects of each class, over the periods that a launch can help.
+fn expected(input: &PlanInput, plan: &Plan) -> Vec<Expected> {
+    let of = |(k, report): (usize, &crate::report::ClassReport)| {
+        let from = if (report.first_period as usize) < input.period_s.len() { report.first_period as usize } else { 0 };
+        let seconds: f64 = input.period_s[from..].iter().map(|s| f64::from(*s)).sum();
+        let new = |s: &Scenario| s.weight * s.new_claims[from..].iter().map(|row| row[k]).sum::<f64>();
+        let claims: f64 = input.scenarios.iter().map(new).sum();
+        Expected { claims_per_s: claims / seconds.max(1.0), miss_share: 1.0 - report.expected_hit_rate }
+    };
+    plan.report.classes.iter().enumerate().map(of).collect()
 }
 
 /// How hard the rolling planner tries: a gap of 0.2 % is far below what the forecast is worth.
@@ -150,29 +165,36 @@ pub fn options() -> Options {
     Options { effort: Effort { gap: 2e-3, ..Effort::default() }, ..Options::default() }
 }
 
-/// Once in a while, the forecast method of each class and where the price of its misses starts.
+/// Once in a while, the weights of each class's forecast methods and where the price of its misses starts.
 fn choose(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) {
     let again = memory.chosen_at_s.is_none_or(|at| seen.now_s - at >= CHOOSE_EVERY_S);
     let classes = seen.classes.len();
-    if !again && memory.methods.len() == classes && memory.prices.has(classes) {
+    if !again && memory.mixes.len() == classes && memory.prices.has(classes) {
         return;
     }
-    memory.methods = scenarios::choose(seen.history, &rules.period_s, rules.season_s);
-    memory.chosen_at_s = Some(seen.now_s);
+    let chances = memory.prices.short_chances();
     let step_s = seen.history.step_s.max(1);
-    let known = |(k, class): (usize, &Class)| {
-        let (claim_usd_per_h, lead_s) = cheapest(seen, class);
-        Known {
-            claims: &seen.history.claims[k],
-            step_s,
-            season: (rules.season_s / step_s).max(1) as usize,
-            method: memory.methods[k],
-            lead_s,
-            claim_mean_s: seen.claim_mean_s[k],
-            claim_usd_per_h,
-            hit_rate_target: class.hit_rate_target,
-            miss_cost_usd_micros: class.miss_cost_usd_micros,
-        }
+    let season = (rules.season_s / step_s).max(1) as usize;
+    let cheapest: Vec<Cheapest> = seen.classes.iter().map(|class| cheapest(seen, class)).collect();
+    let mix = |(k, class): (usize, &Class)| {
+        let steps = (cheapest[k].lead_s / f64::from(step_s)).ceil().max(1.0) as usize;
+        let chance = chances.get(k).copied().unwrap_or(1.0 - class.hit_rate_target);
+        let asked = 1.0 - chance.clamp(CHANCE_MIN, CHANCE_MAX);
+        forecast::weigh(&Past::of(&seen.history.claims[k], season), steps, &[BODY, asked])
+    };
+    memory.mixes = seen.classes.iter().enumerate().map(mix).collect();
+    memory.chosen_at_s = Some(seen.now_s);
+    let known = |(k, class): (usize, &Class)| Known {
+        claims: &seen.history.claims[k],
+        step_s,
+        season,
+        mix: &memory.mixes[k],
+        lead_s: cheapest[k].lead_s,
+        late_s: cheapest[k].late_s,
+        claim_mean_s: seen.claim_mean_s[k],
+        claim_usd_per_h: cheapest[k].claim_usd_per_h,
+        hit_rate_target: class.hit_rate_target,
+        miss_cost_usd_micros: class.miss_cost_usd_micros,
     };
     let known: Vec<Known> = seen.classes.iter().enumerate().map(known).collect();
     let names: Vec<&str> = seen.classes.iter().map(|k| k.name.as_str()).collect();
@@ -180,25 +202,42 @@ fn choose(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) {
     memory.lead_s = known.iter().map(|k| k.lead_s).collect();
 }
 
-/// Share of launches that have arrived when a decision has reached its nodes.
-const ARRIVED: f64 = 0.5;
+/// Quantile at which forecasts are judged beside the one that the price asks for.
+const BODY: f64 = 0.9;
+/// Chances of a shortage at which forecasts can be judged on a few days.
+const CHANCE_MIN: f64 = 0.002;
+const CHANCE_MAX: f64 = 0.5;
 
-/// Dollars an hour for a claim's GPUs at the cheapest offer that serves the class, and the seconds until half of the launches
-/// there have arrived.
-fn cheapest(seen: &Moment, class: &Class) -> (f64, f64) {
+/// Shares of launches that have arrived when a decision has reached its nodes, and when it is late.
+const ARRIVED: f64 = 0.5;
+const ARRIVED_LATE: f64 = 0.9;
+
+/// The cheapest offer that serves a class.
+struct Cheapest {
+    /// Dollars an hour for a claim's GPUs.
+    claim_usd_per_h: f64,
+    /// Seconds until half of the launches have arrived, and nearly all.
+    lead_s: f64,
+    late_s: f64,
+}
+
+fn cheapest(seen: &Moment, class: &Class) -> Cheapest {
     let caps = fleet::Caps::resolve(class, seen.offers.iter());
     let cost = |(offer, estimate): (&Offer, &Estimate)| {
         let share = fleet::offer_share(offer, class, caps.of(class, offer)).ok()?;
-        let usd = offer.gpu_price_usd_micros_per_h().usd() / share * f64::from(class.gpus_per_claim);
-        Some((usd, estimate.lead_time.by_s(ARRIVED)))
+        let claim_usd_per_h = offer.gpu_price_usd_micros_per_h().usd() / share * f64::from(class.gpus_per_claim);
+        let lead_time = &estimate.lead_time;
+        Some(Cheapest { claim_usd_per_h, lead_s: lead_time.by_s(ARRIVED), late_s: lead_time.by_s(ARRIVED_LATE) })
     };
     let all = seen.offers.iter().zip(seen.estimates).filter_map(cost);
-    all.min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))).unwrap_or((0.0, 600.0))
+    all.min_by(|a, b| a.claim_usd_per_h.total_cmp(&b.claim_usd_per_h).then(a.lead_s.total_cmp(&b.lead_s)))
+        .unwrap_or(Cheapest { claim_usd_per_h: 0.0, lead_s: 600.0, late_s: 600.0 })
 }
 
 /// The price of a miss of each class, after what came true since the last plan.
 fn prices(memory: &mut RollingMemory, seen: &Moment) -> Vec<MissPrice> {
     let targets: Vec<f64> = seen.classes.iter().map(|k| k.hit_rate_target).collect();
+    memory.prices.expect(&targets, &memory.expected, seen.now_s - memory.observed_s);
     memory.prices.observe(&targets, seen.judged, seen.now_s - memory.observed_s);
     memory.observed_s = seen.now_s;
     let floors: Vec<fleet::UsdMicros> = seen.classes.iter().map(|k| k.miss_cost_usd_micros).collect();
@@ -213,7 +252,7 @@ fn paths(rules: &Rules, memory: &RollingMemory, seen: &Moment) -> Vec<Scenario> 
         claim_mean_s: seen.claim_mean_s.to_vec(),
         declared: seen.declared.to_vec(),
     };
-    let all = scenarios::build(seen.history, &memory.methods, &rules.period_s, &how);
+    let all = scenarios::build(seen.history, &memory.mixes, &rules.period_s, &how);
     if rules.mean_only { vec![mean(&all)] } else { all }
 }
 

@@ -1,6 +1,6 @@
 //! Demand paths for the linear program, from the demand seen so far.
 
-use crate::forecast::{self, Method};
+use crate::forecast::{self, Mix};
 use crate::input::Scenario;
 
 /// Demand seen so far, in equal steps up to now.
@@ -30,16 +30,6 @@ pub struct PathRules {
 /// Steps of a period at which a path is drawn: its peak is the highest of them.
 const DRAWN_STEPS: usize = 5;
 
-/// The forecast method of each class, by its pinball loss on the last season of the past, half a horizon ahead.
-/// Worth asking again once an hour or so: it reads a whole season.
-#[must_use]
-pub fn choose(history: &History, period_s: &[u32], season_s: u32) -> Vec<Method> {
-    let season = (season_s / history.step_s.max(1)).max(1) as usize;
-    let horizon: u32 = period_s.iter().sum();
-    let middle = (horizon.div_ceil(history.step_s.max(1)) as usize).div_ceil(2).max(1);
-    history.claims.iter().map(|series| forecast::choose(series, season, middle, season)).collect()
-}
-
 /// Demand that somebody says will be there: a launch, a load test. At least so much, in every path.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Declared {
@@ -61,10 +51,10 @@ impl Declared {
     }
 }
 
-/// Paths over periods of `period_s`; each class is forecast by its method of `methods`.
+/// Paths over periods of `period_s`; each class is forecast by its mix of methods, `[K]`.
 /// A period's demand is the highest of a few of the steps that it touches, the last among them.
 #[must_use]
-pub fn build(history: &History, methods: &[Method], period_s: &[u32], rules: &PathRules) -> Vec<Scenario> {
+pub fn build(history: &History, mixes: &[Mix], period_s: &[u32], rules: &PathRules) -> Vec<Scenario> {
     let step = history.step_s.max(1);
     let season = (rules.season_s / step).max(1) as usize;
     let mut horizons: Vec<usize> = Vec::new();
@@ -83,7 +73,7 @@ pub fn build(history: &History, methods: &[Method], period_s: &[u32], rules: &Pa
     horizons.sort_unstable();
     horizons.dedup();
     let reach: Vec<usize> = rules.lead_s.iter().map(|s| (s / f64::from(step)).ceil().max(1.0) as usize).collect();
-    let paths = forecast::paths(&history.claims, methods, season, &horizons, &reach, rules.paths);
+    let paths = forecast::paths(&history.claims, mixes, season, &horizons, &reach, rules.paths);
     let starts = crate::input::starts(period_s);
     let place = |h: &usize| horizons.binary_search(h).unwrap_or(0);
     let classes = history.claims.len();
@@ -124,9 +114,8 @@ mod tests {
             claim_mean_s: vec![600.0; 2],
             declared: vec![],
         };
-        let methods = choose(&history, &[60, 300, 900], 86_400);
-        assert_eq!(methods.len(), 2);
-        let scenarios = build(&history, &methods, &[60, 300, 900], &rules);
+        let mixes = vec![forecast::Method::ALL[4].into(); 2];
+        let scenarios = build(&history, &mixes, &[60, 300, 900], &rules);
         assert!((scenarios.iter().map(|s| s.weight).sum::<f64>() - 1.0).abs() < 1e-9);
         for scenario in &scenarios {
             assert!(scenario.claims.iter().all(|row| (row[0] - 10.0).abs() < 1e-9 && row[1] == 0.0));
@@ -143,7 +132,7 @@ mod tests {
         let declared = vec![Declared { class: 1, from_s: 600.0, until_s: 900.0, claims: 50.0 }];
         let rules =
             PathRules { season_s: 86_400, paths: 4, lead_s: vec![600.0; 2], claim_mean_s: vec![600.0; 2], declared };
-        for path in build(&history, &choose(&history, &periods, 86_400), &periods, &rules) {
+        for path in build(&history, &vec![forecast::Method::LAST_VALUE.into(); 2], &periods, &rules) {
             let of = |k: usize| path.claims.iter().map(|p| p[k]).collect::<Vec<_>>();
             assert_eq!(of(1), [0.0, 0.0, 50.0, 0.0]);
             assert!((path.new_claims[2][1] - 50.0).abs() < 1e-9);

@@ -1,5 +1,6 @@
 //! What a change to the planner's decisions is worth: chosen policies over scenarios and seeds, each class's hit rate and
-//! each part of the cost, each line as it is known. Arguments: `--jobs live,foresight,base-stock --seeds 2 --threads 4 SCENARIO…`.
+//! each part of the cost, each line as it is known. Arguments: `--jobs live,foresight,base-stock --seed 1 --seeds 2 --threads 4
+//! SCENARIO…`, where `--seed` is the first of them.
 #![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "a benchmark prints and reads the clock")]
 
 use std::path::{Path, PathBuf};
@@ -47,7 +48,7 @@ fn line(name: &str, seed: u64, who: &str, outcome: &Outcome, seconds: f64) -> St
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
-    let (mut jobs, mut seeds, mut threads) = (vec![Job::Live, Job::Foresight], 1, 2);
+    let (mut jobs, mut first, mut seeds, mut threads) = (vec![Job::Live, Job::Foresight], 1, 1, 2);
     let mut prepared: Vec<(String, Prepared)> = Vec::new();
     let data = std::env::var_os("PILOTLIGHT_DATA").map(PathBuf::from);
     while let Some(arg) = args.next() {
@@ -55,6 +56,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         match arg.as_str() {
             "--jobs" => jobs = value()?.split(',').map(job).collect::<Option<_>>().ok_or("no such job")?,
             "--seeds" => seeds = value()?.parse()?,
+            "--seed" => first = value()?.parse()?,
             "--threads" => threads = value()?.parse()?,
             path => {
                 let (spec, _) = scenario::read(Path::new(path))?;
@@ -69,7 +71,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let mut tasks = Vec::new();
     for job in jobs {
-        for seed in 1..=seeds {
+        for seed in first..first + seeds {
             tasks.extend((0..prepared.len()).map(|i| (i, Task { seed, job })));
         }
     }

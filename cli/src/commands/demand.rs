@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use planner::forecast::{self, Method, ScoreRules};
+use planner::forecast::{self, ScoreRules};
 use simulations::demand::{self, Kind, Series, convert::Params};
 
 use super::Format;
@@ -152,7 +152,7 @@ fn score(args: &Score) -> anyhow::Result<()> {
     let bar = output::bar("scoring", chosen.len() as u64);
     let mut scores: Vec<Vec<forecast::Score>> = Vec::new();
     for one in &chosen {
-        scores.push(forecast::score(one, &Method::ALL, &rules));
+        scores.push(forecast::score(one, &rules));
         bar.inc(1);
     }
     bar.finish_and_clear();

@@ -46,7 +46,7 @@ pub fn series(series: &Series) -> String {
 /// The mean of each method over several series; methods that could not forecast all of them are left out.
 pub fn mean_scores(scores: &[Vec<Score>]) -> Vec<Score> {
     let mut all = Vec::new();
-    for method in Method::ALL {
+    for method in Method::ALL.iter().map(|m| m.name()).chain([Score::WEIGHED]) {
         let of: Vec<&Score> = scores.iter().flatten().filter(|s| s.method == method).collect();
         if of.is_empty() || of.len() < scores.len() {
             continue;
@@ -54,7 +54,7 @@ pub fn mean_scores(scores: &[Vec<Score>]) -> Vec<Score> {
         let count = of.len() as f64;
         let width = of[0].coverage.len();
         all.push(Score {
-            method,
+            method: method.to_owned(),
             pinball: of.iter().map(|s| s.pinball).sum::<f64>() / count,
             coverage: (0..width).map(|i| of.iter().map(|s| s.coverage[i]).sum::<f64>() / count).collect(),
             forecasts: of.iter().map(|s| s.forecasts).sum(),
@@ -65,14 +65,14 @@ pub fn mean_scores(scores: &[Vec<Score>]) -> Vec<Score> {
 
 /// Scores beside seasonal-naive.
 pub fn scores(series: &Series, rules: &ScoreRules, scores: &[Score]) -> String {
-    let base = scores.iter().find(|s| s.method == Method::SeasonalNaive).map(|s| s.pinball);
+    let base = scores.iter().find(|s| s.method == Method::SEASONAL_NAIVE.name()).map(|s| s.pinball);
     let mut header = vec!["method".to_owned(), "pinball loss".into(), "vs seasonal-naive".into()];
     header.extend(rules.quantiles.iter().map(|q| format!("covered at {:.0} %", 100.0 * q)));
     header.push("forecasts".into());
     let names: Vec<&str> = header.iter().map(String::as_str).collect();
     let mut rows = table(&names, 1..names.len());
     for score in scores {
-        let mut row = vec![score.method.name().to_owned(), format!("{:.4}", score.pinball)];
+        let mut row = vec![score.method.clone(), format!("{:.4}", score.pinball)];
         row.push(base.map_or("-".into(), |b| format!("{:.3}", score.pinball / b.max(1e-12))));
         row.extend(score.coverage.iter().map(|c| percent(*c)));
         row.push(score.forecasts.to_string());

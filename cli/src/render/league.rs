@@ -58,6 +58,12 @@ pub fn verdict(league: &League) -> Vec<String> {
         usd_of(league.excess_usd(live)),
         if live.shortfall() > 0.0 { short_of(live) } else { "every class is at its target".into() }
     )];
+    let fallbacks: u64 = live.outcomes.iter().map(|o| o.counts.fallbacks).sum();
+    if fallbacks > 0 {
+        lines.push(format!(
+            "Without an optimum in {fallbacks} of its decisions, it kept order-up-to levels: a bug, please report it."
+        ));
+    }
     if let Some(floor) = league.entry(Player::Foresight).filter(|f| f.shortfall() > 0.0) {
         lines.push(format!("Even with perfect foresight {}.", short_of(floor)));
     }

@@ -58,9 +58,10 @@ fn headline(loaded: &Loaded, plan: &Plan) -> String {
                 100.0 * report.certificate_gap
             );
         }
-        Method::BaseStock { solver_error } => {
-            text += &format!("  FALLBACK  {solver_error}: order-up-to levels, nothing is released\n");
+        Method::BaseStock { error, .. } => {
+            text += &format!("  FALLBACK  {error}: order-up-to levels, nothing is released\n");
         }
+        Method::Hold { error } => text += &format!("  FALLBACK  {error}: nothing is launched or released\n"),
     }
     text += &format!("  spend     {}/h for nodes now, {}/h at the end of the horizon\n", spend(0), spend(last));
     let work = &report.work;

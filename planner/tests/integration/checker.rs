@@ -4,6 +4,7 @@ use planner::check::check;
 use planner::model::Model;
 use planner::plan::{Launch, Plan, Release};
 use planner::planning::{Options, PlanError, plan};
+use planner::report::{FallbackCause, Method};
 use planner::{PlanInput, synthetic, validate};
 
 use crate::tiny;
@@ -86,9 +87,9 @@ fn without_a_solver_the_base_stock_rule_plans() {
     for seed in 0..60 {
         let input = tiny::problem(seed);
         let model = Model::build(&input);
-        let made = planner::base_stock::fallback(&input, &model, &solver::SolverError::TimeLimit);
+        let made = planner::base_stock::fallback(&input, &model, FallbackCause::Solver, "out of time".into());
         assert_eq!(planner::check::check(&input, &model, &made), [], "seed {seed}");
-        assert!(matches!(made.report.method, planner::report::Method::BaseStock { .. }), "{:?}", made.report.method);
+        assert!(matches!(made.report.method, Method::BaseStock { .. }), "{:?}", made.report.method);
         assert!(made.releases.is_empty(), "it never releases");
         launched += made.launches.len();
         optimal += plan(&input, Options::default()).expect("a plan").launches.len();

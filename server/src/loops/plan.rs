@@ -8,7 +8,6 @@ use control::learning::Learnt;
 use control::plan::{Acted, PlanRecord, Wanted, intend};
 use fleet::book::Book;
 use fleet::invariants::{Breach, Invariant};
-use planner::PlanError;
 use planner::gather::nodes_to_release;
 use planner::rolling::{self, RollingMemory};
 use protocol::BudgetSpec;
@@ -79,13 +78,14 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         Ok(plan) => plan,
         Err(error) => {
             app.metrics.planned("failed", seconds, last.unsigned_abs());
-            if let PlanError::Check(found) = &error {
-                found.iter().for_each(|v| app.metrics.breached(&Breach::new(Invariant::Cap7, v.to_string())));
-            }
             return Err(error.into());
         }
     };
-    app.metrics.planned("made", seconds, plan.epoch);
+    let method = &plan.report.method;
+    app.metrics.planned(if method.fell_back() { "fallback" } else { "made" }, seconds, plan.epoch);
+    if let Some(rules) = method.broken_rules() {
+        app.metrics.breached(&Breach::new(Invariant::Cap7, rules.to_owned()));
+    }
     app.metrics.plan(&plan, &input, app.now_ms());
     let acted = match (context.planning.dry_run, context.paused().await?) {
         (true, _) => Acted::DryRun,
@@ -102,7 +102,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     }
     let ids: Vec<u64> = releases.into_iter().map(|i| inputs.ids[i]).collect();
     let (launches, launch_expires_ms) =
-        (Arc::new(record.plan.launches), (context.planning.launch_expires_s * 1000.0) as i64);
+        (Arc::new(record.plan.launches.clone()), (context.planning.launch_expires_s * 1000.0) as i64);
     let write = move |book: &mut Book, now_ms: i64| {
         let wanted = Wanted {
             epoch: epoch.unsigned_abs(),
@@ -116,7 +116,8 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let done = app.ledger.write_as_leader(term, write).await?;
     done.breaches.iter().for_each(|breach| app.metrics.breached(breach));
     app.board.actor.notify_one();
-    let mut text = format!("plan {epoch}: launch {} of {wanted}, release {}", done.launched, done.released);
+    let how = if record.plan.report.method.fell_back() { " (without an optimum)" } else { "" };
+    let mut text = format!("plan {epoch}{how}: launch {} of {wanted}, release {}", done.launched, done.released);
     for held in &done.held_back {
         text += &format!("; the {} holds back {} of {}", held.by.name(), held.nodes, held.offer);
     }

@@ -2,7 +2,6 @@
 
 use planner::gather;
 use planner::miss_price::MissPrices;
-use planner::report::Method;
 use planner::rolling::{self, Moment, RollingMemory, Rules};
 
 use super::{Decision, LaunchOrder, Policy, Seen, TrueFuture};
@@ -51,8 +50,7 @@ impl Policy for Live {
             .launches
             .iter()
             .filter_map(|l| place(&l.offer).map(|offer| LaunchOrder { offer, nodes: l.nodes, label: None }));
-        let fell_back = matches!(made.report.method, Method::BaseStock { .. });
-        Ok(Decision { launches: launches.collect(), releases, fell_back })
+        Ok(Decision { launches: launches.collect(), releases, fell_back: made.report.method.fell_back() })
     }
 
     fn foresees(&self) -> bool {

@@ -216,6 +216,12 @@ impl Prepared {
         &self.scenario
     }
 
+    /// Concurrent claims of each class over the whole trace, `[K][N]`, and the length of a step in seconds.
+    #[must_use]
+    pub fn demand(&self) -> (&[Vec<f64>], u32) {
+        (&self.demand, self.step_s)
+    }
+
     /// Number of offers.
     #[must_use]
     pub fn offers(&self) -> usize {
