@@ -256,6 +256,7 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
     for (class, mix) in classes.iter().zip(memory.mixes()) {
         notes.push(format!("{} is forecast by {mix}", class.name));
     }
+    notes.extend(memory.assumed().iter().map(|assumed| format!("assumed of {assumed}")));
     Ok(Loaded { input, catalogue, notes })
 }
 

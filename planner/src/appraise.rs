@@ -171,6 +171,7 @@ pub fn of_optimum(
         binding,
         unmet,
         quota_excess_units: quota_excess(input),
+        assumed: Vec::new(),
         changes: changes(input, model, &rounded.launches),
         work: Work {
             active_sources: master.active.len(),
@@ -446,6 +447,7 @@ pub fn of_fallback(input: &PlanInput, model: &Model, targets: &[Target], method:
             why,
         }],
         quota_excess_units: quota_excess(input),
+        assumed: Vec::new(),
         changes: Vec::new(),
         work: work(input, model),
     }

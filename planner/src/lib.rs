@@ -3,6 +3,7 @@
 //! Nothing here does I/O, reads a clock or draws a random number: [`planning::plan`] is a function of one input.
 
 mod appraise;
+pub mod assumptions;
 pub mod base_stock;
 pub mod check;
 pub mod columns;

@@ -14,6 +14,7 @@ use fleet::UsdMicros;
 use fleet::book::Tally;
 use serde::{Deserialize, Serialize};
 
+use crate::assumptions::TARGET_MAX;
 use crate::base_stock::newsvendor_penalty_usd;
 use crate::forecast::{self, Mix, Past};
 use crate::input::{MissPrice, PriceBasis, ServicePoint};
@@ -92,7 +93,7 @@ impl Known<'_> {
     /// The newsvendor's price at which a shortage has the chance of a miss that the target allows:
     /// `m = c·w·α/(1−α)`.
     fn closed_form_usd(&self) -> f64 {
-        newsvendor_penalty_usd(self.without_usd(), self.hit_rate_target.min(0.999_99))
+        newsvendor_penalty_usd(self.without_usd(), self.hit_rate_target.min(TARGET_MAX))
     }
 
     fn cap_usd(&self) -> f64 {

@@ -5,6 +5,8 @@ use fleet::{OfferKey, UsdMicros};
 use crate::input::PriceBasis;
 use serde::{Deserialize, Serialize};
 
+use crate::assumptions::Assumption;
+
 /// Everything a plan says about itself. Money of a period is for the whole period, rates say so.
 #[must_use = "an unread report is not actionable"]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,6 +35,9 @@ pub struct PlanReport {
     pub unmet: Vec<Unmet>,
     /// Units over each quota in the first period, `[Q]`: more exists already than the quota allows.
     pub quota_excess_units: Vec<f64>,
+    /// What had to be assumed, where too little was known.
+    #[serde(default)]
+    pub assumed: Vec<Assumption>,
     /// Launches in which this plan differs from what its parent meant for now.
     pub changes: Vec<Change>,
     /// Size of the work.

@@ -4,6 +4,7 @@
 use fleet::{Class, Offer};
 use serde::{Deserialize, Serialize};
 
+use crate::assumptions::{self, Assumption};
 use crate::decompose::Effort;
 use crate::forecast::{self, Mix, Past};
 use crate::gather::{self, Estimate, Observed, ObservedNode};
@@ -42,6 +43,8 @@ pub struct RollingMemory {
     chosen_at_s: Option<f64>,
     parent: Option<(Plan, f64)>,
     prices: MissPrices,
+    /// What the next plan has to assume.
+    assumed: Vec<Assumption>,
     /// What the last plan expects of each class, `[K]`.
     expected: Vec<Expected>,
     observed_s: f64,
@@ -64,6 +67,12 @@ impl RollingMemory {
     #[must_use]
     pub fn mixes(&self) -> &[Mix] {
         &self.mixes
+    }
+
+    /// What the plan of the last input has to assume.
+    #[must_use]
+    pub fn assumed(&self) -> &[Assumption] {
+        &self.assumed
     }
 
     /// The prices of misses, for the days that come.
@@ -114,6 +123,7 @@ pub struct Moment<'a> {
 #[must_use]
 pub fn input(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) -> PlanInput {
     choose(rules, memory, seen);
+    memory.assumed = assumptions::of(rules, seen, &memory.lead_s);
     let miss_prices = prices(memory, seen);
     let mut paths = seen.known.map_or_else(|| paths(rules, memory, seen), |known| vec![known.clone()]);
     let observed = Observed {
@@ -141,7 +151,8 @@ pub fn input(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) -> PlanIn
 /// # Errors
 /// See [`PlanError`].
 pub fn decide(memory: &mut RollingMemory, input: &PlanInput, now_s: f64) -> Result<Plan, PlanError> {
-    let made = plan(input, options())?;
+    let mut made = plan(input, options())?;
+    made.report.assumed.clone_from(&memory.assumed);
     memory.expected = expected(input, &made);
     memory.parent = Some((made.clone(), now_s));
     Ok(made)

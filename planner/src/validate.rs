@@ -95,9 +95,7 @@ fn classes(c: &mut Checker, input: &PlanInput) {
         if class.gpus_per_claim == 0 || class.gpus_per_claim > 4096 {
             c.fail(&at("gpus_per_claim"), format!("{} is not in 1..4096", class.gpus_per_claim));
         }
-        if !(0.0..1.0).contains(&class.hit_rate_target) {
-            c.fail(&at("hit_rate_target"), format!("{} is not in 0..1, 1 excluded", class.hit_rate_target));
-        }
+        c.range(&at("hit_rate_target"), class.hit_rate_target, 0.0, 1.0);
         c.range(&at("miss_cost_usd_micros"), class.miss_cost_usd_micros.usd(), 0.0, 1e9);
         for (i, gpu) in class.gpus.iter().enumerate() {
             if let Some(fleet::PriceCap::Premium(p)) = gpu.cap {

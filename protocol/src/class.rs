@@ -65,7 +65,7 @@ pub struct ClassSpec {
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
     pub markets: Vec<Market>,
-    /// Share of claims granted within the wait, in [0, 1).
+    /// Share of claims granted within the wait, in [0, 1]; 1 is planned as 99.999 %.
     pub hit_rate: f64,
     /// Cost of a claim that is not, dollars.
     #[serde(default = "dollar")]
@@ -133,8 +133,8 @@ impl ClassSpec {
         if !(1..=4096).contains(&self.gpus_per_claim) {
             return Err(bad("gpus_per_claim", format!("{} is not in 1..=4096", self.gpus_per_claim)));
         }
-        if !(self.hit_rate >= 0.0 && self.hit_rate < 1.0) {
-            return Err(bad("hit_rate", format!("{} is not in [0, 1)", self.hit_rate)));
+        if !(0.0..=1.0).contains(&self.hit_rate) {
+            return Err(bad("hit_rate", format!("{} is not in [0, 1]", self.hit_rate)));
         }
         let times =
             [("wait_s", self.wait_s, 0.0), ("lease_s", self.lease_s, 1.0), ("claim_mean_s", self.claim_mean_s, 1.0)];

@@ -49,7 +49,7 @@ fn plan_files() {
     broken("plan.toml", "miss_cost_usd = 10.0", "miss_cost_usd = -1", &["chat", "miss_cost_usd"]);
     broken("plan.toml", "miss_cost_usd = 10.0", "miss_cost_usd = 1e30", &["chat", "miss_cost_usd"]);
     broken("plan.toml", "miss_cost_usd = 10.0", "miss_cost_usd = inf", &["chat", "miss_cost_usd"]);
-    broken("plan.toml", "gpus_per_claim = 2", "gpus_per_claim = 0", &["chat", "gpus_per_claim"]);
+    broken("plan.toml", "gpus_per_claim = 3", "gpus_per_claim = 0", &["chat", "gpus_per_claim"]);
     broken("plan.toml", "limit_gpus = 8", "limit_gpus = -8", &["alpha H100"]);
     broken("plan.toml", "fill = 0.9", "fill = 1.9", &["fill"]);
     broken("plan.toml", "[180, 0.8]", "[180, 1.8]", &["lead_time"]);

@@ -115,5 +115,5 @@ fn bad_input_is_named() {
     assert_eq!(broken(&|i| i.scenarios[0].claims[0][0] = f64::NAN), "scenarios[0].claims[0][0]");
     assert_eq!(broken(&|i| i.scenarios[0].weight = 7.0), "scenarios");
     assert!(broken(&|i| i.policy.budget_usd_micros_per_h = Some(fleet::UsdMicros::ZERO)).contains("budget"));
-    assert!(broken(&|i| i.classes[0].hit_rate_target = 1.0).ends_with(".hit_rate_target"));
+    assert!(broken(&|i| i.classes[0].hit_rate_target = 1.01).ends_with(".hit_rate_target"));
 }

@@ -29,6 +29,9 @@ pub struct Counts {
     pub boot_failures: u64,
     /// Nodes released by the policy.
     pub releases: u64,
+    /// Of these, nodes that had not served for as long as they took to boot.
+    #[serde(default)]
+    pub reversals: u64,
     /// Nodes that the cloud took back.
     pub reclaims: u64,
     /// Faults of nodes in service.

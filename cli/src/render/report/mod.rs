@@ -139,7 +139,7 @@ fn services(page: &mut String, league: &League) -> std::fmt::Result {
 fn stability(page: &mut String, league: &League) -> std::fmt::Result {
     write!(
         page,
-        "<h2>Stability and supply</h2><table><tr><th>policy<th>decisions that change anything<th>launches<th>releases<th>refused<th>failed boots<th>reclaims<th>faults<th>interrupted claims</tr>"
+        "<h2>Stability and supply</h2><table><tr><th>policy<th>decisions that change anything<th>launches<th>releases<th>of new nodes<th>refused<th>failed boots<th>reclaims<th>faults<th>interrupted claims</tr>"
     )?;
     for entry in league.shown() {
         let mean = |of: fn(&Outcome) -> u64| format!("{:.0}", entry.over(|o| of(o) as f64).mean);
@@ -148,6 +148,7 @@ fn stability(page: &mut String, league: &League) -> std::fmt::Result {
             percent_of(changes),
             mean(|o| o.counts.launches),
             mean(|o| o.counts.releases),
+            mean(|o| o.counts.reversals),
             mean(|o| o.counts.refused_capacity + o.counts.refused_quota + o.counts.refused_throttled),
             mean(|o| o.counts.boot_failures),
             mean(|o| o.counts.reclaims),

@@ -28,7 +28,7 @@ impl World<'_> {
     /// A fault on a numbered server strikes the node in that place, if there are so many.
     pub(super) fn fault_on(&mut self, server: u32) -> Result<(), SimError> {
         let machine = self.machine_of.values().nth(server as usize).copied();
-        let in_service = |m: &u32| self.machines[*m as usize].was_proven;
+        let in_service = |m: &u32| self.machines[*m as usize].proven_ms.is_some();
         machine.filter(in_service).map_or(Ok(()), |m| self.breaks(m))
     }
 

@@ -31,8 +31,8 @@ pub(super) struct Machine {
     /// State of its node and GPUs of it without a claim, since then.
     state: NodeState,
     pub free: u32,
-    /// It has passed its gate.
-    pub was_proven: bool,
+    /// When it passed its gate.
+    pub proven_ms: Option<u64>,
 }
 
 /// What is paid for.
@@ -49,11 +49,16 @@ pub(super) enum Doing {
 }
 
 impl Machine {
+    /// Whether giving it back takes its launch back: it has not served for as long as it took to boot.
+    pub(super) fn is_new(&self, now_ms: u64) -> bool {
+        self.proven_ms.is_none_or(|proven| now_ms - proven < proven - self.born_ms)
+    }
+
     pub(super) fn doing(&self) -> Doing {
         use NodeState as S;
         match self.state {
             S::Requested | S::Terminating | S::Terminated => Doing::Nothing,
-            _ if !self.was_proven => Doing::Booting,
+            _ if self.proven_ms.is_none() => Doing::Booting,
             S::Idle | S::Claimed | S::Draining | S::Diagnosing => Doing::Serving,
             S::Booting | S::Checking | S::Quarantined | S::Repairing | S::Lost => Doing::Out,
         }
@@ -204,7 +209,7 @@ impl World<'_> {
             counted_ms: self.now_ms,
             state: NodeState::Requested,
             free: gpus,
-            was_proven: false,
+            proven_ms: None,
         });
         self.machine_of.insert(node, machine);
         self.out.counts.launches += u64::from(self.measured());
@@ -275,9 +280,10 @@ impl World<'_> {
         let Some(found) = self.book.nodes().get(&node) else { return };
         let (state, free) = (found.state, found.free.count());
         self.count_money(machine);
+        let now_ms = self.now_ms;
         let known = &mut self.machines[machine as usize];
         (known.state, known.free) = (state, free);
-        known.was_proven = known.was_proven || state.takes_claims();
+        known.proven_ms = known.proven_ms.or_else(|| state.takes_claims().then_some(now_ms));
         if state == NodeState::Terminated {
             self.machine_of.remove(&node);
         }
@@ -326,7 +332,7 @@ impl World<'_> {
             return Ok(());
         }
         let spot = self.setup.offers[p].key.market == Market::Spot;
-        if !spot && self.machines[machine as usize].was_proven {
+        if !spot && self.machines[machine as usize].proven_ms.is_some() {
             return self.breaks(machine);
         }
         self.out.counts.reclaims += u64::from(self.measured());
