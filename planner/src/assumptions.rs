@@ -117,7 +117,7 @@ fn target_of(class: &Class) -> Option<Assumed> {
 }
 
 fn past_of(past: &[f64], step_s: u32, season_s: u32) -> Option<Assumed> {
-    let (now, before) = past.split_last()?;
+    let Some((now, before)) = past.split_last() else { return Some(Assumed::NoPast) };
     if past.iter().all(|v| *v <= 0.0) || before.is_empty() {
         return Some(Assumed::NoPast);
     }
@@ -125,12 +125,17 @@ fn past_of(past: &[f64], step_s: u32, season_s: u32) -> Option<Assumed> {
     if most > 0.0 && *now > SCALE_TIMES * most {
         return Some(Assumed::NewScale { times: now / most });
     }
-    let seconds = past.len() as f64 * f64::from(step_s);
-    if seconds < f64::from(season_s) {
-        return Some(Assumed::ShortPast { hours: seconds / 3600.0 });
-    }
     // Changes between nothing and something.
     let turns = past.windows(2).filter(|w| (w[0] > 0.0) != (w[1] > 0.0)).count();
     let (first, last) = (past[0] > 0.0, *now > 0.0);
-    (!first && !last && turns == 2).then_some(Assumed::OneBurst)
+    if !first && !last && turns == 2 {
+        return Some(Assumed::OneBurst);
+    }
+    // A class that is new has zeros before it began.
+    let known = past.len() - past.iter().take_while(|v| **v <= 0.0).count();
+    let seconds = known as f64 * f64::from(step_s);
+    if seconds < f64::from(season_s) {
+        return Some(Assumed::ShortPast { hours: seconds / 3600.0 });
+    }
+    None
 }

@@ -64,10 +64,12 @@ fn usable(input: &PlanInput, model: &Model, found: Result<Plan, solver::SolverEr
         },
         Err(error) => (FallbackCause::Solver, error.to_string()),
     };
-    let plan = base_stock::fallback(input, model, cause, error);
+    let plan = base_stock::fallback(input, model, cause, error.clone());
     match broken(&plan) {
         None => plan,
-        Some(rules) => base_stock::hold(input, model, format!("order-up-to levels break a rule: {rules}")),
+        Some(rules) => {
+            base_stock::hold(input, model, format!("{error}; order-up-to levels break a rule as well: {rules}"))
+        }
     }
 }
 

@@ -37,6 +37,8 @@ const CHOOSE_EVERY_S: f64 = 900.0;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RollingMemory {
+    /// Names of the classes that the rest is of, `[K]`.
+    names: Vec<String>,
     mixes: Vec<Mix>,
     /// From a decision to its nodes at each class's cheapest offer, seconds, `[K]`.
     lead_s: Vec<f64>,
@@ -122,6 +124,7 @@ pub struct Moment<'a> {
 /// The planner's input for a moment. `memory` learns what was judged and which forecasts are good.
 #[must_use]
 pub fn input(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) -> PlanInput {
+    know_classes(memory, seen);
     choose(rules, memory, seen);
     memory.assumed = assumptions::of(rules, seen, &memory.lead_s);
     let miss_prices = prices(memory, seen);
@@ -176,6 +179,27 @@ pub fn options() -> Options {
     Options { effort: Effort { gap: 2e-3, ..Effort::default() }, ..Options::default() }
 }
 
+/// What is remembered follows its class where others come, go or change places.
+fn know_classes(memory: &mut RollingMemory, seen: &Moment) {
+    let same = memory.names.len() == seen.classes.len();
+    if same && memory.names.iter().zip(seen.classes).all(|(name, class)| *name == class.name) {
+        return;
+    }
+    // Nothing is known of whose prices came from elsewhere: they are of the same classes.
+    if !memory.names.is_empty() {
+        let place = |class: &Class| memory.names.iter().position(|name| *name == class.name);
+        let before: Vec<Option<usize>> = seen.classes.iter().map(place).collect();
+        memory.prices.rearrange(&before);
+        memory.mixes.clear();
+        memory.expected.clear();
+    }
+    memory.names = seen.classes.iter().map(|class| class.name.clone()).collect();
+}
+
+fn floors(seen: &Moment) -> Vec<fleet::UsdMicros> {
+    seen.classes.iter().map(|k| k.miss_cost_usd_micros).collect()
+}
+
 /// Once in a while, the weights of each class's forecast methods and where the price of its misses starts.
 fn choose(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) {
     let again = memory.chosen_at_s.is_none_or(|at| seen.now_s - at >= CHOOSE_EVERY_S);
@@ -183,13 +207,13 @@ fn choose(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) {
     if !again && memory.mixes.len() == classes && memory.prices.has(classes) {
         return;
     }
-    let chances = memory.prices.short_chances();
+    let chances = memory.prices.short_chances(&floors(seen));
     let step_s = seen.history.step_s.max(1);
     let season = (rules.season_s / step_s).max(1) as usize;
     let cheapest: Vec<Cheapest> = seen.classes.iter().map(|class| cheapest(seen, class)).collect();
     let mix = |(k, class): (usize, &Class)| {
         let steps = (cheapest[k].lead_s / f64::from(step_s)).ceil().max(1.0) as usize;
-        let chance = chances.get(k).copied().unwrap_or(1.0 - class.hit_rate_target);
+        let chance = chances.get(k).copied().flatten().unwrap_or(1.0 - class.hit_rate_target);
         let asked = 1.0 - chance.clamp(CHANCE_MIN, CHANCE_MAX);
         forecast::weigh(&Past::of(&seen.history.claims[k], season), steps, &[BODY, asked])
     };
@@ -248,10 +272,10 @@ fn cheapest(seen: &Moment, class: &Class) -> Cheapest {
 /// The price of a miss of each class, after what came true since the last plan.
 fn prices(memory: &mut RollingMemory, seen: &Moment) -> Vec<MissPrice> {
     let targets: Vec<f64> = seen.classes.iter().map(|k| k.hit_rate_target).collect();
-    memory.prices.expect(&targets, &memory.expected, seen.now_s - memory.observed_s);
+    let floors = floors(seen);
+    memory.prices.expect(&targets, &floors, &memory.expected, seen.now_s - memory.observed_s);
     memory.prices.observe(&targets, seen.judged, seen.now_s - memory.observed_s);
     memory.observed_s = seen.now_s;
-    let floors: Vec<fleet::UsdMicros> = seen.classes.iter().map(|k| k.miss_cost_usd_micros).collect();
     memory.prices.prices(&floors)
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Method, Mix, Past, place};
+use super::{Method, Mix, Origins, Past, Point, place};
 
 /// Pinball loss of forecasting quantile `q` as `forecast` when `actual` comes (Koenker & Bassett 1978).
 #[must_use]
@@ -24,10 +24,15 @@ pub struct Walk {
 const UNTOLD_SHARE: f64 = 0.2;
 
 /// Walks forward over `past`: at every origin, `quantiles` of the value `horizon` steps ahead, from residuals that were known
-/// there. Weights of regressions are those of the whole past. `None` when it is too short.
+/// there; of several methods, the mean of their quantiles. Weights of regressions and the least units of residuals are those
+/// of the whole past. `None` when it is too short.
 #[must_use]
 pub fn walk(past: &Past, mix: &Mix, horizon: usize, quantiles: &[f64]) -> Option<Walk> {
     let origins = past.origins(mix.0.iter().any(|(m, _)| m.needs_a_season()), horizon)?;
+    walk_from(past, mix, horizon, quantiles, origins)
+}
+
+fn walk_from(past: &Past, mix: &Mix, horizon: usize, quantiles: &[f64], origins: Origins) -> Option<Walk> {
     let untold = ((origins.count as f64 * UNTOLD_SHARE) as usize).max(super::ORIGINS_MIN);
     // The first origin that is told has the residuals of `untold` others.
     let behind = horizon.div_ceil(origins.stride);
@@ -55,6 +60,8 @@ pub fn walk(past: &Past, mix: &Mix, horizon: usize, quantiles: &[f64]) -> Option
 
 /// Seasons of the past on which methods are judged.
 const JUDGED_SEASONS: usize = 2;
+/// A regression that has seen less is as good as it looks only on what it has seen.
+const REGRESSION_ORIGINS_MIN: usize = 300;
 /// How fast weight falls with loss: a method that is a tenth worse than the best has `e⁻²` of its weight.
 const SHARPNESS: f64 = 20.0;
 /// Where the past tells methods apart by nothing, what is there now is believed.
@@ -67,19 +74,24 @@ const WEIGHT_MIN: f64 = 0.03;
 #[must_use]
 pub fn weigh(past: &Past, horizon: usize, quantiles: &[f64]) -> Mix {
     let from = past.history.len().saturating_sub(JUDGED_SEASONS * past.season);
-    let judged: Vec<(Method, Vec<f64>, usize)> =
-        Method::ALL.into_iter().filter_map(|method| losses(past, method, horizon, quantiles, from)).collect();
-    let most = judged.iter().map(|j| j.2).max().unwrap_or(0);
-    // Who was judged on less was judged on something else.
-    let fair: Vec<&(Method, Vec<f64>, usize)> = judged.iter().filter(|j| 10 * j.2 >= 9 * most && j.2 > 0).collect();
+    // All are judged on the same steps.
+    let seasonal = past.origins(true, horizon);
+    let Some(origins) = seasonal.or_else(|| past.origins(false, horizon)) else { return Method::LAST_VALUE.into() };
+    let able = |method: &Method| match method.point {
+        Point::LastValue => true,
+        Point::SeasonalNaive => seasonal.is_some(),
+        Point::Regression => seasonal.is_some_and(|origins| origins.count >= REGRESSION_ORIGINS_MIN),
+    };
+    let loss = |method: Method| Some((method, losses(past, method, horizon, quantiles, origins, from)?));
+    let fair: Vec<(Method, Vec<f64>)> = Method::ALL.into_iter().filter(able).filter_map(loss).collect();
     let least = |q: usize| fair.iter().map(|j| j.1[q]).fold(f64::INFINITY, f64::min).max(super::TINY);
     let least: Vec<f64> = (0..quantiles.len()).map(least).collect();
-    let worse = |j: &&(Method, Vec<f64>, usize)| {
+    let worse = |j: &(Method, Vec<f64>)| {
         j.1.iter().zip(&least).map(|(loss, least)| loss / least).sum::<f64>() / least.len().max(1) as f64
     };
     let worse: Vec<f64> = fair.iter().map(worse).collect();
     let best = worse.iter().copied().fold(f64::INFINITY, f64::min);
-    let prior = |j: &&(Method, Vec<f64>, usize)| if j.0 == Method::LAST_VALUE { LAST_VALUE_PRIOR } else { 1.0 };
+    let prior = |j: &(Method, Vec<f64>)| if j.0 == Method::LAST_VALUE { LAST_VALUE_PRIOR } else { 1.0 };
     let weights: Vec<f64> = worse.iter().zip(&fair).map(|(w, j)| prior(j) * (-SHARPNESS * (w - best)).exp()).collect();
     let kept = || weights.iter().filter(|w| **w >= WEIGHT_MIN);
     let total: f64 = kept().sum();
@@ -90,22 +102,23 @@ pub fn weigh(past: &Past, horizon: usize, quantiles: &[f64]) -> Mix {
     Mix(all.map(|(j, w)| (j.0, w / total)).collect())
 }
 
-/// Mean loss at each quantile for targets from `from` on, and their number.
+/// Mean loss at each quantile for targets from step `from` on; `None` without any.
 fn losses(
     past: &Past,
     method: Method,
     horizon: usize,
     quantiles: &[f64],
+    origins: Origins,
     from: usize,
-) -> Option<(Method, Vec<f64>, usize)> {
-    let walk = walk(past, &method.into(), horizon, quantiles)?;
+) -> Option<Vec<f64>> {
+    let walk = walk_from(past, &method.into(), horizon, quantiles, origins)?;
     let first = walk.targets.partition_point(|t| *t < from);
     let count = walk.targets.len() - first;
     let of = |(q, said): (&f64, &Vec<f64>)| {
         let loss = |(t, said): (&usize, &f64)| pinball(*q, *said, past.history[*t]);
-        walk.targets[first..].iter().zip(&said[first..]).map(loss).sum::<f64>() / count.max(1) as f64
+        walk.targets[first..].iter().zip(&said[first..]).map(loss).sum::<f64>() / count as f64
     };
-    Some((method, quantiles.iter().zip(&walk.said).map(of).collect(), count))
+    (count > 0).then(|| quantiles.iter().zip(&walk.said).map(of).collect())
 }
 
 /// Score of one method on one series.
@@ -193,8 +206,8 @@ pub fn score(series: &[f64], rules: &ScoreRules) -> Vec<Score> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Spread;
     use super::super::tests::daily;
-    use super::super::{Point, Spread};
     use super::*;
     use fleet::rng::Rng;
 
@@ -249,6 +262,23 @@ mod tests {
         let plain = mix.0.iter().filter(|(m, _)| m.spread == Spread::Plain).map(|(_, w)| w).sum::<f64>();
         assert!(plain < 0.2, "{mix:?}");
         assert!((mix.0.iter().map(|(_, w)| w).sum::<f64>() - 1.0).abs() < 1e-9);
+    }
+
+    /// However long the past is, no method is left out for having other origins than others: on a walk the last value counts.
+    #[test]
+    fn all_methods_are_judged_on_the_same_steps() {
+        let mut rng = Rng::new(11);
+        let mut level = 900.0;
+        let mut next = || {
+            level = f64::max(level + 5.0 * rng.normal(), 1.0);
+            level
+        };
+        let walk: Vec<f64> = (0..48 * 90).map(|_| next()).collect();
+        for days in (4..90).step_by(2) {
+            let mix = weigh(&Past::of(&walk[..48 * days], 48), 1, &[0.9, 0.99]);
+            let of = |point: Point| mix.0.iter().filter(|(m, _)| m.point == point).map(|(_, w)| w).sum::<f64>();
+            assert!(of(Point::LastValue) > 0.15, "{days} days: {mix}");
+        }
     }
 
     #[test]

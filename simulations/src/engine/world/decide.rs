@@ -133,11 +133,14 @@ impl World<'_> {
         let epoch = self.out.counts.decisions.max(1);
         let wanted = Wanted { epoch, launches: &[], releases: &[], budget: &budget, launch_expires_ms: EXPIRES_MS };
         let now_ms = self.book_ms();
-        let new = |id: &&u64| self.machine_of.get(id).is_none_or(|m| self.machines[*m as usize].is_new(self.now_ms));
-        let reversed = decision.releases.iter().filter(new).count() as u64;
-        self.out.counts.reversals += if self.measured() { reversed } else { 0 };
+        let new = |id: &&u64| self.machine_of.get(id).is_some_and(|m| self.machines[*m as usize].is_new(self.now_ms));
+        let new: Vec<u64> = decision.releases.iter().filter(new).copied().collect();
         let done = intend(&mut self.book, &Wanted { releases: &decision.releases, ..wanted.clone() }, now_ms);
-        self.out.counts.releases += if self.measured() { u64::from(done.released) } else { 0 };
+        if self.measured() {
+            let goes = |id: &&u64| self.book.nodes().get(id).is_none_or(|node| !node.takes_claims());
+            self.out.counts.reversals += new.iter().filter(goes).count() as u64;
+            self.out.counts.releases += u64::from(done.released);
+        }
         for order in &decision.launches {
             let launch = Launch { offer: self.setup.offers[order.offer].key.clone(), nodes: order.nodes };
             let done = intend(&mut self.book, &Wanted { launches: &[launch], ..wanted.clone() }, now_ms);

@@ -10,31 +10,26 @@
 //! (dual ascent on the long-run target; as adaptive conformal inference moves its quantile, Gibbs & Candès 2021).
 //! The operator's price of a miss is its floor, and it has a cap.
 
+mod replay;
+
 use fleet::UsdMicros;
 use fleet::book::Tally;
 use serde::{Deserialize, Serialize};
 
 use crate::assumptions::TARGET_MAX;
 use crate::base_stock::newsvendor_penalty_usd;
-use crate::forecast::{self, Mix, Past};
+use crate::forecast::Mix;
 use crate::input::{MissPrice, PriceBasis, ServicePoint};
 use crate::plan::micros;
 
-/// Chances of a shortage that are tried on the past, falling.
-const SHORT_CHANCES: [f64; 20] = [
-    1.0, 0.7, 0.5, 0.4, 0.3, 0.22, 0.16, 0.12, 0.09, 0.065, 0.048, 0.035, 0.025, 0.018, 0.012, 0.008, 0.005, 0.003,
-    0.002, 0.001,
-];
 /// A past tells a price when so many of its steps can be replayed, and so many claims began in them.
 const STEPS_MIN: usize = 200;
-/// Claims of a season that say something of it.
-const SEASON_CLAIMS_MIN: f64 = 10.0;
 const CLAIMS_MIN: f64 = 30.0;
 /// Share of the allowed misses that is left for days on which everything goes wrong, and the most that is left: a class with
 /// a target of 99 % aims at 99.5, one with 90 % at 92.
 const LEFT_SHARE: f64 = 0.5;
 const LEFT_MAX: f64 = 0.02;
-/// The price may become so many times the operator's, or what the closed form says, whichever is more.
+/// The price may become so many times the operator's or the closed form's, whichever is more.
 const CAP_TIMES: f64 = 10.0;
 /// How much a day's worth of allowed misses moves the price, as a power of e.
 const GAIN: f64 = 0.5;
@@ -100,14 +95,14 @@ impl Known<'_> {
         CAP_TIMES * self.miss_cost_usd_micros.usd().max(self.closed_form_usd())
     }
 
-    fn enough_past(&self, replayed: &Replayed) -> bool {
+    fn enough_past(&self, replayed: &replay::Replayed) -> bool {
         replayed.steps >= STEPS_MIN && replayed.new_claims >= CLAIMS_MIN
     }
 }
 
 /// Share of its claims that a class with a target means to miss.
 fn allowed(target: f64) -> f64 {
-    let allowed = (1.0 - target).max(0.0);
+    let allowed = 1.0 - target.min(TARGET_MAX);
     allowed - (LEFT_SHARE * allowed).min(LEFT_MAX)
 }
 
@@ -124,6 +119,11 @@ pub struct Base {
 }
 
 impl Base {
+    /// A price within the operator's and the cap.
+    fn within(&self, usd: f64, floor: UsdMicros) -> f64 {
+        usd.clamp(floor.usd(), self.cap_usd.max(floor.usd()))
+    }
+
     /// The price at which the past would have missed the share `aim`, if it had missed `factor` times as much; the cap at most.
     fn asked_usd(&self, factor: f64, aim: f64) -> f64 {
         let Some(last) = self.curve.last() else { return self.usd };
@@ -259,15 +259,18 @@ impl MissPrices {
         self.bases.len() == classes
     }
 
-    /// Takes in what the plan that held for `elapsed_s` seconds expected of each class, `[K]`; `targets` are hit rates, `[K]`.
-    pub fn expect(&mut self, targets: &[f64], expected: &[Expected], elapsed_s: f64) {
+    /// Takes in what the plan that held for `elapsed_s` seconds expected of each class, `[K]`; `targets` are hit rates and
+    /// `floors` the operator's prices, `[K]`.
+    pub fn expect(&mut self, targets: &[f64], floors: &[UsdMicros], expected: &[Expected], elapsed_s: f64) {
         self.classes.resize(self.classes.len().max(self.bases.len()), Spent::default());
         if elapsed_s <= 0.0 {
             return;
         }
         let keep = (-elapsed_s / (HELD_DAYS * DAY_S)).exp();
         let step = 1.0 - (-elapsed_s / (FOLLOWS_H * 3600.0)).exp();
-        for (((spent, base), of), target) in self.classes.iter_mut().zip(&self.bases).zip(expected).zip(targets) {
+        let wishes = targets.iter().zip(floors);
+        for (((spent, base), of), (target, floor)) in self.classes.iter_mut().zip(&self.bases).zip(expected).zip(wishes)
+        {
             if base.curve.is_empty() || *target <= 0.0 {
                 spent.asked_ln = None;
                 continue;
@@ -279,7 +282,8 @@ impl MissPrices {
             let before = *spent.asked_ln.get_or_insert(asked);
             let claims = of.claims_per_s * elapsed_s;
             spent.planned = keep * spent.planned + claims * of.miss_share;
-            spent.replayed = keep * spent.replayed + claims * base.miss_share(before.exp() * spent.push());
+            let used_usd = base.within(before.exp() * spent.push(), *floor);
+            spent.replayed = keep * spent.replayed + claims * base.miss_share(used_usd);
             spent.asked_ln = Some(before + step * (asked - before));
         }
     }
@@ -300,7 +304,7 @@ impl MissPrices {
             }
             let weight = (elapsed_s / self.seen_s.min(DAY_S)).min(1.0);
             spent.claims_per_s += (claims / elapsed_s - spent.claims_per_s) * weight;
-            let per_day = ((1.0 - target).max(0.0) * spent.claims_per_s * DAY_S).max(FEWEST_MISSES);
+            let per_day = ((1.0 - target.min(TARGET_MAX)) * spent.claims_per_s * DAY_S).max(FEWEST_MISSES);
             spent.days = (spent.days + (misses - allowed(*target) * claims) / per_day).clamp(-DAYS_MAX, DAYS_MAX);
         }
     }
@@ -318,7 +322,7 @@ impl MissPrices {
                 _ => base.basis.clone(),
             };
             MissPrice {
-                usd_micros: micros(wanted.clamp(floor, cap)),
+                usd_micros: micros(base.within(wanted, floors[k])),
                 basis,
                 cap_usd_micros: micros(cap),
                 curve: base.curve.clone(),
@@ -333,12 +337,21 @@ impl MissPrices {
         spent.asked_ln.map_or(self.bases[k].usd, f64::exp) * spent.push()
     }
 
-    /// Chance of a shortage at which each class's room pays at its price, `[K]`; empty before the first look.
+    /// Chance of a shortage at which each class's room pays at its price, `[K]`; `None` where that is not known.
     #[must_use]
-    pub fn short_chances(&self) -> Vec<f64> {
-        let chance =
-            |(k, base): (usize, &Base)| base.without_usd / self.wanted_usd(k).clamp(1e-9, base.cap_usd.max(1e-9));
-        self.bases.iter().enumerate().map(chance).collect()
+    pub fn short_chances(&self, floors: &[UsdMicros]) -> Vec<Option<f64>> {
+        let chance = |(k, (base, floor)): (usize, (&Base, &UsdMicros))| {
+            let chance = base.without_usd / base.within(self.wanted_usd(k), *floor);
+            (base.without_usd > 0.0 && chance.is_finite()).then_some(chance)
+        };
+        self.bases.iter().zip(floors).enumerate().map(chance).collect()
+    }
+
+    /// The same for other classes: each place has the place that it had before, if any. Prices are to be looked for again.
+    pub fn rearrange(&mut self, before: &[Option<usize>]) {
+        let of = |place: &Option<usize>| place.and_then(|i| self.classes.get(i)).cloned().unwrap_or_default();
+        self.classes = before.iter().map(of).collect();
+        self.bases.clear();
     }
 
     /// The same for another counting of the same classes, whose totals begin at 0.
@@ -352,12 +365,12 @@ impl MissPrices {
 
 /// The price that a class's past asks for; `None` where it tells too little.
 fn of_past(known: &Known) -> Option<Base> {
-    let replayed = replay(known)?;
+    let replayed = replay::replay(known)?;
     if !known.enough_past(&replayed) {
         return None;
     }
     let (floor, cap, without_usd) = (known.miss_cost_usd_micros.usd(), known.cap_usd(), known.without_usd());
-    let point = |p: &Point| ServicePoint {
+    let point = |p: &replay::Point| ServicePoint {
         price_usd_micros: micros(p.price_usd),
         hit_rate: p.hit_rate,
         idle_usd_micros_per_h: micros(p.idle_claims * known.claim_usd_per_h),
@@ -372,105 +385,10 @@ fn of_past(known: &Known) -> Option<Base> {
     Some(Base { usd: asked.clamp(floor, cap), basis, ..base })
 }
 
-/// What room by a price would have done on the past.
-#[derive(Debug)]
-struct Replayed {
-    steps: usize,
-    new_claims: f64,
-    /// Claims that began in each season, the latest first.
-    new_by_season: Vec<f64>,
-    /// Prices rising.
-    points: Vec<Point>,
-}
-
-#[derive(Debug)]
-struct Point {
-    price_usd: f64,
-    hit_rate: f64,
-    idle_claims: f64,
-    /// Missed claims of each season.
-    missed: Vec<f64>,
-}
-
-impl Replayed {
-    /// The price at which a typical season missed the share `aim`: the median over the seasons. A burst that no other season
-    /// has is let go; what it misses moves the price when it has come true.
-    fn typical_price_usd(&self, aim: f64) -> f64 {
-        let most = self.points.last().map_or(0.0, |p| p.price_usd);
-        let of_season = |(i, new): (usize, &f64)| {
-            let served = |p: &&Point| p.missed[i] <= aim * new;
-            (*new >= SEASON_CLAIMS_MIN).then(|| self.points.iter().find(served).map_or(most, |p| p.price_usd))
-        };
-        let mut prices: Vec<f64> = self.new_by_season.iter().enumerate().filter_map(of_season).collect();
-        prices.sort_by(f64::total_cmp);
-        match prices.len() {
-            0 => self.points.iter().find(|p| p.hit_rate >= 1.0 - aim).map_or(most, |p| p.price_usd),
-            n => (prices[(n - 1) / 2] * prices[n / 2]).sqrt(),
-        }
-    }
-
-    /// Half of this, half of `late`.
-    fn half_late(mut self, late: &Self) -> Self {
-        for (point, late) in self.points.iter_mut().zip(&late.points) {
-            point.hit_rate = 0.5 * (point.hit_rate + late.hit_rate);
-            point.idle_claims = 0.5 * (point.idle_claims + late.idle_claims);
-            point.missed.iter_mut().zip(&late.missed).for_each(|(missed, late)| *missed = 0.5 * (*missed + late));
-        }
-        self
-    }
-}
-
-/// Replays the past: launches arrive in time as often as late.
-fn replay(known: &Known) -> Option<Replayed> {
-    let in_time = replay_at(known, known.lead_s)?;
-    Some(match replay_at(known, known.late_s.max(known.lead_s)) {
-        Some(late) if late.new_by_season.len() == in_time.new_by_season.len() => in_time.half_late(&late),
-        _ => in_time,
-    })
-}
-
-/// Replays the past at each chance of a shortage. At each step, room is the quantile that was forecast a lead time before, from
-/// what was known then.
-fn replay_at(known: &Known, lead_s: f64) -> Option<Replayed> {
-    let step_s = f64::from(known.step_s.max(1));
-    let horizon = (lead_s / step_s).ceil().max(1.0) as usize;
-    let past = Past::of(known.claims, known.season);
-    let quantiles = SHORT_CHANCES.map(|chance| 1.0 - chance);
-    let walk = |mix: &Mix| forecast::walk(&past, mix, horizon, &quantiles);
-    let walked = walk(known.mix).or_else(|| walk(&forecast::Method::LAST_VALUE.into()))?;
-    let renewed = (step_s / known.claim_mean_s.max(1.0)).min(1.0);
-    let (actual, before) = (|t: usize| known.claims[t], |t: usize| known.claims[t - 1]);
-    let new = |t: usize| (actual(t) - before(t)).max(0.0) + renewed * before(t).min(actual(t));
-    let new_claims: f64 = walked.targets.iter().map(|t| new(*t)).sum();
-    // Seasons are counted back from now.
-    let season_of = |target: usize| (known.claims.len() - 1 - target) / known.season.max(1);
-    let mut new_by_season = vec![0.0; season_of(*walked.targets.first()?) + 1];
-    walked.targets.iter().for_each(|t| new_by_season[season_of(*t)] += new(*t));
-    let steps = walked.targets.len();
-    let point = |(chance, said): (f64, &Vec<f64>)| {
-        let mut missed = vec![0.0; new_by_season.len()];
-        let (mut idle, mut short_before, mut target_before) = (0.0, 0.0_f64, None);
-        for (&t, said) in walked.targets.iter().zip(said) {
-            let room = said.ceil();
-            let short = (actual(t) - room).max(0.0);
-            // Who is short already has been missed.
-            let already = if target_before == Some(t - 1) { short_before } else { 0.0 };
-            let again = if actual(t) > 0.0 { renewed * before(t).min(actual(t)) * short / actual(t) } else { 0.0 };
-            missed[season_of(t)] += ((short - already).max(0.0) + again).min(new(t));
-            idle += (room - actual(t)).max(0.0);
-            (short_before, target_before) = (short, Some(t));
-        }
-        let hit_rate = if new_claims > 0.0 { 1.0 - missed.iter().sum::<f64>() / new_claims } else { 1.0 };
-        let price_usd = known.without_usd() / chance;
-        Point { price_usd, hit_rate, idle_claims: idle / steps.max(1) as f64, missed }
-    };
-    let points = SHORT_CHANCES.into_iter().zip(&walked.said).map(point).collect();
-    Some(Replayed { steps, new_claims, new_by_season, points })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::forecast;
     use fleet::rng::Rng;
 
     static LAST_VALUE: std::sync::LazyLock<Mix> = std::sync::LazyLock::new(|| forecast::Method::LAST_VALUE.into());
@@ -563,7 +481,7 @@ mod tests {
                 let usd = prices.prices(&[UsdMicros(10_000)])[0].usd_micros.usd();
                 let miss_share = times * prices.bases[0].miss_share(usd);
                 shares.push(miss_share);
-                prices.expect(&[0.97], &[Expected { claims_per_s: 0.2, miss_share }], 60.0);
+                prices.expect(&[0.97], &[UsdMicros(10_000)], &[Expected { claims_per_s: 0.2, miss_share }], 60.0);
             }
             let last_day = &shares[shares.len() - 1440..];
             (prices.prices(&[UsdMicros(10_000)])[0].usd_micros.usd(), last_day.iter().sum::<f64>() / 1440.0)
@@ -571,6 +489,25 @@ mod tests {
         let (as_said, half, double) = (end(1.0), end(0.5), end(2.0));
         assert!(half.0 < 0.9 * as_said.0 && as_said.0 == double.0, "{half:?} {as_said:?} {double:?}");
         assert!((half.1 / as_said.1 - 1.0).abs() < 0.1, "plans miss {half:?}, the replay {as_said:?}");
+    }
+
+    #[test]
+    fn what_is_remembered_follows_its_class() {
+        let claims = series(6, 2.0);
+        let mut prices = MissPrices::default();
+        let look =
+            |prices: &mut MissPrices, names: &[&str]| prices.look(&vec![known(&claims, 0.99); names.len()], names);
+        let of = |prices: &MissPrices, k: usize| prices.prices(&[UsdMicros(10_000); 3])[k].usd_micros;
+        look(&mut prices, &["a", "b"]);
+        prices.observe(&[0.99; 2], &[Tally::default(); 2], 0.0);
+        prices.observe(&[0.99; 2], &[Tally { hits: 500, misses: 0 }, Tally { hits: 400, misses: 100 }], 3600.0);
+        let (calm, missed) = (of(&prices, 0), of(&prices, 1));
+        assert!(missed > calm);
+        prices.rearrange(&[Some(1), None, Some(0)]);
+        assert!(!prices.has(3), "prices are looked for again");
+        look(&mut prices, &["b", "new", "a"]);
+        assert_eq!((of(&prices, 0), of(&prices, 2)), (missed, calm));
+        assert!(of(&prices, 1) >= calm && of(&prices, 1) < missed, "a new class owes nothing");
     }
 
     /// Days of `hits` and `misses` an hour.
