@@ -153,7 +153,7 @@ fn a_notice_drains() {
 fn foresight_has_room_for_what_no_forecast_can_see() {
     let mut stream = claims(2, 0, 6 * HOUR_MS);
     stream.extend(claims(8, 3 * HOUR_MS, 6 * HOUR_MS));
-    let mut setup = plain(stream, 6.0 * 3600.0, OnEmpty::Fail);
+    let mut setup = plain(stream, 6.0 * 3600.0, OnEmpty::Queue);
     setup.history.claims = vec![vec![2.0; 3 * 1440]];
     (setup.plan_every_s, setup.measure_from_s) = (60, 3600.0);
     let rules = Rules {
@@ -166,7 +166,9 @@ fn foresight_has_room_for_what_no_forecast_can_see() {
     let forecast = played(&setup, &mut Live::new(rules.clone(), MissPrices::default()));
     let mut knowing = Live::new(rules, MissPrices::default()).foreseeing(TrueFuture::of(&setup));
     let foresight = played(&setup, &mut knowing);
-    assert_eq!((forecast.counts.hits, forecast.counts.misses), (0, 8), "nobody can see it");
+    // Some of those who wait are served by launches of the moment that they came.
+    let (hits, misses) = (forecast.counts.hits, forecast.counts.misses);
+    assert!(hits + misses == 8 && misses >= 3, "nobody can see it: {misses} of 8 missed");
     assert_eq!((foresight.counts.hits, foresight.counts.misses), (8, 0));
     assert_eq!((forecast.counts.fallbacks, foresight.counts.fallbacks), (0, 0));
     // Eight nodes more for three hours, and a few minutes before.
