@@ -256,7 +256,7 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
     for (class, mix) in classes.iter().zip(memory.mixes()) {
         notes.push(format!("{} is forecast by {mix}", class.name));
     }
-    notes.extend(memory.assumed().iter().map(|assumed| format!("assumed of {assumed}")));
+    notes.extend(memory.assumed().iter().map(ToString::to_string));
     Ok(Loaded { input, catalogue, notes })
 }
 

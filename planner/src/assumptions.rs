@@ -55,7 +55,7 @@ const SCALE_TIMES: f64 = 3.0;
 
 impl std::fmt::Display for Assumption {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: ", self.class)?;
+        write!(f, "assumed of {}: ", self.class)?;
         match self.what {
             Assumed::NoPast => f.write_str(
                 "nothing is known of its demand; it is taken to stay as it is, so no room is held for a rise",

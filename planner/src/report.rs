@@ -141,6 +141,15 @@ pub struct ClassReport {
     pub first_period: u32,
 }
 
+impl ClassReport {
+    /// First period that its hit rate is counted from: where no launch arrives within the horizon, every period counts.
+    #[must_use]
+    pub fn first_counted(&self) -> usize {
+        let first = self.first_period as usize;
+        if first < self.expected_misses.len() { first } else { 0 }
+    }
+}
+
 /// A limit that binds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Binding {

@@ -164,7 +164,7 @@ pub fn decide(memory: &mut RollingMemory, input: &PlanInput, now_s: f64) -> Resu
 /// What a plan expects of each class, over the periods that a launch can help.
 fn expected(input: &PlanInput, plan: &Plan) -> Vec<Expected> {
     let of = |(k, report): (usize, &crate::report::ClassReport)| {
-        let from = if (report.first_period as usize) < input.period_s.len() { report.first_period as usize } else { 0 };
+        let from = report.first_counted();
         let seconds: f64 = input.period_s[from..].iter().map(|s| f64::from(*s)).sum();
         let new = |s: &Scenario| s.weight * s.new_claims[from..].iter().map(|row| row[k]).sum::<f64>();
         let claims: f64 = input.scenarios.iter().map(new).sum();
@@ -273,8 +273,9 @@ fn cheapest(seen: &Moment, class: &Class) -> Cheapest {
 fn prices(memory: &mut RollingMemory, seen: &Moment) -> Vec<MissPrice> {
     let targets: Vec<f64> = seen.classes.iter().map(|k| k.hit_rate_target).collect();
     let floors = floors(seen);
-    memory.prices.expect(&targets, &floors, &memory.expected, seen.now_s - memory.observed_s);
-    memory.prices.observe(&targets, seen.judged, seen.now_s - memory.observed_s);
+    let elapsed_s = seen.now_s - memory.observed_s;
+    memory.prices.expect(&targets, &floors, &memory.expected, elapsed_s);
+    memory.prices.observe(&targets, seen.judged, elapsed_s);
     memory.observed_s = seen.now_s;
     memory.prices.prices(&floors)
 }

@@ -106,9 +106,7 @@ fn classes(report: &PlanReport) -> String {
     let mut rows = table(&header, 1..8);
     for class in &report.classes {
         let claims = |t: Option<&f64>| format!("{:.1}", t.copied().unwrap_or(0.0));
-        // Where no launch arrives in time, every period counts.
-        let first = class.first_period as usize;
-        let from = if first < class.expected_misses.len() { first } else { 0 };
+        let from = class.first_counted();
         rows.add_row([
             class.class.clone(),
             claims(class.mean_claims.first()),

@@ -7,10 +7,6 @@ const ALIKE_MIN: usize = 60;
 /// Paths stay within so many times what was ever seen: a burst on top of a burst has no example.
 const SEEN_TIMES: f64 = 1.2;
 
-fn root(value: f64) -> f64 {
-    value.max(0.0).sqrt()
-}
-
 /// A path `[horizons][K]` with its probability.
 pub type WeightedPath = (f64, Vec<Vec<f64>>);
 
@@ -52,7 +48,7 @@ pub fn paths(
         let of = |k: usize| (0..horizons.len()).map(|h| value(k, h, origin)).fold(0.0, f64::max);
         (0..histories.len()).map(of).sum()
     };
-    let origins = alike(histories, (first..=last).step_by(stride).collect());
+    let origins = alike(&pasts, (first..=last).step_by(stride).collect());
     let mut ranked: Vec<(f64, usize)> = origins.into_iter().map(|o| (peak(o), o)).collect();
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     strata(ranked.len(), count)
@@ -67,25 +63,25 @@ pub fn paths(
 
 /// The origins at which demand stood most like now: a service that idles and one at its peak do not move alike
 /// (nearest neighbours in the roots of the levels, each by its own spread).
-fn alike(histories: &[Vec<f64>], mut origins: Vec<usize>) -> Vec<usize> {
+fn alike(pasts: &[Past], origins: Vec<usize>) -> Vec<usize> {
     let keep = (origins.len() / 3).max(ALIKE_MIN);
     if origins.len() <= keep {
         return origins;
     }
-    let spread = |row: &Vec<f64>| {
-        let roots: Vec<f64> = origins.iter().map(|o| root(row[*o])).collect();
+    let spread = |past: &Past| {
+        let roots: Vec<f64> = origins.iter().map(|o| past.root[*o]).collect();
         let mean = roots.iter().sum::<f64>() / roots.len() as f64;
         (roots.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / roots.len() as f64).sqrt().max(1e-6)
     };
-    let scale: Vec<f64> = histories.iter().map(spread).collect();
+    let scale: Vec<f64> = pasts.iter().map(spread).collect();
     let far = |o: usize| -> f64 {
-        let of = |(row, scale): (&Vec<f64>, &f64)| {
-            let now = row.last().copied().unwrap_or(0.0);
-            (root(row[o]) - root(now)).abs() / scale
+        let of = |(past, scale): (&Past, &f64)| {
+            let now = past.root.last().copied().unwrap_or(0.0);
+            (past.root[o] - now).abs() / scale
         };
-        histories.iter().zip(&scale).map(of).sum()
+        pasts.iter().zip(&scale).map(of).sum()
     };
-    let mut ranked: Vec<(f64, usize)> = origins.drain(..).map(|o| (far(o), o)).collect();
+    let mut ranked: Vec<(f64, usize)> = origins.into_iter().map(|o| (far(o), o)).collect();
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     ranked.into_iter().take(keep).map(|r| r.1).collect()
 }

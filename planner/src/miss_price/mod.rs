@@ -76,11 +76,6 @@ impl Known<'_> {
         self.claim_usd_per_h / 3600.0 * self.lead_s.min(self.claim_mean_s).max(1.0)
     }
 
-    /// Share of its claims that a class means to miss.
-    fn aim(&self) -> f64 {
-        allowed(self.hit_rate_target)
-    }
-
     fn has_target(&self) -> bool {
         self.hit_rate_target > 0.0
     }
@@ -249,8 +244,7 @@ impl MissPrices {
                 }
             }
         };
-        let next: Vec<Base> = known.iter().enumerate().map(base).collect();
-        self.bases = next;
+        self.bases = known.iter().enumerate().map(base).collect();
     }
 
     /// Whether prices were looked for, for so many classes.
@@ -380,7 +374,7 @@ fn of_past(known: &Known) -> Option<Base> {
         return Some(Base { without_usd, usd: floor, cap_usd: floor, basis: PriceBasis::Operator, curve });
     }
     let base = Base { without_usd, usd: 0.0, cap_usd: cap, basis: PriceBasis::Past, curve };
-    let asked = replayed.typical_price_usd(known.aim());
+    let asked = replayed.typical_price_usd(allowed(known.hit_rate_target));
     let basis = if asked >= cap { PriceBasis::Cap } else { PriceBasis::Past };
     Some(Base { usd: asked.clamp(floor, cap), basis, ..base })
 }

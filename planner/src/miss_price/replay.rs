@@ -61,8 +61,9 @@ impl Replayed {
 
 /// Replays the past: launches arrive in time as often as late.
 pub(super) fn replay(known: &Known) -> Option<Replayed> {
-    let in_time = replay_at(known, known.lead_s)?;
-    Some(match replay_at(known, known.late_s.max(known.lead_s)) {
+    let past = Past::of(known.claims, known.season);
+    let in_time = replay_at(known, &past, known.lead_s)?;
+    Some(match replay_at(known, &past, known.late_s.max(known.lead_s)) {
         Some(late) if late.new_by_season.len() == in_time.new_by_season.len() => in_time.half_late(&late),
         _ => in_time,
     })
@@ -70,12 +71,11 @@ pub(super) fn replay(known: &Known) -> Option<Replayed> {
 
 /// Replays the past at each chance of a shortage. At each step, room is the quantile that was forecast a lead time before, from
 /// what was known then.
-fn replay_at(known: &Known, lead_s: f64) -> Option<Replayed> {
+fn replay_at(known: &Known, past: &Past, lead_s: f64) -> Option<Replayed> {
     let step_s = f64::from(known.step_s.max(1));
     let horizon = (lead_s / step_s).ceil().max(1.0) as usize;
-    let past = Past::of(known.claims, known.season);
     let quantiles = SHORT_CHANCES.map(|chance| 1.0 - chance);
-    let walk = |mix: &Mix| forecast::walk(&past, mix, horizon, &quantiles);
+    let walk = |mix: &Mix| forecast::walk(past, mix, horizon, &quantiles);
     let walked = walk(known.mix).or_else(|| walk(&forecast::Method::LAST_VALUE.into()))?;
     let renewed = (step_s / known.claim_mean_s.max(1.0)).min(1.0);
     let (actual, before) = (|t: usize| known.claims[t], |t: usize| known.claims[t - 1]);

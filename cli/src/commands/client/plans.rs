@@ -41,7 +41,7 @@ pub fn show(args: &Show) -> anyhow::Result<()> {
         }
         let input: PlanInput = client.get(&format!("/v1/plans/{}/input", plan.epoch)).await?;
         let made = format!("made {} ago, acted on: {}", super::ago(&view, "made_at_ms"), text(&view, "acted"));
-        let assumed = plan.report.assumed.iter().map(|assumption| format!("assumed of {assumption}"));
+        let assumed = plan.report.assumed.iter().map(ToString::to_string);
         let notes = std::iter::once(made).chain(assumed).collect();
         let loaded = Loaded { input, catalogue: Catalogue::default(), notes };
         print!("{}", render::plan(&loaded, &plan));
