@@ -29,6 +29,9 @@ fn main() {
     let first = flag("--first", 0) as u64;
     let fleet_like = std::env::args().any(|a| a == "--fleet");
     let instances = flag("--instances", 30) as u64;
+    // As hard as the planner tries from minute to minute.
+    let rolling = std::env::args().any(|a| a == "--rolling");
+    let options = if rolling { planner::rolling::options() } else { Options::default() };
     println!("{size:?}, one thread, cold, whole plan with rounding and checker");
     println!("seed  seconds  certificate gap  rounding gap  active sources   rows  cuts  solves  cold restarts");
     let mut times = Vec::new();
@@ -36,7 +39,7 @@ fn main() {
     for seed in first..first + instances {
         let input = if fleet_like { fleet(size, seed) } else { catalogue(size, seed) };
         let start = Instant::now();
-        let made = plan(&input, Options::default()).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let made = plan(&input, options).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         let seconds = start.elapsed().as_secs_f64();
         let (report, work) = (&made.report, &made.report.work);
         println!(

@@ -113,11 +113,11 @@ fn supply_limits(input: &PlanInput, model: &Model, master: &Master, relaxed: &Op
             continue;
         }
         let profit = relaxed.duals.profit(input, model, &master.links[i], source, &relaxed.duals.pools[source.pool]);
-        if profit.best_launch_usd > 1e-6 {
+        if profit.best_launch_usd() > 1e-6 {
             all.push(Binding {
                 kind: LimitKind::Supply,
                 name: input.offers[source.offer].offer.key.to_string(),
-                value_usd_micros_per_h: micros(profit.best_launch_usd / model.horizon_h()),
+                value_usd_micros_per_h: micros(profit.best_launch_usd() / model.horizon_h()),
                 measured: None,
             });
         }
@@ -135,7 +135,6 @@ pub fn of_optimum(
     binding: Vec<Binding>,
 ) -> PlanReport {
     let solution = &rounded.optimum.solution;
-    let value = |key| master.value(solution, key);
     let gpus = master.pool_gpus(solution);
     let missed = master.missed_claims(solution);
     let classes: Vec<ClassReport> = (0..input.classes.len())
@@ -146,9 +145,8 @@ pub fn of_optimum(
         .collect();
     let mut spend = vec![0.0; model.periods()];
     for &i in &master.active {
-        for (t, total) in spend.iter_mut().enumerate() {
-            *total += model.sources[i].price_usd_per_h * value(ColKey::Nodes(SourceId(i), Period(t)));
-        }
+        let nodes = master.nodes(solution, i);
+        spend.iter_mut().zip(nodes).for_each(|(total, n)| *total += model.sources[i].price_usd_per_h * n);
     }
     let (rows, columns) = master.size();
     let unmet = unmet(input, model, master, rounded, &classes, &binding);
@@ -191,13 +189,9 @@ fn cost(input: &PlanInput, model: &Model, master: &Master, rounded: &Rounded, mi
     let (mut nodes, mut launches) = (0.0, 0.0);
     for &i in &master.active {
         let source = &model.sources[i];
-        for t in 0..model.periods() {
-            let committed = !master.links[i].commitments.is_empty();
-            let billed = value(if committed {
-                ColKey::Billed(SourceId(i), Period(t))
-            } else {
-                ColKey::Nodes(SourceId(i), Period(t))
-            });
+        let committed = !master.links[i].commitments.is_empty();
+        for (t, held) in master.nodes(solution, i).into_iter().enumerate() {
+            let billed = if committed { value(ColKey::Billed(SourceId(i), Period(t))) } else { held };
             nodes += source.price_usd_per_h * model.hours[t] * billed;
             launches += source.launch_cost_usd * value(ColKey::Launch(SourceId(i), Period(t)));
         }

@@ -185,7 +185,6 @@ fn check_flow(
 /// The plan may not promise more than its nodes can serve.
 fn check_promise(model: &Model, plan: &Plan, nodes: &[Vec<f64>], fail: &mut impl FnMut(&'static str, String)) {
     let network = Network::new(model.groups.iter().map(|g| g.pools.clone()).collect(), model.pools.len());
-    let mut flow = Flow::new(&network);
     let by_group = |demand: &[f64]| {
         let mut sums = vec![0.0; model.groups.len()];
         demand.iter().zip(&model.group_of).for_each(|(gpus, g)| sums[*g] += gpus);
@@ -196,9 +195,10 @@ fn check_promise(model: &Model, plan: &Plan, nodes: &[Vec<f64>], fail: &mut impl
         for source in &model.sources {
             gpus[source.pool] += ((nodes[source.offer][t] - source.claimed[t]) * source.gpus).max(0.0);
         }
+        let mut flow = Flow::new(&network, &gpus);
         let mut least = 0.0;
         for (path, weight) in model.demand_gpus.iter().zip(&model.weights) {
-            flow.reset(&gpus);
+            flow.reset();
             let lack = |(g, gpus): (usize, &f64)| flow.serve(g, *gpus);
             least += weight * by_group(&path[t]).iter().enumerate().map(lack).sum::<f64>();
         }

@@ -154,17 +154,16 @@ pub fn miss(model: &Model, class: ClassId, period: Period, block: Block) -> ColS
     col(key, cost, INF, Vec::new())
 }
 
-/// The rows and columns of one source. Entries of `Nodes` into pools, uses or cuts are added by the caller.
+/// The rows and columns of one source. Entries of `Nodes` into uses are added by the caller.
 #[must_use]
 pub fn source(input: &PlanInput, model: &Model, links: &Links, id: SourceId) -> (Vec<RowSpec>, Vec<ColSpec>) {
     let source = &model.sources[id.0];
-    let (mut rows, mut cols) = (Vec::new(), Vec::new());
-    let budget = input.policy.budget_usd_micros_per_h.is_some();
-    let committed = !links.commitments.is_empty();
+    let (mut rows, mut cols) = payments(input, model, links, id);
     let periods = model.periods();
     for t in source.first..periods {
         rows.push(at_most(RowKey::Flow(id, Period(t)), source.appear[t]));
-        let mut entries = vec![(RowKey::Flow(id, Period(t)), 1.0)];
+        let (cost, mut entries) = node(input, model, links, id, t);
+        entries.push((RowKey::Flow(id, Period(t)), 1.0));
         if t + 1 < periods {
             entries.push((RowKey::Flow(id, Period(t + 1)), -source.profile.survive[t + 1]));
         }
@@ -172,27 +171,55 @@ pub fn source(input: &PlanInput, model: &Model, links: &Links, id: SourceId) -> 
             rows.push(at_least(RowKey::Floor(id, Period(t)), source.kept[t]));
             entries.push((RowKey::Floor(id, Period(t)), 1.0));
         }
-        entries.extend(links.quotas.iter().map(|&(q, units)| (RowKey::Quota(q, Period(t)), units)));
-        entries.extend(links.spreads.iter().map(|&(r, gpus)| (RowKey::Spread(r, Period(t)), gpus)));
-        let (hourly, cost) = (source.price_usd_per_h, source.cost_usd_per_h * model.hours[t]);
-        if committed {
-            rows.push(at_most(RowKey::Own(id, Period(t)), 0.0));
-            entries.push((RowKey::Own(id, Period(t)), 1.0));
-            for &c in &links.commitments {
-                let pays = vec![(RowKey::Own(id, Period(t)), -1.0), (RowKey::Commitment(c, Period(t)), 1.0)];
-                cols.push(col(ColKey::Paid(c, id, Period(t)), 0.0, INF, pays));
-            }
-            let mut bill = vec![(RowKey::Own(id, Period(t)), -1.0)];
-            bill.extend(budget.then_some((RowKey::Budget(Period(t)), hourly)));
-            cols.push(col(ColKey::Billed(id, Period(t)), cost, INF, bill));
-        } else {
-            entries.extend(budget.then_some((RowKey::Budget(Period(t)), hourly)));
-        }
-        let cost = if committed { 0.0 } else { cost };
         cols.push(col(ColKey::Nodes(id, Period(t)), cost, INF, entries));
     }
-    for t in 0..source.launch_end {
-        launch(input, model, links, id, Period(t), &mut rows, &mut cols);
+    for u in 0..source.launch_end {
+        let (row, over, mut launch) = launch(input, model, links, id, Period(u));
+        rows.extend(row);
+        cols.extend(over);
+        for t in u..periods {
+            launch.entries.push((RowKey::Flow(id, Period(t)), -source.profile.arrivals[u][t]));
+            launch.entries.push((RowKey::Floor(id, Period(t)), -source.profile.held[u][t]));
+        }
+        launch.entries.retain(|(_, value)| *value != 0.0);
+        cols.push(launch);
+    }
+    (rows, cols)
+}
+
+/// What a node of a source costs in a period, dollars, and its entries in the rows that sources share.
+#[must_use]
+pub fn node(input: &PlanInput, model: &Model, links: &Links, id: SourceId, t: usize) -> (f64, Vec<(RowKey, f64)>) {
+    let (source, period) = (&model.sources[id.0], Period(t));
+    let mut entries: Vec<(RowKey, f64)> =
+        links.quotas.iter().map(|&(q, units)| (RowKey::Quota(q, period), units)).collect();
+    entries.extend(links.spreads.iter().map(|&(r, gpus)| (RowKey::Spread(r, period), gpus)));
+    if !links.commitments.is_empty() {
+        entries.push((RowKey::Own(id, period), 1.0));
+        return (0.0, entries);
+    }
+    if input.policy.budget_usd_micros_per_h.is_some() {
+        entries.push((RowKey::Budget(period), source.price_usd_per_h));
+    }
+    (source.cost_usd_per_h * model.hours[t], entries)
+}
+
+/// Who pays for nodes where a commitment can: it does, or they are billed.
+#[must_use]
+pub fn payments(input: &PlanInput, model: &Model, links: &Links, id: SourceId) -> (Vec<RowSpec>, Vec<ColSpec>) {
+    let source = &model.sources[id.0];
+    let (mut rows, mut cols) = (Vec::new(), Vec::new());
+    let committed = !links.commitments.is_empty();
+    for t in (source.first..model.periods()).filter(|_| committed) {
+        rows.push(at_most(RowKey::Own(id, Period(t)), 0.0));
+        for &c in &links.commitments {
+            let pays = vec![(RowKey::Own(id, Period(t)), -1.0), (RowKey::Commitment(c, Period(t)), 1.0)];
+            cols.push(col(ColKey::Paid(c, id, Period(t)), 0.0, INF, pays));
+        }
+        let mut bill = vec![(RowKey::Own(id, Period(t)), -1.0)];
+        let budget = input.policy.budget_usd_micros_per_h.is_some();
+        bill.extend(budget.then_some((RowKey::Budget(Period(t)), source.price_usd_per_h)));
+        cols.push(col(ColKey::Billed(id, Period(t)), source.cost_usd_per_h * model.hours[t], INF, bill));
     }
     (rows, cols)
 }
@@ -202,27 +229,19 @@ fn needs_floor(source: &Source, t: usize) -> bool {
     source.kept[t] > 0.0 || (0..t.min(source.launch_end)).any(|u| source.profile.held[u][t] > 0.0)
 }
 
-fn launch(
+/// A launch without the nodes that come of it, and what makes launches beyond the parent plan's dearer.
+#[must_use]
+pub fn launch(
     input: &PlanInput,
     model: &Model,
     links: &Links,
     id: SourceId,
     period: Period,
-    rows: &mut Vec<RowSpec>,
-    cols: &mut Vec<ColSpec>,
-) {
+) -> (Option<RowSpec>, Option<ColSpec>, ColSpec) {
     let (source, t) = (&model.sources[id.0], period.0);
     let churn = input.policy.churn * source.launch_cost_usd;
     let mut entries = Vec::new();
     for u in t..model.periods() {
-        let arrivals = source.profile.arrivals[t][u];
-        if arrivals > 0.0 {
-            entries.push((RowKey::Flow(id, Period(u)), -arrivals));
-        }
-        let held = source.profile.held[t][u];
-        if held > 0.0 {
-            entries.push((RowKey::Floor(id, Period(u)), -held));
-        }
         let in_flight = source.profile.in_flight[t][u];
         if in_flight > 0.0 {
             entries.extend(links.quotas.iter().map(|&(q, units)| (RowKey::Quota(q, Period(u)), units * in_flight)));
@@ -233,13 +252,14 @@ fn launch(
     }
     entries.extend(links.rate.map(|g| (RowKey::Rate(g, period), 1.0)));
     let mut cost = source.launch_usd(t);
+    let (mut row, mut over) = (None, None);
     if source.planned[t] > 0.0 {
         let key = RowKey::Sticky(id, period);
-        rows.push(at_most(key, source.planned[t]));
+        row = Some(at_most(key, source.planned[t]));
         entries.push((key, 1.0));
-        cols.push(col(ColKey::Over(id, period), churn, INF, vec![(key, -1.0)]));
+        over = Some(col(ColKey::Over(id, period), churn, INF, vec![(key, -1.0)]));
     } else {
         cost += churn;
     }
-    cols.push(col(ColKey::Launch(id, period), cost, source.launch_limit[t], entries));
+    (row, over, col(ColKey::Launch(id, period), cost, source.launch_limit[t], entries))
 }

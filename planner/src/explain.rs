@@ -108,7 +108,7 @@ pub fn explain(
         let source = &model.sources[i];
         let launched = plan.launches.iter().filter(|l| l.offer == state.offer.key).map(|l| l.nodes).sum::<u32>();
         let profit =
-            optimum.duals.profit(input, &model, &links[i], source, &optimum.duals.pools[source.pool]).launch_now_usd;
+            optimum.duals.profit(input, &model, &links[i], source, &optimum.duals.pools[source.pool]).launch_now_usd();
         let dear = micros(-profit / billed_h(&model, source));
         let verdict = if state.launch_limit_nodes < 1.0 || state.fill == 0.0 {
             Verdict::NoSupply

@@ -1,31 +1,48 @@
 //! Who can be served from which pools: a flow from pools to groups of classes, and the groups that a shortage is about.
+//!
+//! Sets of pools and of groups are bit sets: a plan serves some hundreds of groups on thousands of paths.
 
 /// Which pools serve which groups, and how much of a pool a group can use.
 #[derive(Debug, Default)]
 pub struct Network {
-    /// Group: `(pool, share of its GPUs)`, pools with the fewest other uses first.
+    /// Group: `(pool, share of its GPUs)`, in the order in which they are used.
     pub pools_of: Vec<Vec<(usize, f64)>>,
     /// Pool: `(group, place in its pools)`.
     groups_of: Vec<Vec<(usize, usize)>>,
+    /// First of a group's edges, `[groups + 1]`.
+    first_edge: Vec<usize>,
+    /// Edge of a group and a pool, `[groups · pools]`; no edge is `u32::MAX`.
+    edge: Vec<u32>,
 }
 
 /// GPUs smaller than this are rounding.
 pub const TINY: f64 = 1e-9;
 
 impl Network {
-    /// `pools_of` = for each group `(pool, share)`, over `pools` pools.
+    /// `pools_of` = for each group `(pool, share)`, over `pools` pools. Pools are used in the order of their numbers.
     #[must_use]
     pub fn new(mut pools_of: Vec<Vec<(usize, f64)>>, pools: usize) -> Self {
-        let mut uses = vec![0_usize; pools];
-        pools_of.iter().flatten().for_each(|(p, _)| uses[*p] += 1);
-        for edges in &mut pools_of {
-            edges.sort_by_key(|(p, _)| (uses[*p], *p));
-        }
         let mut groups_of = vec![Vec::new(); pools];
-        for (g, edges) in pools_of.iter().enumerate() {
-            edges.iter().enumerate().for_each(|(place, (p, _))| groups_of[*p].push((g, place)));
+        let mut first_edge = vec![0];
+        let mut edge = vec![u32::MAX; pools_of.len() * pools];
+        for (g, edges) in pools_of.iter_mut().enumerate() {
+            edges.sort_by_key(|(p, _)| *p);
+            let first = first_edge[g];
+            for (place, (p, _)) in edges.iter().enumerate() {
+                groups_of[*p].push((g, place));
+                edge[g * pools + p] = (first + place) as u32;
+            }
+            first_edge.push(first + edges.len());
         }
-        Self { pools_of, groups_of }
+        Self { pools_of, groups_of, first_edge, edge }
+    }
+
+    fn edge(&self, group: usize, pool: usize) -> usize {
+        self.edge[group * self.groups_of.len() + pool] as usize
+    }
+
+    fn share(&self, group: usize, edge: usize) -> f64 {
+        self.pools_of[group][edge - self.first_edge[group]].1
     }
 
     /// What a GPU of a pool is worth at most to the groups that it serves, `worth` for each `[groups]`: the dearest uses
@@ -48,6 +65,38 @@ impl Network {
     }
 }
 
+/// Sets of small numbers, one for each row.
+#[derive(Debug, Clone, Default)]
+struct Bits {
+    words: usize,
+    bits: Vec<u64>,
+}
+
+impl Bits {
+    fn new(rows: usize, columns: usize) -> Self {
+        let words = columns.div_ceil(64);
+        Self { words, bits: vec![0; rows * words] }
+    }
+
+    fn row(&self, row: usize) -> &[u64] {
+        &self.bits[row * self.words..(row + 1) * self.words]
+    }
+
+    fn set(&mut self, row: usize, column: usize, on: bool) {
+        let (word, bit) = (&mut self.bits[row * self.words + column / 64], 1 << (column % 64));
+        if on { *word |= bit } else { *word &= !bit }
+    }
+}
+
+/// The numbers in a word.
+fn each(mut word: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = (word != 0).then(|| word.trailing_zeros() as usize)?;
+        word &= word - 1;
+        Some(bit)
+    })
+}
+
 /// A flow in a network, served one claim after the other and never taken back. Reused for many demands.
 ///
 /// A group that cannot get more is *stuck*, with all pools that it could take from and all groups that have them: whatever
@@ -56,47 +105,68 @@ impl Network {
 pub struct Flow<'a> {
     net: &'a Network,
     capacity: Vec<f64>,
-    /// `[groups][place]`.
-    sent: Vec<Vec<f64>>,
+    /// By edge.
+    sent: Vec<f64>,
     /// `[pools]`.
     spare: Vec<f64>,
+    /// Pools with something to spare.
+    spares: Bits,
+    /// Pools in which a group has room below its share, as they are at the start and now, `[groups]`.
+    open_at_start: Bits,
+    open: Bits,
+    /// Groups that have some of a pool, `[pools]`.
+    users: Bits,
     stuck_groups: Vec<bool>,
-    stuck_pools: Vec<bool>,
+    /// Pools that nobody reaches any more.
+    stuck_pools: Bits,
     /// Groups that the last failure found to be stuck.
     newly_stuck: Vec<usize>,
-    group_from: Vec<Option<(usize, usize)>>,
-    pool_from: Vec<Option<(usize, usize)>>,
+    /// The group from which a pool was reached, `[pools]`, and the pool from which a group was, `[groups]`.
+    group_from: Vec<usize>,
+    pool_from: Vec<usize>,
+    seen_pools: Bits,
+    seen_groups: Bits,
     queue: Vec<usize>,
-    seen_pools: Vec<usize>,
 }
 
 impl<'a> Flow<'a> {
-    /// Nothing is sent, and there is nothing to send.
+    /// With `capacity` GPUs in each pool, nothing is sent.
     #[must_use]
-    pub fn new(net: &'a Network) -> Self {
+    pub fn new(net: &'a Network, capacity: &[f64]) -> Self {
         let (groups, pools) = (net.pools_of.len(), net.groups_of.len());
+        let mut open_at_start = Bits::new(groups, pools);
+        for (g, edges) in net.pools_of.iter().enumerate() {
+            edges.iter().for_each(|&(p, share)| open_at_start.set(g, p, share * capacity[p] > TINY));
+        }
         Self {
             net,
-            capacity: vec![0.0; pools],
-            sent: net.pools_of.iter().map(|edges| vec![0.0; edges.len()]).collect(),
-            spare: vec![0.0; pools],
+            capacity: capacity.to_vec(),
+            sent: vec![0.0; net.first_edge[groups]],
+            spare: capacity.to_vec(),
+            spares: Bits::new(1, pools),
+            open: open_at_start.clone(),
+            open_at_start,
+            users: Bits::new(pools, groups),
             stuck_groups: vec![false; groups],
-            stuck_pools: vec![false; pools],
+            stuck_pools: Bits::new(1, pools),
             newly_stuck: Vec::new(),
-            group_from: vec![None; groups],
-            pool_from: vec![None; pools],
+            group_from: vec![0; pools],
+            pool_from: vec![0; groups],
+            seen_pools: Bits::new(1, pools),
+            seen_groups: Bits::new(1, groups),
             queue: Vec::new(),
-            seen_pools: Vec::new(),
         }
     }
 
-    /// Begins again with `capacity` GPUs in each pool.
-    pub fn reset(&mut self, capacity: &[f64]) {
-        self.capacity.copy_from_slice(capacity);
-        self.spare.copy_from_slice(capacity);
-        self.sent.iter_mut().for_each(|row| row.fill(0.0));
+    /// Begins again.
+    pub fn reset(&mut self) {
+        self.sent.fill(0.0);
+        self.spare.copy_from_slice(&self.capacity);
+        (0..self.spare.len()).for_each(|p| self.spares.set(0, p, self.spare[p] > TINY));
+        self.open.bits.copy_from_slice(&self.open_at_start.bits);
+        self.users.bits.fill(0);
         self.stuck_groups.fill(false);
-        self.stuck_pools.fill(false);
+        self.stuck_pools.bits.fill(0);
     }
 
     /// Serves `gpus` more of a group, moving others where needed but taking nothing from them. Returns what is lacking.
@@ -106,14 +176,17 @@ impl<'a> Flow<'a> {
             return gpus;
         }
         let mut lack = gpus;
-        for (place, &(pool, share)) in self.net.pools_of[group].iter().enumerate() {
-            let room = share * self.capacity[pool] - self.sent[group][place];
-            let more = self.spare[pool].min(room).min(lack).max(0.0);
-            self.sent[group][place] += more;
-            self.spare[pool] -= more;
-            lack -= more;
-            if lack <= TINY {
-                return 0.0;
+        for word in 0..self.spares.words {
+            for bit in each(self.open.row(group)[word] & self.spares.bits[word]) {
+                let pool = 64 * word + bit;
+                let edge = self.net.edge(group, pool);
+                let more = self.spare[pool].min(self.room(group, pool, edge)).min(lack);
+                self.send(group, pool, edge, more);
+                self.take(pool, more);
+                lack -= more;
+                if lack <= TINY {
+                    return 0.0;
+                }
             }
         }
         while lack > TINY {
@@ -131,67 +204,88 @@ impl<'a> Flow<'a> {
         &self.newly_stuck
     }
 
+    fn room(&self, group: usize, pool: usize, edge: usize) -> f64 {
+        self.net.share(group, edge) * self.capacity[pool] - self.sent[edge]
+    }
+
+    fn send(&mut self, group: usize, pool: usize, edge: usize, more: f64) {
+        self.sent[edge] += more;
+        self.users.set(pool, group, self.sent[edge] > TINY);
+        self.open.set(group, pool, self.room(group, pool, edge) > TINY);
+    }
+
+    fn take(&mut self, pool: usize, gpus: f64) {
+        self.spare[pool] -= gpus;
+        if self.spare[pool] <= TINY {
+            self.spares.set(0, pool, false);
+        }
+    }
+
     /// One way to get more for a group; where there is none, all that was reached is stuck.
     fn augment(&mut self, want: usize, lack: f64) -> Option<f64> {
-        let net = self.net;
         self.queue.clear();
-        self.seen_pools.clear();
         self.queue.push(want);
-        let mut found = None;
+        self.seen_pools.bits.copy_from_slice(&self.stuck_pools.bits);
+        self.seen_groups.bits.fill(0);
+        self.seen_groups.set(0, want, true);
         let mut next = 0;
-        'search: while next < self.queue.len() {
+        while next < self.queue.len() {
             let group = self.queue[next];
             next += 1;
-            for (place, &(pool, share)) in net.pools_of[group].iter().enumerate() {
-                let room = share * self.capacity[pool] - self.sent[group][place];
-                if room <= TINY || self.stuck_pools[pool] || self.pool_from[pool].is_some() {
-                    continue;
+            for word in 0..self.seen_pools.words {
+                let new = self.open.row(group)[word] & !self.seen_pools.bits[word];
+                if let Some(bit) = each(new & self.spares.bits[word]).next() {
+                    self.group_from[64 * word + bit] = group;
+                    return Some(self.push(64 * word + bit, want, lack));
                 }
-                self.pool_from[pool] = Some((group, place));
-                self.seen_pools.push(pool);
-                if self.spare[pool] > TINY {
-                    found = Some(pool);
-                    break 'search;
-                }
-                for &(other, other_place) in &net.groups_of[pool] {
-                    let new = other != want && self.group_from[other].is_none() && !self.stuck_groups[other];
-                    if new && self.sent[other][other_place] > TINY {
-                        self.group_from[other] = Some((pool, other_place));
-                        self.queue.push(other);
-                    }
-                }
+                self.seen_pools.bits[word] |= new;
+                each(new).for_each(|bit| self.reach(64 * word + bit, group));
             }
         }
-        let more = found.map(|pool| self.push(pool, want, lack));
-        if more.is_none() {
-            self.seen_pools.iter().for_each(|p| self.stuck_pools[*p] = true);
-            self.queue.iter().for_each(|g| self.stuck_groups[*g] = true);
-            self.newly_stuck.clone_from(&self.queue);
+        self.stuck_pools.bits.copy_from_slice(&self.seen_pools.bits);
+        self.queue.iter().for_each(|g| self.stuck_groups[*g] = true);
+        self.newly_stuck.clone_from(&self.queue);
+        None
+    }
+
+    /// Queues who has some of a pool that was reached from `group`.
+    fn reach(&mut self, pool: usize, group: usize) {
+        self.group_from[pool] = group;
+        for word in 0..self.users.words {
+            let new = self.users.row(pool)[word] & !self.seen_groups.bits[word];
+            self.seen_groups.bits[word] |= new;
+            for bit in each(new) {
+                let user = 64 * word + bit;
+                self.pool_from[user] = pool;
+                self.queue.push(user);
+            }
         }
-        self.seen_pools.iter().for_each(|p| self.pool_from[*p] = None);
-        self.queue.iter().for_each(|g| self.group_from[*g] = None);
-        more
     }
 
     /// Sends what the way from `first`'s spare GPUs to `want` can carry.
     fn push(&mut self, first: usize, want: usize, lack: f64) -> f64 {
         let mut amount = self.spare[first].min(lack);
-        let mut steps = Vec::new();
         let mut pool = first;
-        while let Some((group, place)) = self.pool_from[pool] {
-            let share = self.net.pools_of[group][place].1;
-            amount = amount.min(share * self.capacity[pool] - self.sent[group][place]);
-            steps.push((group, place, 1.0));
-            let Some((donor, donor_place)) = self.group_from[group].filter(|_| group != want) else { break };
-            amount = amount.min(self.sent[group][donor_place]);
-            steps.push((group, donor_place, -1.0));
-            pool = donor;
+        loop {
+            let group = self.group_from[pool];
+            amount = amount.min(self.room(group, pool, self.net.edge(group, pool)));
+            if group == want {
+                break;
+            }
+            pool = self.pool_from[group];
+            amount = amount.min(self.sent[self.net.edge(group, pool)]);
         }
-        self.spare[first] -= amount;
-        for (group, place, sign) in steps {
-            self.sent[group][place] += sign * amount;
+        self.take(first, amount);
+        pool = first;
+        loop {
+            let group = self.group_from[pool];
+            self.send(group, pool, self.net.edge(group, pool), amount);
+            if group == want {
+                return amount;
+            }
+            pool = self.pool_from[group];
+            self.send(group, pool, self.net.edge(group, pool), -amount);
         }
-        amount
     }
 }
 
@@ -206,8 +300,8 @@ mod tests {
             serves.iter().for_each(|&(g, share)| pools_of[g].push((p, share)));
         }
         let network = Network::new(pools_of, pools.len());
-        let mut flow = Flow::new(&network);
-        flow.reset(&pools.iter().map(|p| p.0).collect::<Vec<_>>());
+        let mut flow = Flow::new(&network, &pools.iter().map(|p| p.0).collect::<Vec<_>>());
+        flow.reset();
         let lack: Vec<f64> = demand.iter().enumerate().map(|(g, gpus)| flow.serve(g, *gpus)).collect();
         (lack, flow.stuck_groups.clone())
     }

@@ -100,8 +100,12 @@ pub enum RowKey {
 /// A column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ColKey {
-    /// Healthy nodes.
+    /// Healthy nodes (extensive form only).
     Nodes(SourceId, Period),
+    /// Nodes that exist or arrive anyway, while none is released: fixed at 1 (decomposition only).
+    Inventory(SourceId),
+    /// Nodes that are released (decomposition only).
+    Release(SourceId, Period),
     /// Launches.
     Launch(SourceId, Period),
     /// Launches beyond the parent plan's.

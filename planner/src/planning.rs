@@ -100,8 +100,7 @@ fn actions(
     for &i in &master.active {
         let source = &model.sources[i];
         let key = &input.offers[source.offer].offer.key;
-        let nodes: Vec<f64> =
-            (0..model.periods()).map(|t| master.value(solution, ColKey::Nodes(SourceId(i), Period(t)))).collect();
+        let nodes = master.nodes(solution, i);
         let meant: Vec<f64> =
             (0..model.periods()).map(|t| master.value(solution, ColKey::Launch(SourceId(i), Period(t)))).collect();
         let unneeded = (source.appear[0] - nodes[0] + EPS).floor().max(0.0) as usize;

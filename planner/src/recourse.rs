@@ -153,7 +153,6 @@ impl Component {
 struct Sum<'a> {
     network: &'a Network,
     flow: Flow<'a>,
-    capacity: Vec<f64>,
     /// GPUs that the only group can use, where there is one; then no flow is needed.
     alone: Option<f64>,
     /// What a GPU more is worth to each group on this path, dollars.
@@ -170,8 +169,7 @@ impl<'a> Sum<'a> {
         let alone = (groups == 1).then(usable);
         Self {
             network,
-            flow: Flow::new(network),
-            capacity,
+            flow: Flow::new(network, &capacity),
             alone,
             worth_usd: vec![0.0; groups],
             usd: 0.0,
@@ -185,7 +183,7 @@ impl<'a> Sum<'a> {
         self.worth_usd.fill(0.0);
         let mut left = self.alone;
         if left.is_none() {
-            self.flow.reset(&self.capacity);
+            self.flow.reset();
         }
         let mut short = false;
         for tier in tiers.iter().filter(|tier| demand[tier.class] > TINY) {
@@ -257,7 +255,9 @@ fn components(model: &Model) -> Vec<Component> {
     used.map(|(groups, pools)| component(model, &groups, pools)).collect()
 }
 
-fn component(model: &Model, groups: &[usize], pools: Vec<usize>) -> Component {
+fn component(model: &Model, groups: &[usize], mut pools: Vec<usize>) -> Component {
+    // Those with the fewest other uses are used first.
+    pools.sort_by_key(|p| (model.pools[*p].serves.len(), *p));
     let place = |p: usize| pools.iter().position(|q| *q == p).unwrap_or_default();
     let edges = |g: &usize| model.groups[*g].pools.iter().map(|&(p, share)| (place(p), share)).collect();
     let network = Network::new(groups.iter().map(edges).collect(), pools.len());

@@ -114,7 +114,7 @@ fn whole_nodes(
     let mut kept = Vec::new();
     for &i in master.active.iter().filter(|i| model.sources[**i].appear[0] > 0.0) {
         let source = &model.sources[i];
-        let nodes = master.value(&relaxed.solution, ColKey::Nodes(SourceId(i), Period(0)));
+        let nodes = master.nodes(&relaxed.solution, i)[0];
         let up = (nodes - 1e-4).ceil().clamp(0.0, source.appear[0].floor());
         let down = nodes.floor().max(source.kept[0].ceil()).min(up);
         let fits = rooms.take(&units(input, model, master, i), up - nodes);
@@ -290,7 +290,11 @@ fn branch(
         if optimum.objective_usd >= best.optimum.objective_usd * (1.0 - 1e-9) {
             continue;
         }
-        let values: Vec<f64> = whole.iter().map(|(key, _)| master.value(&optimum.solution, *key)).collect();
+        let value = |key: &ColKey| match key {
+            ColKey::Nodes(SourceId(i), Period(t)) => master.nodes(&optimum.solution, *i)[*t],
+            _ => master.value(&optimum.solution, *key),
+        };
+        let values: Vec<f64> = whole.iter().map(|(key, _)| value(key)).collect();
         let part = |v: f64| (v - v.round()).abs();
         let widest = (0..values.len()).max_by(|a, b| part(values[*a]).total_cmp(&part(values[*b])));
         let swapped = (0..values.len().saturating_sub(1)).find(|j| is_swap(model, &whole, &values, *j));

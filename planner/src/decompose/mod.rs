@@ -8,7 +8,7 @@ mod resolve;
 mod scout;
 mod solve;
 
-pub use master::Master;
+pub use master::{Decision, Master};
 pub use price::{Duals, Profit};
 pub use resolve::{Effort, Optimum, gap, resolve};
 pub use solve::solve;

@@ -7,7 +7,7 @@
 
 use crate::columns::Links;
 use crate::input::PlanInput;
-use crate::model::{BUDGET_PENALTY_USD, Model, QUOTA_PENALTY_USD};
+use crate::model::{BUDGET_PENALTY_USD, EPS, Model, QUOTA_PENALTY_USD};
 use crate::source::Source;
 
 /// Prices of the shared rows, all at least 0, in dollars for one unit in one period.
@@ -36,10 +36,22 @@ pub struct Profit {
     pub inventory_usd: f64,
     /// Of the launches, at their best number.
     pub launches_usd: f64,
+    /// Of a single launch in each period in which there can be one.
+    pub launch_usd: Vec<f64>,
+}
+
+impl Profit {
     /// Best profit of a single launch over the periods.
-    pub best_launch_usd: f64,
+    #[must_use]
+    pub fn best_launch_usd(&self) -> f64 {
+        self.launch_usd.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+    }
+
     /// Of one launch now; negative infinity where it cannot be.
-    pub launch_now_usd: f64,
+    #[must_use]
+    pub fn launch_now_usd(&self) -> f64 {
+        self.launch_usd.first().copied().unwrap_or(f64::NEG_INFINITY)
+    }
 }
 
 impl Duals {
@@ -96,24 +108,32 @@ impl Duals {
             let forced = alpha[t] - node[t] - later;
             inventory += alpha[t] * source.appear[t] - forced * source.kept[t];
         }
-        let mut profit = Profit {
-            inventory_usd: inventory,
-            best_launch_usd: f64::NEG_INFINITY,
-            launch_now_usd: f64::NEG_INFINITY,
-            ..Profit::default()
-        };
+        let mut profit = Profit { inventory_usd: inventory, ..Profit::default() };
         let churn = input.policy.churn * source.launch_cost_usd;
         for u in 0..source.launch_end {
             let gain = launch_value(source, u, &node, &alpha) - self.launch_cost(model, links, source, u);
             let (limit, planned) = (source.launch_limit[u], source.planned[u]);
             let earn = |x: f64| x * gain - churn * (x - planned).max(0.0);
             profit.launches_usd += 0.0_f64.max(earn(planned)).max(earn(limit));
-            profit.best_launch_usd = profit.best_launch_usd.max(gain - churn);
-            if u == 0 {
-                profit.launch_now_usd = gain - churn;
-            }
+            profit.launch_usd.push(gain - churn);
         }
         profit
+    }
+
+    /// Periods in which a source's free nodes would be given back at these prices, with the dollars that this saves a node.
+    #[must_use]
+    pub fn releases(&self, model: &Model, links: &Links, source: &Source) -> Vec<(usize, f64)> {
+        let value = &self.pools[source.pool];
+        let mut later = 0.0_f64;
+        let mut given_back = Vec::new();
+        for t in (0..model.periods()).rev() {
+            let kept = self.node_profit(model, links, source, value[t], t) + later;
+            if kept < -EPS {
+                given_back.push((t, -kept));
+            }
+            later = source.profile.survive[t] * kept.max(0.0);
+        }
+        given_back
     }
 
     /// Dollars that one node earns in `t`: its GPUs' value, less its price and its part of shared limits.

@@ -3,9 +3,10 @@
 
 use solver::{Solution, SolverError};
 
-use super::master::Master;
+use super::master::{Decision, Master};
 use super::price::Duals;
 use crate::input::PlanInput;
+use crate::keys::{Period, SourceId};
 use crate::model::{EPS, Model};
 
 /// How hard to try.
@@ -59,6 +60,8 @@ pub fn gap(upper: f64, lower: f64) -> f64 {
     ((upper - lower) / upper.abs().max(1e-9)).max(0.0)
 }
 
+/// New releases in one round.
+const RELEASES: usize = 400;
 /// Share of the gap that cuts may leave open.
 const OPEN_CUTS: f64 = 0.3;
 /// The objective has risen by less than this share: cuts have little left to say, and sources are priced.
@@ -70,38 +73,114 @@ const SLOW: f64 = 3e-3;
 /// The solver gives no optimum.
 pub fn resolve(input: &PlanInput, model: &Model, master: &mut Master, effort: Effort) -> Result<Optimum, SolverError> {
     let mut rounds = 0;
-    // Objective when the last columns came, and of the last round.
     let mut before = f64::NEG_INFINITY;
-    let mut priced = false;
+    // While cuts still lift the objective much, columns would be priced by prices that mean little.
+    let mut climbing = true;
+    let mut were_cuts = true;
     loop {
         rounds += 1;
         let solution = master.solve()?;
-        let broken = master.violations(&solution);
         let last = rounds >= effort.rounds;
+        let mut duals = None;
+        if !climbing && were_cuts && !last {
+            let prices = master.duals(&solution);
+            let columns = wanted(input, model, master, &prices, &solution, effort);
+            if !columns.is_empty() {
+                columns.add(master)?;
+                were_cuts = false;
+                continue;
+            }
+            duals = Some(prices);
+        }
+        let broken = master.violations(&solution, 2.0 * effort.gap * solution.objective.abs());
         let objective_usd = solution.objective + broken.repair_usd;
         let settled = broken.is_empty() || gap(objective_usd, solution.objective) < OPEN_CUTS * effort.gap;
-        let slow = gap(solution.objective, before) < SLOW;
+        climbing &= !settled && gap(solution.objective, before) >= SLOW;
         before = solution.objective;
-        if !settled && (priced || !slow) && !last {
+        were_cuts = true;
+        if !settled && !last {
             master.cut(broken)?;
-            priced = false;
             continue;
         }
-        let duals = master.duals(&solution);
+        let duals = duals.unwrap_or_else(|| master.duals(&solution));
         let bound_usd = duals.bound_usd(input, model, &master.links);
-        let wanted = if effort.price { profitable(input, model, master, &duals) } else { Vec::new() };
         let close = gap(objective_usd, bound_usd) <= effort.gap || !effort.price;
-        let done = settled && (close || wanted.is_empty() && broken.is_empty());
-        if done || last {
+        let columns = wanted(input, model, master, &duals, &solution, effort);
+        if close || last || columns.is_empty() && broken.is_empty() {
             return Ok(Optimum { solution, duals, objective_usd, bound_usd, rounds });
         }
-        if wanted.is_empty() {
+        if columns.is_empty() {
             master.cut(broken)?;
         } else {
-            master.add_sources(&wanted)?;
-            priced = true;
+            columns.add(master)?;
         }
     }
+}
+
+/// Columns that would earn or save money at the current prices.
+struct Wanted {
+    sources: Vec<usize>,
+    decisions: Vec<Decision>,
+}
+
+impl Wanted {
+    fn is_empty(&self) -> bool {
+        self.sources.is_empty() && self.decisions.is_empty()
+    }
+
+    fn add(&self, master: &mut Master) -> Result<(), SolverError> {
+        master.add_decisions(&self.decisions)?;
+        master.add_sources(&self.sources)
+    }
+}
+
+fn wanted(
+    input: &PlanInput,
+    model: &Model,
+    master: &Master,
+    duals: &Duals,
+    solution: &Solution,
+    effort: Effort,
+) -> Wanted {
+    let mut decisions = better(input, model, master, duals, solution);
+    let mut sources = Vec::new();
+    if effort.price {
+        sources = profitable(input, model, master, duals);
+    } else {
+        decisions.retain(|decision| matches!(decision, Decision::Release(..)));
+    }
+    Wanted { sources, decisions }
+}
+
+/// Decisions outside the problem that would earn or save money at the current prices: of each source the best launch, and
+/// the best release of nodes that it has or would launch if they could be released.
+fn better(input: &PlanInput, model: &Model, master: &Master, duals: &Duals, solution: &Solution) -> Vec<Decision> {
+    let mut launches = Vec::new();
+    let mut wanted = Vec::new();
+    for &i in &master.active {
+        let (source, links, id) = (&model.sources[i], &master.links[i], SourceId(i));
+        let nodes = master.nodes(solution, i);
+        let profit = duals.profit(input, model, links, source, &duals.pools[source.pool]);
+        let pays = profit.best_launch_usd() > EPS;
+        let launch = |(u, usd): (usize, &f64)| {
+            let launch = Decision::Launch(id, Period(u));
+            (*usd > EPS && !master.can(launch)).then_some((*usd, launch))
+        };
+        let best = profit.launch_usd.iter().enumerate().filter_map(launch).max_by(|a, b| a.0.total_cmp(&b.0));
+        launches.extend(best.map(|(_, launch)| launch));
+        let releases = duals.releases(model, links, source);
+        // What exists would be released where it comes, or after it was worth keeping.
+        let comes = |t: usize| source.appear[..=t].iter().any(|n| *n > 0.0);
+        let ends = |t: usize| t == 0 || source.appear[t] > 0.0 || releases.iter().all(|(other, _)| other + 1 != t);
+        let can = |t: usize| nodes[t] > EPS || comes(t) && ends(t) || pays;
+        let release = |t: usize| Decision::Release(id, Period(t));
+        let new = releases.iter().filter(|(t, _)| !master.can(release(*t)) && can(*t));
+        let new = new.map(|&(t, usd)| (usd * (nodes[t] + 0.1), release(t)));
+        wanted.extend(new.max_by(|a, b| a.0.total_cmp(&b.0)));
+    }
+    wanted.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    launches.extend(wanted.into_iter().take(RELEASES).map(|(_, decision)| decision));
+    launches
 }
 
 /// Sources outside the problem whose launches would earn money at the current prices, the best of each pool.
@@ -111,7 +190,7 @@ fn profitable(input: &PlanInput, model: &Model, master: &Master, duals: &Duals) 
         let mut best = Vec::new();
         for &i in sources.iter().filter(|i| !master.has(**i) && model.sources[**i].launch_end > 0) {
             let profit = duals.profit(input, model, &master.links[i], &model.sources[i], &duals.pools[pool]);
-            if profit.best_launch_usd > EPS {
+            if profit.best_launch_usd() > EPS {
                 best.push((profit.launches_usd, i));
             }
         }

@@ -3,9 +3,10 @@
 
 use solver::{Limits, SolverError};
 
-use super::master::Master;
+use super::master::{Decision, Master};
 use super::resolve::{Effort, resolve};
 use crate::input::{PlanInput, Scenario};
+use crate::keys::Period;
 use crate::model::Model;
 
 /// Periods merged into one.
@@ -18,13 +19,17 @@ pub struct Scouted {
     pub sources: Vec<usize>,
     /// GPUs of each pool, `[T][pools]`, in the periods of the real problem.
     pub pool_gpus: Vec<Vec<f64>>,
+    /// What these cost, but for misses, dollars.
+    pub linear_usd: f64,
+    /// What it decided, in the periods of the real problem.
+    pub decisions: Vec<Decision>,
 }
 
 /// Solves the rough problem.
 ///
 /// # Errors
 /// The solver gives no optimum.
-pub fn explore(input: &PlanInput, first: &[usize], effort: Effort) -> Result<Scouted, SolverError> {
+pub fn explore(input: &PlanInput, model: &Model, first: &[usize], effort: Effort) -> Result<Scouted, SolverError> {
     let periods = input.period_s.len();
     let groups: Vec<Vec<usize>> =
         std::iter::once(vec![0]).chain((1..periods).collect::<Vec<_>>().chunks(MERGE).map(<[_]>::to_vec)).collect();
@@ -34,36 +39,54 @@ pub fn explore(input: &PlanInput, first: &[usize], effort: Effort) -> Result<Sco
     let mut master = Master::new(&rough_input, &rough, limits)?;
     master.add_sources(first)?;
     master.first_cuts()?;
-    let found = resolve(&rough_input, &rough, &mut master, Effort { gap: 1e-3, ..effort })?;
+    let found = resolve(&rough_input, &rough, &mut master, Effort { gap: 5e-3, ..effort })?;
     let rough_gpus = master.pool_gpus(&found.solution);
     let group_of = |t: usize| groups.iter().position(|g| g.contains(&t)).unwrap_or(0);
     Ok(Scouted {
         sources: master.used_sources(&found.solution),
+        linear_usd: master.linear_usd(&found.solution),
+        decisions: decisions(model, &groups, &master.made(&found.solution)),
         pool_gpus: (0..periods).map(|t| rough_gpus[group_of(t)].clone()).collect(),
     })
 }
 
-/// The input with merged periods and one path: each class at the level that its target asks for.
+/// Each decision in all periods of its group. Sources have the same numbers in both problems.
+fn decisions(model: &Model, groups: &[Vec<usize>], made: &[Decision]) -> Vec<Decision> {
+    let each = |decision: &Decision| -> Vec<Decision> {
+        match *decision {
+            Decision::Launch(id, group) => {
+                let can = |t: &&usize| **t < model.sources[id.0].launch_end;
+                groups[group.0].iter().filter(can).map(|t| Decision::Launch(id, Period(*t))).collect()
+            }
+            Decision::Release(id, group) => groups[group.0].iter().map(|t| Decision::Release(id, Period(*t))).collect(),
+        }
+    };
+    made.iter().flat_map(each).collect()
+}
+
+/// Most paths of the rough problem.
+const PATHS: usize = 16;
+
+/// The input with merged periods, and some of the paths.
 fn merged(input: &PlanInput, groups: &[Vec<usize>]) -> PlanInput {
     let classes = input.classes.len();
-    let level = |k: usize, t: usize, new: bool| {
-        let value = |s: &Scenario| {
-            if new { s.new_claims[t][k] } else { s.claims[t][k] }
-        };
-        let mut levels: Vec<f64> = input.scenarios.iter().map(value).collect();
-        levels.sort_by(f64::total_cmp);
-        levels[((input.classes[k].hit_rate_target * levels.len() as f64) as usize).min(levels.len() - 1)]
+    let table = |rows: &Vec<Vec<f64>>| -> Vec<Vec<f64>> {
+        let mean = |g: &Vec<usize>, k: usize| g.iter().map(|t| rows[*t][k]).sum::<f64>() / g.len() as f64;
+        groups.iter().map(|g| (0..classes).map(|k| mean(g, k)).collect()).collect()
     };
-    let table = |new: bool| {
-        let row = |g: &Vec<usize>| -> Vec<f64> {
-            let peak = |k: usize| g.iter().map(|t| level(k, *t, new)).fold(0.0, f64::max);
-            (0..classes).map(peak).collect()
-        };
-        groups.iter().map(row).collect::<Vec<_>>()
+    let every = input.scenarios.len().div_ceil(PATHS);
+    // From the last on: the paths that go highest are there.
+    let some: Vec<&Scenario> = input.scenarios.iter().rev().step_by(every).collect();
+    let total: f64 = some.iter().map(|s| s.weight).sum();
+    let path = |s: &&Scenario| Scenario {
+        weight: s.weight / total,
+        claims: table(&s.claims),
+        new_claims: table(&s.new_claims),
     };
+    let scenarios = some.iter().map(path).collect();
     let mut rough = input.clone();
     rough.period_s = groups.iter().map(|g| g.iter().map(|t| input.period_s[*t]).sum()).collect();
-    rough.scenarios = vec![Scenario { weight: 1.0, claims: table(false), new_claims: table(true) }];
+    rough.scenarios = scenarios;
     let first_of = |values: &[f64]| groups.iter().filter_map(|g| values.get(g[0]).copied()).collect::<Vec<f64>>();
     for state in &mut rough.offers {
         let arriving = std::mem::take(&mut state.arriving_nodes);

@@ -2,7 +2,6 @@
 
 use planner::decompose::Effort;
 use planner::input::PlanInput;
-use planner::keys::{ColKey, Period, SourceId};
 use planner::model::Model;
 use planner::planning;
 use proptest::prelude::*;
@@ -22,8 +21,7 @@ fn node_hours(input: &PlanInput) -> f64 {
     let (master, optimum) = planner::decompose::solve(input, &model, EXACT).expect("an optimum");
     let of_first = (0..model.sources.len()).filter(|i| model.sources[*i].offer == 0);
     let hours = |i: usize| -> f64 {
-        let nodes = |t: usize| master.value(&optimum.solution, ColKey::Nodes(SourceId(i), Period(t)));
-        (0..model.periods()).map(|t| model.hours[t] * nodes(t)).sum()
+        model.hours.iter().zip(master.nodes(&optimum.solution, i)).map(|(hours, nodes)| hours * nodes).sum()
     };
     of_first.map(hours).sum()
 }

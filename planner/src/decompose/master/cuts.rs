@@ -4,11 +4,11 @@ use solver::{Solution, SolverError};
 
 use super::problem::{Master, SHORT_GPUS};
 use crate::columns::{self, ColSpec};
-use crate::keys::{
-    ColKey, ComponentId, CutId, DomainId, Part, Period, PoolId, RowKey, ShortfallKey, SourceId, SpreadId,
-};
+use crate::keys::{ColKey, ComponentId, CutId, DomainId, Part, Period, PoolId, RowKey, ShortfallKey, SpreadId};
 use crate::recourse::Plane;
 
+/// How far from the best capacity so far towards the solution cuts are sought.
+const TOWARDS: f64 = 0.3;
 /// Dollars that are nothing beside what is missed.
 const SAME_USD: f64 = 1e-9;
 
@@ -40,12 +40,13 @@ pub(super) struct Center {
 }
 
 impl Center {
-    /// Half way to another one.
+    /// Part of the way to another one.
     fn towards(&self, gpus: &[Vec<f64>], linear_usd: f64) -> Self {
-        let mean = |(a, b): (&Vec<f64>, &Vec<f64>)| a.iter().zip(b).map(|(a, b)| 0.5 * (a + b)).collect();
+        let w = TOWARDS;
+        let mean = |(a, b): (&Vec<f64>, &Vec<f64>)| a.iter().zip(b).map(|(a, b)| a + w * (b - a)).collect();
         Self {
             gpus: self.gpus.iter().zip(gpus).map(mean).collect(),
-            linear_usd: 0.5 * (self.linear_usd + linear_usd),
+            linear_usd: self.linear_usd + w * (linear_usd - self.linear_usd),
             total_usd: f64::INFINITY,
         }
     }
@@ -70,6 +71,11 @@ impl Master<'_> {
         self.add_cuts(all)
     }
 
+    /// Where cuts are sought first: about what is probably best. What it costs is not known.
+    pub fn start_near(&mut self, gpus: Vec<Vec<f64>>, linear_usd: f64) {
+        self.center = Some(Center { gpus, linear_usd, total_usd: f64::INFINITY });
+    }
+
     fn shortfalls(&self) -> Vec<ShortfallKey> {
         let mut keys = Vec::new();
         for component in (0..self.recourse.components()).map(ComponentId) {
@@ -85,33 +91,49 @@ impl Master<'_> {
         self.recourse.plane(self.model, key.component.0, key.period, key.part, &gpus[key.period.0])
     }
 
-    /// What `solution` breaks. Planes are taken half way to the best capacity so far where they break the solution, too:
-    /// there they say more (in-out separation; Ben-Ameur & Neto 2007).
-    pub fn violations(&mut self, solution: &Solution) -> Violations {
+    /// What `solution` breaks. Planes are taken between it and the best capacity so far where they break the solution, too:
+    /// there they say more (in-out separation; Ben-Ameur & Neto 2007). What the solution itself comes to is looked at where
+    /// there is no other plane, or where it may be good enough: within `close_usd` of the bound.
+    pub fn violations(&mut self, solution: &Solution, close_usd: f64) -> Violations {
         let gpus = self.pool_gpus(solution);
         let spreads = self.broken_spreads(solution);
         let keys = self.shortfalls();
         let values: Vec<f64> = keys.iter().map(|key| self.value(solution, ColKey::Shortfall(*key)).max(0.0)).collect();
         let linear_usd = solution.objective - values.iter().sum::<f64>();
         let center = self.center.take();
-        let between = center.as_ref().map(|center| center.towards(&gpus, linear_usd));
-        let mut cuts = Vec::new();
-        let (mut repair_usd, mut missed_usd, mut between_usd) = (0.0, 0.0, 0.0);
-        for (key, value) in keys.into_iter().zip(values) {
-            let here = self.plane(key, &gpus);
-            missed_usd += here.usd;
-            let breaks = |plane: &Plane, usd: f64| usd - value > SAME_USD * (1.0 + plane.usd);
-            let broken = breaks(&here, here.usd);
-            repair_usd += if broken { here.usd - value } else { 0.0 };
-            let inner = between.as_ref().map(|center| self.plane(key, &center.gpus));
-            between_usd += inner.as_ref().map_or(0.0, |plane| plane.usd);
-            let inner = inner.filter(|plane| breaks(plane, plane.at(&gpus[key.period.0])));
-            cuts.extend(inner.or(broken.then_some(here)).map(|plane| (key, plane)));
+        let mut between = center.as_ref().map(|center| center.towards(&gpus, linear_usd));
+        let breaks = |plane: &Plane, usd: f64, value: f64| usd - value > SAME_USD * (1.0 + plane.usd);
+        let mut planes: Vec<Option<Plane>> = keys.iter().map(|_| None).collect();
+        if let Some(between) = &mut between {
+            between.total_usd = between.linear_usd;
+            for ((key, value), found) in keys.iter().zip(&values).zip(&mut planes) {
+                let plane = self.plane(*key, &between.gpus);
+                between.total_usd += plane.usd;
+                let at = plane.at(&gpus[key.period.0]);
+                *found = breaks(&plane, at, *value).then_some(plane);
+            }
         }
-        let here = Center { gpus, linear_usd, total_usd: linear_usd + missed_usd };
-        let between = between.map(|center| Center { total_usd: center.linear_usd + between_usd, ..center });
-        let best = center.into_iter().chain(between).chain([here]);
+        let upper_usd = between.iter().chain(&center).map(|c| c.total_usd).fold(f64::INFINITY, f64::min);
+        let whole = upper_usd - solution.objective < close_usd || planes.iter().all(Option::is_none);
+        let (mut repair_usd, mut missed_usd) = (0.0, 0.0);
+        let mut cuts = Vec::new();
+        for ((key, value), found) in keys.into_iter().zip(values).zip(planes) {
+            if whole || found.is_none() {
+                let here = self.plane(key, &gpus);
+                missed_usd += here.usd;
+                let broken = breaks(&here, here.usd, value);
+                repair_usd += if broken { here.usd - value } else { 0.0 };
+                cuts.extend(found.or(broken.then_some(here)).map(|plane| (key, plane)));
+            } else {
+                cuts.extend(found.map(|plane| (key, plane)));
+            }
+        }
+        let here = whole.then_some(Center { gpus, linear_usd, total_usd: linear_usd + missed_usd });
+        let best = center.into_iter().chain(between).chain(here);
         self.center = best.min_by(|a, b| a.total_usd.total_cmp(&b.total_usd));
+        if !whole {
+            repair_usd = f64::INFINITY;
+        }
         if !spreads.is_empty() {
             (repair_usd, self.center) = (f64::INFINITY, None);
         }
@@ -171,11 +193,13 @@ impl Master<'_> {
     fn broken_spreads(&self, solution: &Solution) -> Vec<(SpreadId, Period)> {
         let model = self.model;
         let mut broken = Vec::new();
+        if model.spreads.is_empty() {
+            return broken;
+        }
+        let nodes: Vec<Vec<f64>> = (0..model.sources.len()).map(|i| self.nodes(solution, i)).collect();
         for (r, spread) in model.spreads.iter().enumerate() {
             for t in (0..model.periods()).filter(|t| !self.spreads.contains(&(SpreadId(r), Period(*t)))) {
-                let gpus =
-                    |i: &usize| model.sources[*i].gpus * self.value(solution, ColKey::Nodes(SourceId(*i), Period(t)));
-                let sum = |of: &[usize]| of.iter().filter(|i| self.is_active[**i]).map(gpus).sum::<f64>();
+                let sum = |of: &[usize]| of.iter().map(|i| model.sources[*i].gpus * nodes[*i][t]).sum::<f64>();
                 let group = sum(&spread.members);
                 if group > SHORT_GPUS && group > spread.max_share * sum(&spread.all) + SHORT_GPUS {
                     broken.push((SpreadId(r), Period(t)));
@@ -187,16 +211,23 @@ impl Master<'_> {
 
     fn add_spread(&mut self, r: SpreadId, t: Period) -> Result<(), SolverError> {
         let (row, slack) = columns::spread_row(self.model, r, t);
-        let nodes = self.model.spreads[r.0].all.iter().filter_map(|i| {
-            let col = self.cols.get(&ColKey::Nodes(SourceId(*i), t))?;
-            let (_, gpus) = self.links[*i].spreads.iter().find(|(spread, _)| *spread == r)?;
-            Some((*col, *gpus))
-        });
-        let entries: Vec<_> = nodes.collect();
+        let mut entries = Vec::new();
+        for &i in &self.model.spreads[r.0].all {
+            let gpus = self.links[i].spreads.iter().find(|(spread, _)| *spread == r).map_or(0.0, |(_, gpus)| *gpus);
+            let held = self.held[i].iter().map(|(key, nodes)| (self.cols[key], gpus * nodes[t.0]));
+            entries.extend(held.filter(|(_, value)| *value != 0.0));
+        }
         self.rows.insert(row.key, self.session.num_rows());
         self.session.add_rows(&[(row.lower, row.upper, entries)])?;
         self.spreads.insert((r, t));
         self.add(&[], vec![slack])
+    }
+
+    /// What a solution costs but for misses, dollars.
+    #[must_use]
+    pub fn linear_usd(&self, solution: &Solution) -> f64 {
+        let keys = self.shortfalls().into_iter();
+        solution.objective - keys.map(|key| self.value(solution, ColKey::Shortfall(key)).max(0.0)).sum::<f64>()
     }
 
     /// Number of cuts.

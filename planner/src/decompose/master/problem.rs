@@ -30,8 +30,10 @@ pub struct Master<'a> {
     /// Sources in the problem, in the order they came.
     pub active: Vec<usize>,
     pub(super) is_active: Vec<bool>,
-    /// Sources came since the last solve.
-    fresh_cols: bool,
+    /// Columns came since the last solve.
+    pub(super) fresh_cols: bool,
+    /// Columns of each source that are nodes, with the nodes of one unit, `[T]`.
+    pub(super) held: Vec<Vec<(ColKey, Vec<f64>)>>,
     /// What paths and losses leave unserved.
     pub(super) recourse: Recourse,
     /// Cuts by their number.
@@ -64,6 +66,7 @@ impl<'a> Master<'a> {
             active: Vec::new(),
             is_active: vec![false; model.sources.len()],
             fresh_cols: false,
+            held: vec![Vec::new(); model.sources.len()],
             recourse: Recourse::of(model),
             cuts: Vec::new(),
             center: None,
@@ -119,13 +122,8 @@ impl<'a> Master<'a> {
             if !self.rows.contains_key(&RowKey::Pool(PoolId(source.pool), Period(0))) && !known(&rows) {
                 self.pool(source.pool, &mut rows, &mut cols);
             }
-            let (more_rows, mut more_cols) = columns::source(self.input, model, &self.links[i], SourceId(i));
+            let (more_rows, more_cols) = self.source(SourceId(i));
             rows.extend(more_rows);
-            for col in &mut more_cols {
-                if let ColKey::Nodes(_, Period(t)) = col.key {
-                    col.entries.push((RowKey::Pool(PoolId(source.pool), Period(t)), -source.gpus));
-                }
-            }
             cols.extend(more_cols);
         }
         self.add(&rows, cols)
@@ -166,7 +164,7 @@ impl<'a> Master<'a> {
         solution
     }
 
-    /// Value of a column; 0 where it is not in the problem.
+    /// Value of a column; 0 where it is not in the problem. Not of `Nodes`: see [`Master::nodes`].
     #[must_use]
     pub fn value(&self, solution: &Solution, key: ColKey) -> f64 {
         // A solution from before a column came has it at 0.
@@ -192,6 +190,7 @@ impl<'a> Master<'a> {
     /// HiGHS refuses a number.
     pub fn set_bounds(&mut self, key: ColKey, lower: f64, upper: f64) -> Result<(), SolverError> {
         self.center = None;
+        let (key, lower, upper) = self.in_releases(key, lower, upper);
         match self.cols.get(&key) {
             Some(c) => self.session.set_col_bounds(*c, lower, upper),
             None => Ok(()),
@@ -222,10 +221,7 @@ impl<'a> Master<'a> {
     #[must_use]
     pub fn used_sources(&self, solution: &Solution) -> Vec<usize> {
         let holds = |i: &usize| {
-            let source = &self.model.sources[*i];
-            source.must_be_modelled()
-                || (0..self.model.periods())
-                    .any(|t| self.value(solution, ColKey::Nodes(SourceId(*i), Period(t))) > SHORT_GPUS)
+            self.model.sources[*i].must_be_modelled() || self.nodes(solution, *i).iter().any(|n| *n > SHORT_GPUS)
         };
         let mut used: Vec<usize> = self.active.iter().copied().filter(holds).collect();
         used.sort_unstable();
