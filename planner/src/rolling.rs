@@ -173,10 +173,10 @@ fn expected(input: &PlanInput, plan: &Plan) -> Vec<Expected> {
     plan.report.classes.iter().enumerate().map(of).collect()
 }
 
-/// How hard the rolling planner tries: a gap of 0.2 % is far below what the forecast is worth.
+/// How hard the rolling planner tries: a gap of 0.1 % is far below what the forecast is worth.
 #[must_use]
 pub fn options() -> Options {
-    Options { effort: Effort { gap: 2e-3, ..Effort::default() }, ..Options::default() }
+    Options { effort: Effort { gap: 1e-3, ..Effort::default() }, ..Options::default() }
 }
 
 /// What is remembered follows its class where others come, go or change places.
