@@ -104,9 +104,10 @@ pub fn resolve(input: &PlanInput, model: &Model, master: &mut Master, effort: Ef
         }
         let duals = duals.unwrap_or_else(|| master.duals(&solution));
         let bound_usd = duals.bound_usd(input, model, &master.links);
-        let close = gap(objective_usd, bound_usd) <= effort.gap || !effort.price;
+        // With launches fixed the bound says nothing.
+        let close = gap(objective_usd, bound_usd) <= effort.gap && effort.price;
         let columns = wanted(input, model, master, &duals, &solution, effort);
-        if close || last || columns.is_empty() && broken.is_empty() {
+        if close || last || columns.is_empty() && (broken.is_empty() || !effort.price) {
             return Ok(Optimum { solution, duals, objective_usd, bound_usd, rounds });
         }
         if columns.is_empty() {
@@ -142,14 +143,8 @@ fn wanted(
     solution: &Solution,
     effort: Effort,
 ) -> Wanted {
-    let mut decisions = better(input, model, master, duals, solution);
-    let mut sources = Vec::new();
-    if effort.price {
-        sources = profitable(input, model, master, duals);
-    } else {
-        decisions.retain(|decision| matches!(decision, Decision::Release(..)));
-    }
-    Wanted { sources, decisions }
+    let sources = if effort.price { profitable(input, model, master, duals) } else { Vec::new() };
+    Wanted { sources, decisions: better(input, model, master, duals, solution) }
 }
 
 /// Decisions outside the problem that would earn or save money at the current prices: of each source the best launch, and

@@ -2,13 +2,16 @@
 
 use solver::{Limits, SolverError};
 
-use super::master::{Decision, Master};
+use super::master::Master;
 use super::resolve::{Effort, Optimum, resolve};
 use super::scout;
 use crate::columns::Links;
 use crate::input::PlanInput;
 use crate::model::{EPS, Model};
 use crate::source::Source;
+
+/// Problems of so few sources are solved with all of them from the start: what rounding tries has to be there.
+const SMALL: usize = 60;
 
 /// Solves `model`. The master is kept for re-solves with changed bounds.
 ///
@@ -19,7 +22,9 @@ pub fn solve<'a>(input: &'a PlanInput, model: &'a Model, effort: Effort) -> Resu
     let mut master = Master::new(input, model, limits)?;
     let mut sources = first_sources(input, model, &master.links);
     let (mut near, mut decisions) = (None, Vec::new());
-    if model.weights.len() > 3 {
+    if model.sources.len() <= SMALL {
+        sources = (0..model.sources.len()).collect();
+    } else if model.weights.len() > 3 {
         let scouted = scout::explore(input, model, &sources, effort)?;
         sources = scouted.sources;
         decisions = scouted.decisions;
@@ -83,6 +88,7 @@ fn first_sources(input: &PlanInput, model: &Model, links: &[Links]) -> Vec<usize
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decompose::Decision;
     use crate::keys::{Period, SourceId};
     use crate::synthetic::{Size, fleet};
 
