@@ -237,6 +237,7 @@ pub fn load(path: &Path, parent: Option<&Plan>) -> anyhow::Result<Loaded> {
         None => (1, RollingMemory::default()),
     };
     let moment = Moment {
+        borrowers: &[],
         now_s: f64::from(file.parent_age_s),
         epoch,
         offers,
@@ -267,7 +268,7 @@ fn history(file: &PlanFile, series: &Series) -> anyhow::Result<History> {
         let members = parts::series_of(part, series)?;
         claims.push(series.claims(&members, part.gpus_per_claim));
     }
-    Ok(History { step_s: series.step_s, claims })
+    Ok(History { step_s: series.step_s, claims, filled_steps: Vec::new() })
 }
 
 fn estimate(offer: &Offer, file: &PlanFile) -> anyhow::Result<Estimate> {

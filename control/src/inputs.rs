@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fleet::book::{Book, Tally};
+use fleet::book::{Book, ClassRule, Tally};
 use fleet::{Class, Offer, OfferKey};
-use planner::gather::{Estimate, ObservedNode, Prior};
+use planner::gather::{Borrower, Estimate, ObservedNode, Prior};
 use planner::input::{Commitment, Quota};
 use planner::rolling::Moment;
 use planner::scenarios::{Declared, History};
@@ -68,6 +68,13 @@ pub struct Inputs {
     pub commitments: Vec<Commitment>,
     /// Demand that was declared.
     pub declared: Vec<Declared>,
+    /// Who would borrow what is idle.
+    pub borrowers: Vec<Borrower>,
+}
+
+/// Classes that nodes are bought for, by name: all but those that borrow.
+pub fn planned(book: &Book) -> impl Iterator<Item = (&String, &ClassRule)> {
+    book.classes().iter().filter(|(_, rule)| !rule.class.borrows())
 }
 
 impl Inputs {
@@ -78,20 +85,21 @@ impl Inputs {
         let (ids, nodes) = observed(known);
         let (estimates, commitments) = estimates(known, now_s);
         let judged = |name: &String| book.tallies().get(name).copied().unwrap_or_default();
-        let names: Vec<&String> = book.classes().keys().collect();
+        let names: Vec<&String> = planned(book).map(|(name, _)| name).collect();
         Self {
             now_s,
             offers: book.offers().to_vec(),
             estimates,
-            classes: book.classes().values().map(|r| r.class.clone()).collect(),
-            claim_mean_s: book.classes().values().map(|r| r.claim_mean_s).collect(),
+            classes: planned(book).map(|(_, r)| r.class.clone()).collect(),
+            claim_mean_s: planned(book).map(|(_, r)| r.claim_mean_s).collect(),
             nodes,
             ids,
-            judged: book.classes().keys().map(judged).collect(),
+            judged: names.iter().map(|name| judged(name)).collect(),
             history,
             quotas: quotas(known.quotas, book.offers()),
             commitments,
             declared: declared(known.forecasts, &names, known.now_ms),
+            borrowers: borrowers(book),
         }
     }
 
@@ -109,6 +117,7 @@ impl Inputs {
             quotas: &self.quotas,
             commitments: &self.commitments,
             declared: &self.declared,
+            borrowers: &self.borrowers,
             judged: &self.judged,
             history: &self.history,
             known: None,
@@ -116,11 +125,21 @@ impl Inputs {
     }
 }
 
+/// Classes that borrow, with their claims that have GPUs or wait.
+fn borrowers(book: &Book) -> Vec<Borrower> {
+    let borrow =
+        book.classes().values().filter(|rule| rule.class.borrows() && !book.offers_of(&rule.class.name).is_empty());
+    let one = |rule: &ClassRule| {
+        let open = book.claims().values().filter(|claim| claim.class == rule.class.name);
+        Borrower { class: rule.class.clone(), claims: open.map(|claim| f64::from(claim.count)).sum() }
+    };
+    borrow.map(one).filter(|borrower| borrower.claims > 0.0).collect()
+}
+
 /// Nodes that plans count, with their numbers.
 fn observed(known: &Knowledge<'_>) -> (Vec<u64>, Vec<ObservedNode>) {
     let book = known.book;
-    let classes: BTreeMap<&str, usize> =
-        book.classes().keys().enumerate().map(|(k, name)| (name.as_str(), k)).collect();
+    let classes: BTreeMap<&str, usize> = planned(book).enumerate().map(|(k, (name, _))| (name.as_str(), k)).collect();
     let mut claims: BTreeMap<u64, BTreeMap<usize, u32>> = BTreeMap::new();
     for claim in book.claims().values().filter(|c| c.state.is_live()) {
         let Some(&k) = classes.get(claim.class.as_str()) else { continue };
@@ -206,7 +225,7 @@ pub fn history(book: &Book, past: &[(String, i64, f64)], now_ms: i64) -> History
     let step_ms = i64::from(STEP_S) * 1000;
     let first_ms = past.first().map_or(now_ms, |row| row.1) / step_ms;
     let steps = usize::try_from(now_ms / step_ms - first_ms).unwrap_or(0);
-    let index: BTreeMap<&str, usize> = book.classes().keys().enumerate().map(|(k, n)| (n.as_str(), k)).collect();
+    let index: BTreeMap<&str, usize> = planned(book).enumerate().map(|(k, (n, _))| (n.as_str(), k)).collect();
     let mut claims = vec![vec![f64::NAN; steps]; index.len()];
     for (class, at_ms, value) in past {
         let at = usize::try_from(at_ms / step_ms - first_ms).unwrap_or(0);
@@ -215,15 +234,53 @@ pub fn history(book: &Book, past: &[(String, i64, f64)], now_ms: i64) -> History
         }
     }
     let now = demand(book);
-    for (row, name) in claims.iter_mut().zip(book.classes().keys()) {
+    let mut filled_steps = vec![0; claims.len()];
+    for ((row, (name, _)), filled) in claims.iter_mut().zip(planned(book)).zip(&mut filled_steps) {
         let mut last = 0.0;
+        let mut begun = false;
         for value in row.iter_mut() {
             if value.is_nan() {
                 *value = last;
+                *filled += u32::from(begun);
+            } else {
+                begun = true;
             }
             last = *value;
         }
         row.push(now.get(name).copied().unwrap_or(0) as f64);
     }
-    History { step_s: STEP_S, claims }
+    History { step_s: STEP_S, claims, filled_steps }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet::book::Limits;
+    use protocol::ClassSpec;
+
+    use super::*;
+
+    fn class(name: &str, borrows: Option<f64>) -> ClassRule {
+        let mut spec = serde_json::json!({ "name": name, "gpus": [{ "model": "H100-SXM" }], "hit_rate": 0.0 });
+        if let Some(usd) = borrows {
+            spec["borrows_usd_per_gpu_h"] = usd.into();
+        }
+        serde_json::from_value::<ClassSpec>(spec).expect("a class").rule().expect("sensible")
+    }
+
+    /// Steps that were not written down are as those before, and are counted; who borrows is no demand.
+    #[test]
+    fn gaps_are_counted_and_borrowers_are_left_out() {
+        let mut book = Book::new(Limits::default());
+        book.set_classes([class("a-batch", Some(0.5)), class("chat", None), class("code", None)]);
+        let step_ms = i64::from(STEP_S) * 1000;
+        let past: Vec<(String, i64, f64)> =
+            [("chat", 0, 4.0), ("chat", 1, 5.0), ("chat", 4, 6.0), ("code", 3, 2.0), ("a-batch", 2, 9.0)]
+                .map(|(class, step, claims)| (class.to_owned(), step * step_ms, claims))
+                .to_vec();
+        let history = history(&book, &past, 5 * step_ms);
+        assert_eq!(history.claims, [vec![4.0, 5.0, 5.0, 5.0, 6.0, 0.0], vec![0.0, 0.0, 0.0, 2.0, 2.0, 0.0]]);
+        assert_eq!(history.filled_steps, [2, 1], "a class that came later has no gap before that");
+        let names: Vec<&String> = planned(&book).map(|(name, _)| name).collect();
+        assert_eq!(names, ["chat", "code"]);
+    }
 }

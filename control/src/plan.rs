@@ -171,12 +171,12 @@ fn breaches(book: &Book, budget: &BudgetSpec, paid: bool, now_ms: i64) -> Vec<Br
     found
 }
 
-/// The same nodes, but idle ones in place of those in diagnostics, whose test would be for nothing.
+/// The same nodes, but idle ones in place of those in diagnostics, whose test would be for nothing, and of those that are lent.
 fn rather_idle(book: &Book, releases: &[u64]) -> Vec<u64> {
     let state = |id: &u64| book.nodes().get(id).map(|n| (n.state, &n.offer));
     let mut chosen: Vec<u64> = releases.to_vec();
     for at in 0..chosen.len() {
-        let Some((NodeState::Diagnosing, offer)) = state(&chosen[at]) else { continue };
+        let Some((NodeState::Diagnosing | NodeState::Claimed, offer)) = state(&chosen[at]) else { continue };
         let free = |n: &&Node| n.state == NodeState::Idle && n.offer == *offer && !chosen.contains(&n.id);
         if let Some(idle) = book.nodes().values().find(free).map(|n| n.id) {
             chosen[at] = idle;

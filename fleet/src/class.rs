@@ -52,4 +52,16 @@ pub struct Class {
     pub hit_rate_target: f64,
     /// Cost of one missed claim.
     pub miss_cost_usd_micros: UsdMicros,
+    /// Its claims borrow GPUs that are idle, for so many micro-dollars a GPU-hour, and are called back when others need them.
+    /// Nothing is launched for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub borrows_usd_micros_per_gpu_h: Option<UsdMicros>,
+}
+
+impl Class {
+    /// Whether its claims borrow idle GPUs until they are called back.
+    #[must_use]
+    pub fn borrows(&self) -> bool {
+        self.borrows_usd_micros_per_gpu_h.is_some()
+    }
 }

@@ -201,12 +201,15 @@ fn cost(input: &PlanInput, model: &Model, master: &Master, rounded: &Rounded, mi
         row.iter().zip(share).enumerate().map(|(k, (missed, share))| missed * share * usd(k)).sum::<f64>()
     };
     let misses: f64 = missed.iter().zip(&model.miss_share).map(cost).sum();
-    let penalties = (rounded.optimum.objective_usd - nodes - launches - misses).max(0.0);
+    let (lent, forgone) = lent(input, model, missed);
+    let penalties = (rounded.optimum.objective_usd - nodes - launches - misses - forgone).max(0.0);
     Cost {
         nodes_usd_micros: micros(nodes),
         launches_usd_micros: micros(launches),
         misses_usd_micros: micros(misses),
         penalties_usd_micros: micros(penalties),
+        lent_usd_micros: micros(lent),
+        not_lent_usd_micros: micros(forgone),
     }
 }
 
@@ -245,6 +248,7 @@ fn class_report(
     let surge: f64 = periods.clone().map(|t| (able(t) - wanted(t)).max(0.0)).sum();
     let price = input.miss_prices.get(k);
     let own = class.miss_cost_usd_micros;
+    let missed_claims = expected_misses.clone();
     ClassReport {
         class: class.name.clone(),
         mean_claims: (0..model.periods()).map(|t| mean(false, t)).collect(),
@@ -257,7 +261,25 @@ fn class_report(
         miss_price_cap_usd_micros: price.map_or(own, |p| p.cap_usd_micros),
         next_point_usd_micros_per_h: price.and_then(MissPrice::next_point_usd_per_h).map(micros),
         first_period: model.first_period[k] as u32,
+        lent_gpus: class.borrows().then(|| {
+            let mean = |of: &dyn Fn(usize) -> f64| periods.clone().map(of).sum::<f64>() / count;
+            (mean(&|t| wanted(t)) - mean(&|t| missed_claims[t] * model.claim_gpus[k])).max(0.0)
+        }),
     }
+}
+
+/// What borrowers pay over the horizon at the prices that the plan counts, dollars, and what they would pay were there more
+/// idle GPUs for them.
+fn lent(input: &PlanInput, model: &Model, missed: &[Vec<f64>]) -> (f64, f64) {
+    let (mut lent, mut forgone) = (0.0, 0.0);
+    for k in (0..input.classes.len()).filter(|k| input.classes[*k].borrows()) {
+        for (t, missed) in missed.iter().enumerate() {
+            let wanted: f64 = input.scenarios.iter().map(|s| s.weight * s.claims[t][k]).sum();
+            lent += (wanted - missed[k]).max(0.0) * model.miss_usd[t][k];
+            forgone += missed[k] * model.miss_usd[t][k];
+        }
+    }
+    (lent, forgone)
 }
 
 /// First period that a class's hit rate is counted from: where no launch arrives within the horizon, every period counts.

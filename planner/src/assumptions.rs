@@ -25,6 +25,11 @@ pub enum Assumed {
         /// Hours that are known.
         hours: f64,
     },
+    /// Parts of its past were not written down: they are taken to be as what was before.
+    Gaps {
+        /// Hours of them.
+        hours: f64,
+    },
     /// Its past rose once and fell once: nobody knows how often that happens.
     OneBurst,
     /// It has more claims than ever before.
@@ -66,6 +71,10 @@ impl std::fmt::Display for Assumption {
                     "only {hours:.1} h of its demand are known; it is forecast from its last value, without a daily rhythm"
                 )
             }
+            Assumed::Gaps { hours } => write!(
+                f,
+                "{hours:.1} h of its past were not written down; its demand is taken to have stayed as it was before"
+            ),
             Assumed::OneBurst => f.write_str("its past has one burst only; it is taken to come as often as that"),
             Assumed::NewScale { times } => {
                 write!(
@@ -100,7 +109,9 @@ pub fn of(rules: &Rules, seen: &Moment, lead_s: &[f64]) -> Vec<Assumption> {
         let past = &seen.history.claims[k];
         let of_past = past_of(past, seen.history.step_s, rules.season_s);
         let late = lead_s.get(k).filter(|lead| **lead > horizon_s);
-        let found = [of_past, target_of(class), late.map(|lead_s| Assumed::LateLaunches { lead_s: *lead_s })];
+        let filled = seen.history.filled_steps.get(k).copied().filter(|steps| *steps > 0);
+        let gaps = filled.map(|steps| Assumed::Gaps { hours: f64::from(steps * seen.history.step_s) / 3600.0 });
+        let found = [of_past, gaps, target_of(class), late.map(|lead_s| Assumed::LateLaunches { lead_s: *lead_s })];
         all.extend(found.into_iter().flatten().map(|what| Assumption { class: class.name.clone(), what }));
     }
     all

@@ -68,7 +68,7 @@ fn order_up_to(input: &PlanInput, model: &Model) -> Vec<f64> {
     let mut rate_left = launch_room(input);
     let spent: f64 = model.sources.iter().map(|s| s.appear[0] * s.price_usd_per_h).sum();
     let mut budget_left = model.budget_left_usd_per_h.first().map_or(f64::INFINITY, |left| left - spent);
-    for k in 0..input.classes.len() {
+    for k in (0..input.classes.len()).filter(|k| !input.classes[*k].borrows()) {
         let mut missing = level_gpus(input, model, k);
         for (pool, gpus) in model.pools.iter().zip(&mut beside) {
             if let Some(&(_, share)) = pool.serves.iter().find(|(c, _)| *c == k) {

@@ -102,6 +102,15 @@ impl Estimate {
     }
 }
 
+/// Claims that would borrow idle GPUs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Borrower {
+    /// Their class.
+    pub class: Class,
+    /// How many have GPUs or wait for them.
+    pub claims: f64,
+}
+
 /// What is observed. Shapes: `P` offers, `K` classes, `T` periods.
 #[derive(Debug)]
 pub struct Observed<'a> {
@@ -127,6 +136,8 @@ pub struct Observed<'a> {
     pub commitments: &'a [Commitment],
     /// How risk and stability are weighed.
     pub policy: &'a Policy,
+    /// Who would borrow what is idle.
+    pub borrowers: &'a [Borrower],
     /// The plan before, and the seconds since it was made.
     pub parent: Option<(&'a Plan, f64)>,
 }
@@ -208,12 +219,22 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
             spare_s: spare.get(&offer.key).cloned().unwrap_or_default(),
         }
     };
+    let mut classes = seen.classes.to_vec();
+    let mut miss_prices = seen.miss_prices.to_vec();
+    let mut scenarios = scenarios;
+    for borrower in seen.borrowers {
+        add_borrower(borrower, &mut scenarios);
+        classes.push(borrower.class.clone());
+        if miss_prices.len() + 1 == classes.len() {
+            miss_prices.push(MissPrice::of_borrowers());
+        }
+    }
     PlanInput {
         epoch: seen.epoch,
         period_s: seen.period_s.to_vec(),
         offers: seen.offers.iter().enumerate().map(state).collect(),
-        classes: seen.classes.to_vec(),
-        miss_prices: seen.miss_prices.to_vec(),
+        classes,
+        miss_prices,
         scenarios,
         quotas: seen.quotas.to_vec(),
         commitments: seen.commitments.to_vec(),
@@ -223,6 +244,14 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
         } else {
             Policy { churn: 0.0, hold: 0.0, ..seen.policy.clone() }
         },
+    }
+}
+
+/// Who would borrow now would borrow later: as many on every path, in every period.
+fn add_borrower(borrower: &Borrower, scenarios: &mut [Scenario]) {
+    for scenario in scenarios {
+        scenario.claims.iter_mut().for_each(|row| row.push(borrower.claims));
+        scenario.new_claims.iter_mut().for_each(|row| row.push(0.0));
     }
 }
 

@@ -56,6 +56,13 @@ pub struct MissPrice {
 const NEXT_POINT: f64 = 1e-3;
 
 impl MissPrice {
+    /// Of claims that borrow: nobody misses them.
+    #[must_use]
+    pub fn of_borrowers() -> Self {
+        let (usd_micros, cap_usd_micros) = (UsdMicros::ZERO, UsdMicros::ZERO);
+        Self { usd_micros, basis: PriceBasis::Operator, cap_usd_micros, curve: Vec::new() }
+    }
+
     /// The price that another target asks for on the same past; the same where the past does not tell.
     #[must_use]
     pub fn for_target(&self, target: f64, floor: UsdMicros) -> Self {

@@ -97,6 +97,8 @@ type Placed = BTreeMap<Option<usize>, Vec<Vec<f64>>>;
 pub const QUOTA_PENALTY_USD: f64 = 1e5;
 /// Penalty for one dollar an hour over budget.
 pub const BUDGET_PENALTY_USD: f64 = 2e4;
+/// Share of a GPU's price that lending it counts for at most.
+const LENT_SHARE: f64 = 0.95;
 /// Launches and nodes smaller than this are zero.
 pub const EPS: f64 = 1e-6;
 
@@ -412,7 +414,8 @@ impl Model {
         if let Some(survive) = input.policy.survive {
             let after = |lost: usize| {
                 let row = |t: usize| -> Vec<f64> {
-                    (0..classes).map(|k| (mean[t][k] * survive.share - met(t, k, Some(lost))).max(0.0)).collect()
+                    let lacks = |k: usize| (mean[t][k] * survive.share - met(t, k, Some(lost))).max(0.0);
+                    (0..classes).map(|k| if input.classes[k].borrows() { 0.0 } else { lacks(k) }).collect()
                 };
                 (0..self.periods()).map(row).collect()
             };
@@ -461,6 +464,7 @@ impl Model {
                 leads[k].1 += 1.0;
             }
         }
+        let idle_usd_per_gpu_h = self.cheapest_gpu_usd_per_h();
         for t in 0..self.periods() {
             let length_s = self.hours[t] * 3600.0;
             let mean = |of: fn(&crate::input::Scenario) -> &Vec<Vec<f64>>, k: usize| -> f64 {
@@ -473,9 +477,25 @@ impl Model {
                 (length_s / without_s.max(length_s)).min(1.0)
             };
             let row: Vec<f64> = (0..self.claim_gpus.len()).map(share).collect();
-            self.miss_usd.push(row.iter().enumerate().map(|(k, share)| input.miss_price_usd(k) * share).collect());
+            let usd = |(k, share): (usize, &f64)| match input.classes[k].borrows_usd_micros_per_gpu_h {
+                Some(price) => price.usd().min(idle_usd_per_gpu_h[k]) * self.claim_gpus[k] * self.hours[t],
+                None => input.miss_price_usd(k) * share,
+            };
+            self.miss_usd.push(row.iter().enumerate().map(usd).collect());
             self.miss_share.push(row);
         }
+    }
+
+    /// What a GPU costs at least, a little less than that, `[K]`: what borrowers pay counts for no more, so that nothing is
+    /// bought for them.
+    fn cheapest_gpu_usd_per_h(&self) -> Vec<f64> {
+        let mut cheapest = vec![f64::INFINITY; self.claim_gpus.len()];
+        for source in &self.sources {
+            for &(k, share) in &self.pools[source.pool].serves {
+                cheapest[k] = cheapest[k].min(LENT_SHARE * source.cost_usd_per_h / source.gpus / share);
+            }
+        }
+        cheapest
     }
 
     fn add_spreads(&mut self, input: &PlanInput) {

@@ -55,6 +55,12 @@ pub struct Cost {
     pub misses_usd_micros: UsdMicros,
     /// What is weighed beside: misses above their operator's price, things not met, churn. Not money that is spent.
     pub penalties_usd_micros: UsdMicros,
+    /// What borrowers pay for idle GPUs.
+    #[serde(default)]
+    pub lent_usd_micros: UsdMicros,
+    /// What they would pay were there more of them: the objective has it, too.
+    #[serde(default)]
+    pub not_lent_usd_micros: UsdMicros,
 }
 
 /// How a plan was found.
@@ -139,6 +145,9 @@ pub struct ClassReport {
     pub next_point_usd_micros_per_h: Option<UsdMicros>,
     /// First period that a launch can help.
     pub first_period: u32,
+    /// Of a class that borrows: idle GPUs that it gets, mean over these periods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lent_gpus: Option<f64>,
 }
 
 impl ClassReport {

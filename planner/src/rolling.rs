@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::assumptions::{self, Assumption};
 use crate::decompose::Effort;
 use crate::forecast::{self, Mix, Past};
-use crate::gather::{self, Estimate, Observed, ObservedNode};
+use crate::gather::{self, Borrower, Estimate, Observed, ObservedNode};
 use crate::input::{Commitment, MissPrice, PlanInput, Policy, Quota, Scenario};
 use crate::miss_price::{Expected, Known, MissPrices};
 use crate::plan::Plan;
@@ -117,6 +117,8 @@ pub struct Moment<'a> {
     pub declared: &'a [Declared],
     /// Concurrent claims so far, `[K][N]`, the last is now.
     pub history: &'a History,
+    /// Who would borrow what is idle; not among the classes.
+    pub borrowers: &'a [Borrower],
     /// Demand where it is known instead of forecast, with what losses bring back: for yardsticks.
     pub known: Option<&'a Scenario>,
 }
@@ -141,6 +143,7 @@ pub fn input(rules: &Rules, memory: &mut RollingMemory, seen: &Moment) -> PlanIn
         quotas: seen.quotas,
         commitments: seen.commitments,
         policy: &rules.weights,
+        borrowers: seen.borrowers,
         parent: memory.parent.as_ref().map(|(plan, at_s)| (plan, seen.now_s - at_s)),
     };
     if seen.known.is_none() {
@@ -157,6 +160,8 @@ pub fn decide(memory: &mut RollingMemory, input: &PlanInput, now_s: f64) -> Resu
     let mut made = plan(input, options())?;
     made.report.assumed.clone_from(&memory.assumed);
     memory.expected = expected(input, &made);
+    // What borrowers can expect is nobody's concern.
+    memory.expected.truncate(memory.names.len());
     memory.parent = Some((made.clone(), now_s));
     Ok(made)
 }

@@ -10,6 +10,8 @@ pub struct History {
     pub step_s: u32,
     /// Concurrent claims, `[K][N]`, the last is now.
     pub claims: Vec<Vec<f64>>,
+    /// Steps of each class that nobody wrote down: they repeat the one before, `[K]`; empty where there are none.
+    pub filled_steps: Vec<u32>,
 }
 
 /// How paths are made.
@@ -106,7 +108,7 @@ mod tests {
 
     #[test]
     fn shapes_weights_and_replacement() {
-        let history = History { step_s: 300, claims: vec![vec![10.0; 700], vec![0.0; 700]] };
+        let history = History { step_s: 300, claims: vec![vec![10.0; 700], vec![0.0; 700]], filled_steps: vec![] };
         let rules = PathRules {
             season_s: 86_400,
             paths: 4,
@@ -127,7 +129,7 @@ mod tests {
     /// What is declared is in every path, for its time and its class only, and its claims begin in its first period.
     #[test]
     fn declared_demand_is_planned_for() {
-        let history = History { step_s: 300, claims: vec![vec![10.0; 700], vec![0.0; 700]] };
+        let history = History { step_s: 300, claims: vec![vec![10.0; 700], vec![0.0; 700]], filled_steps: vec![] };
         let periods = [300, 300, 300, 300];
         let declared = vec![Declared { class: 1, from_s: 600.0, until_s: 900.0, claims: 50.0 }];
         let rules =

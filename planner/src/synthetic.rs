@@ -191,6 +191,7 @@ fn class(rng: &mut Rng, k: usize) -> Class {
         markets: if rng.unit() < 0.5 { vec![Market::OnDemand] } else { vec![] },
         hit_rate_target: [0.9, 0.95, 0.99, 0.99][rng.below(4)],
         miss_cost_usd_micros: UsdMicros::from_usd(rng.between(0.5, 8.0)).expect("finite"),
+        borrows_usd_micros_per_gpu_h: None,
     }
 }
 

@@ -70,6 +70,10 @@ pub struct ClassSpec {
     /// Cost of a claim that is not, dollars.
     #[serde(default = "dollar")]
     pub miss_cost_usd: f64,
+    /// Its claims borrow GPUs that are idle, for so many dollars a GPU-hour, and are called back when others need them. Nothing
+    /// is launched for them, and `hit_rate` is 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub borrows_usd_per_gpu_h: Option<f64>,
     /// A claim granted within this time is a hit, seconds.
     #[serde(default = "half_minute")]
     pub wait_s: f64,
@@ -143,6 +147,15 @@ impl ClassSpec {
         {
             return Err(bad(field, format!("{value} is not in {least}..=1e7 seconds")));
         }
+        if self.borrows_usd_per_gpu_h.is_some() {
+            if self.hit_rate > 0.0 {
+                let what = format!("{}: who borrows is promised nothing; write 0", self.hit_rate);
+                return Err(bad("hit_rate", what));
+            }
+            if !matches!(self.on_empty, OnEmpty::Fail | OnEmpty::Queue) {
+                return Err(bad("on_empty", "nothing is launched for who borrows: fail or queue".into()));
+            }
+        }
         let usd = |field: &'static str, value: f64| {
             let money = UsdMicros::from_usd(value).ok().filter(|m| m.0 >= 0);
             money.ok_or_else(|| bad(field, format!("{value} is no amount of dollars")))
@@ -173,6 +186,10 @@ impl ClassSpec {
                 markets: self.markets.clone(),
                 hit_rate_target: self.hit_rate,
                 miss_cost_usd_micros: usd("miss_cost_usd", self.miss_cost_usd)?,
+                borrows_usd_micros_per_gpu_h: match self.borrows_usd_per_gpu_h {
+                    Some(price) => Some(usd("borrows_usd_per_gpu_h", price)?),
+                    None => None,
+                },
             },
             wait_ms: (self.wait_s * 1000.0).round() as i64,
             on_empty: self.on_empty,
@@ -223,6 +240,7 @@ impl ClassSpec {
             markets: class.markets.clone(),
             hit_rate: class.hit_rate_target,
             miss_cost_usd: class.miss_cost_usd_micros.usd(),
+            borrows_usd_per_gpu_h: class.borrows_usd_micros_per_gpu_h.map(UsdMicros::usd),
             wait_s: rule.wait_ms as f64 / 1000.0,
             on_empty: rule.on_empty,
             lease_s: rule.lease_ms as f64 / 1000.0,

@@ -33,11 +33,12 @@ fn line(name: &str, seed: u64, who: &str, outcome: &Outcome, seconds: f64) -> St
         .collect();
     let (money, counts) = (&outcome.money, &outcome.counts);
     format!(
-        "{name:<20} {seed:>2} {who:<26} {:>8.0} idle {:>7.0} boot {:>6.0} misses {:>6.0} launches {:>5} releases {:>5} reversals {:>5} fallbacks {:>3} {:>6.1} s  {}",
+        "{name:<20} {seed:>2} {who:<26} {:>8.0} idle {:>7.0} boot {:>6.0} misses {:>6.0} lent {:>6.0} launches {:>5} releases {:>5} reversals {:>5} fallbacks {:>3} {:>6.1} s  {}",
         money.total_usd(),
         money.idle_usd,
         money.boot_usd + money.churn_usd,
         money.misses_usd,
+        money.lent_usd,
         counts.launches,
         counts.releases,
         counts.reversals,

@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }],
         claims: claims::poisson(20.0, &life, 86_400.0, 0, &mut Rng::new(1)),
         disturbances: vec![],
-        history: History { step_s: 60, claims: vec![vec![]] },
+        history: History { step_s: 60, claims: vec![vec![]], filled_steps: vec![] },
         start_fleet: false,
         measure_from_s: 600.0,
         end_s: 86_400.0,

@@ -68,6 +68,7 @@ fn setup(
         markets: vec![],
         hit_rate_target: target,
         miss_cost_usd_micros: UsdMicros(10_000_000),
+        borrows_usd_micros_per_gpu_h: None,
     };
     let life = Dist::LogNormal { median_s: 1200.0, p99_s: 7200.0 };
     Ok(Setup {
@@ -86,7 +87,7 @@ fn setup(
         }],
         claims: claims::poisson(0.01, &life, 2.0 * DAY_S, 0, &mut Rng::new(seed)),
         disturbances: vec![],
-        history: History { step_s: 60, claims: vec![vec![]] },
+        history: History { step_s: 60, claims: vec![vec![]], filled_steps: vec![] },
         start_fleet: true,
         measure_from_s: DAY_S / 2.0,
         end_s: 2.0 * DAY_S,

@@ -24,7 +24,7 @@ const TIME_LIMIT_S: f64 = 300.0;
 /// The bound.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Bound {
-    /// Dollars of the measured part.
+    /// Dollars of the measured part, less all that borrowers could pay.
     pub total_usd: f64,
     /// Of which nodes in use.
     pub nodes_usd: f64,
@@ -182,7 +182,7 @@ impl Program<'_> {
             return Err(BoundError::TimeLimit);
         }
         Ok(Bound {
-            total_usd: solution.eval(&total_usd),
+            total_usd: solution.eval(&total_usd) - lendable_usd(self.setup),
             nodes_usd: solution.eval(&self.nodes_usd),
             boot_usd: solution.eval(&self.boot_usd),
             misses_usd: solution.eval(&self.misses_usd),
@@ -190,10 +190,21 @@ impl Program<'_> {
     }
 }
 
+/// What borrowers would pay if they had GPUs for all of their work.
+fn lendable_usd(setup: &Setup) -> f64 {
+    let pays = |claim: &crate::engine::ClaimSpec| {
+        let class = &setup.classes[claim.class as usize].class;
+        let price = class.borrows_usd_micros_per_gpu_h.map_or(0.0, fleet::UsdMicros::usd);
+        price * f64::from(class.gpus_per_claim) * (claim.end_ms.saturating_sub(claim.at_ms)) as f64 / 3.6e6
+    };
+    setup.claims.iter().map(pays).sum()
+}
+
 /// GPUs that claims want, mean of each bucket, `[K][buckets]`.
 fn mean_demand(setup: &Setup, bucket_s: f64, buckets: usize) -> Vec<Vec<f64>> {
     let mut demand = vec![vec![0.0; buckets]; setup.classes.len()];
-    for claim in &setup.claims {
+    // Who borrows is promised nothing.
+    for claim in setup.claims.iter().filter(|claim| !setup.classes[claim.class as usize].class.borrows()) {
         let gpus = f64::from(setup.classes[claim.class as usize].class.gpus_per_claim);
         let from = (claim.at_ms as f64 / 1000.0 - setup.measure_from_s).max(0.0);
         let to = (claim.end_ms as f64 / 1000.0).min(setup.end_s) - setup.measure_from_s;

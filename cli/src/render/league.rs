@@ -114,12 +114,16 @@ pub fn league(league: &League) -> String {
         "churn",
         "misses",
         "used",
+        "lent",
     ];
-    let mut rows = table(&header, 2..12);
+    // Where nothing is lent there is nothing to show.
+    let lends = league.shown().iter().any(|entry| entry.over(|o| o.money.lent_usd).mean > 0.0);
+    let header = &header[..header.len() - usize::from(!lends)];
+    let mut rows = table(header, 2..header.len());
     for entry in league.shown() {
         let part = |of: fn(&Outcome) -> f64| format!("${:.0}", entry.over(of).mean);
         let floor = entry.player == Player::Foresight;
-        rows.add_row([
+        let mut row = vec![
             entry.player.name(),
             knobs(entry),
             usd_of(entry.cost_usd()),
@@ -132,7 +136,9 @@ pub fn league(league: &League) -> String {
             part(|o| o.money.churn_usd),
             part(|o| o.money.misses_usd),
             percent(entry.over(Outcome::utilisation).mean),
-        ]);
+        ];
+        row.extend(lends.then(|| format!("-${:.0}", entry.over(|o| o.money.lent_usd).mean)));
+        rows.add_row(row);
     }
     let bound = Estimate::of(&league.bounds.iter().map(|b| b.total_usd).collect::<Vec<_>>());
     rows.add_row(["clairvoyant".into(), String::new(), usd_of(bound)]);

@@ -40,9 +40,17 @@ fn headline(loaded: &Loaded, plan: &Plan) -> String {
         Method::Optimum { rounding } => {
             let hourly = |part: UsdMicros| micros(part.usd() / hours);
             let cost = &report.cost;
+            // The program counts what borrowers might pay and do not; people count what they pay.
+            let lendable = UsdMicros(cost.lent_usd_micros.0 + cost.not_lent_usd_micros.0);
+            let net = |whole: UsdMicros| UsdMicros(whole.0 - lendable.0);
+            let lent = if lendable > UsdMicros::ZERO {
+                format!(", lent -{}", hourly(cost.lent_usd_micros))
+            } else {
+                String::new()
+            };
             text += &format!(
-                "  cost      {}/h: nodes {}, launches {}, expected misses {}, penalties {}\n",
-                hourly(report.objective_usd_micros),
+                "  cost      {}/h: nodes {}, launches {}, expected misses {}, penalties {}{lent}\n",
+                hourly(net(report.objective_usd_micros)),
                 hourly(cost.nodes_usd_micros),
                 hourly(cost.launches_usd_micros),
                 hourly(cost.misses_usd_micros),
@@ -54,7 +62,7 @@ fn headline(loaded: &Loaded, plan: &Plan) -> String {
             );
             text += &format!(
                 "  proof     no plan of the whole problem costs less than {}/h; the linear optimum is within {:.4} % of that\n",
-                micros(report.bound_usd_micros.usd() / hours),
+                hourly(net(report.bound_usd_micros)),
                 100.0 * report.certificate_gap
             );
         }
@@ -107,6 +115,11 @@ fn classes(report: &PlanReport) -> String {
     for class in &report.classes {
         let claims = |t: Option<&f64>| format!("{:.1}", t.copied().unwrap_or(0.0));
         let from = class.first_counted();
+        if let Some(gpus) = class.lent_gpus {
+            let borrows = [class.class.clone(), claims(class.mean_claims.first()), claims(class.mean_claims.last())];
+            rows.add_row(borrows.into_iter().chain([String::new(), format!("{gpus:.1} GPUs lent")]));
+            continue;
+        }
         rows.add_row([
             class.class.clone(),
             claims(class.mean_claims.first()),

@@ -332,6 +332,7 @@ mod tests {
             markets: vec![],
             hit_rate_target: 0.99,
             miss_cost_usd_micros: UsdMicros(1_000_000),
+            borrows_usd_micros_per_gpu_h: None,
         };
         book.set_classes([ClassRule {
             class,

@@ -47,7 +47,7 @@ impl Need {
 /// Classes that nodes of these offers serve.
 fn served<'a>(book: &'a Book, offers: &BTreeSet<usize>) -> Vec<&'a str> {
     let served = |class: &&str| book.offers_of(class).iter().any(|p| offers.contains(p));
-    book.classes().keys().map(String::as_str).filter(served).collect()
+    crate::inputs::planned(book).map(|(name, _)| name.as_str()).filter(served).collect()
 }
 
 /// Idle nodes that stay: what may come before a diagnostic has yielded.

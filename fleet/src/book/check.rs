@@ -148,6 +148,8 @@ mod tests {
             lease_ms: 1,
             lease_until_ms: 1,
             hit: Some(true),
+            borrowed: false,
+            called_back_at_ms: None,
             ended_at_ms: None,
             reason: String::new(),
         }

@@ -180,6 +180,7 @@ impl Book {
                 self.note(id, None, reason, now_ms);
                 self.waiting.entry(class.clone()).or_default().push_back(id);
                 self.call_back_for(&class, now_ms);
+                self.call_back_borrowed_for(&class, now_ms);
                 Ok((id, Taken::Queued))
             }
         }
@@ -210,6 +211,8 @@ impl Book {
             lease_ms,
             lease_until_ms: 0,
             hit: None,
+            borrowed: rule.class.borrows(),
+            called_back_at_ms: None,
             ended_at_ms: None,
             reason: "no GPUs are free".into(),
         })
@@ -271,6 +274,9 @@ impl Book {
         claim.lease_until_ms = now_ms + claim.lease_ms.min(confirm_ms);
         self.due.insert((claim.lease_until_ms, id));
         claim.parts = parts;
+        if claim.borrowed {
+            self.borrowed.insert(id);
+        }
         let class = claim.class.clone();
         if let Some(hit) = judged {
             self.count(&class, hit);
@@ -319,6 +325,9 @@ impl Book {
         let Some(claim) = self.claims.get_mut(&id) else { return Err(ClaimError::UnknownClaim(id)) };
         claim.lease_ms = lease_ms;
         claim.lease_until_ms = now_ms + lease_ms;
+        if let Some(at_ms) = claim.called_back_at_ms {
+            claim.lease_until_ms = claim.lease_until_ms.min(at_ms + self.limits.call_back_ms);
+        }
         let due = claim.lease_until_ms;
         self.due.remove(&(before, id));
         self.due.insert((due, id));
@@ -378,6 +387,7 @@ impl Book {
             self.count(&class, false);
         }
         self.note(id, Some(before), reason.to_owned(), now_ms);
+        self.borrowed.remove(&id);
         if before == ClaimState::Queued {
             if let Some(line) = self.waiting.get_mut(&class) {
                 line.retain(|c| *c != id);
@@ -417,16 +427,17 @@ impl Book {
             .filter(|(class, line)| !line.is_empty() && self.offers_of(class).contains(&offer))
             .map(|(class, _)| class.clone())
             .collect();
-        // The one that waits longest goes first.
-        let mut by_age: Vec<(i64, String)> = classes
+        // The one that waits longest goes first, borrowers after all others.
+        let mut by_age: Vec<(bool, i64, String)> = classes
             .into_iter()
             .filter_map(|k| {
                 let first = self.waiting.get(&k)?.front()?;
-                Some((self.claims.get(first)?.asked_at_ms, k))
+                let claim = self.claims.get(first)?;
+                Some((claim.borrowed, claim.asked_at_ms, k))
             })
             .collect();
         by_age.sort();
-        for (_, class) in by_age {
+        for (.., class) in by_age {
             self.serve_class(&class, now_ms);
         }
     }
@@ -466,6 +477,7 @@ impl Book {
             }
             let reason = match claim.state {
                 ClaimState::Queued => "its deadline passed while no GPUs were free",
+                _ if claim.called_back_at_ms.is_some() => "it was called back",
                 ClaimState::Granted => "its client did not confirm it",
                 _ => "its lease ran out without a heartbeat",
             };
@@ -517,11 +529,15 @@ impl Book {
             let place = line.partition_point(|c| *c < id);
             line.insert(place, id);
         }
+        if claim.borrowed && claim.state.is_live() {
+            self.borrowed.insert(id);
+        }
         self.claims.insert(id, claim);
     }
 
     fn drop_claim(&mut self, id: u64) {
         let Some(old) = self.claims.remove(&id) else { return };
+        self.borrowed.remove(&id);
         self.due.remove(&(old.due_at_ms(), id));
         if let Some(key) = &old.key {
             self.keys.remove(key);

@@ -79,7 +79,7 @@ impl Book {
         if self.lent.is_empty() {
             return;
         }
-        let Some(rule) = self.classes.get(class) else { return };
+        let Some(rule) = self.classes.get(class).filter(|rule| !rule.class.borrows()) else { return };
         let size = u64::from(rule.class.gpus_per_claim);
         let serves =
             |n: &super::Node| self.offer_of(n).is_some_and(|p| self.within.get(class).is_some_and(|w| w.contains(&p)));

@@ -12,6 +12,9 @@ impl Book {
     /// GPUs for a claim, if there are enough: within the class's price caps, or above them for a substitute.
     pub(super) fn find(&self, claim: &Claim) -> Option<Vec<Part>> {
         let within = self.within.get(&claim.class)?;
+        if claim.borrowed {
+            return self.find_in(&self.lendable(within), claim);
+        }
         let found = self.find_in(within, claim);
         match found {
             None if claim.on_empty == OnEmpty::Substitute => self.find_in(self.above.get(&claim.class)?, claim),

@@ -116,15 +116,24 @@ impl Book {
     /// Gives an idle node back: it takes no more claims from now on.
     ///
     /// # Errors
-    /// It is not idle any more, nor in diagnostics.
+    /// It is not idle any more, nor in diagnostics or borrowed.
     pub fn intend_release(&mut self, epoch: u64, node: u64, now_ms: i64) -> Result<u64, IntentError> {
         let found = self.nodes.get(&node).ok_or(NodeError::Unknown(node))?;
-        if !matches!(found.state, NodeState::Idle | NodeState::Diagnosing) {
+        let lent = self.is_all_borrowed(found);
+        if !lent && !matches!(found.state, NodeState::Idle | NodeState::Diagnosing) {
             return Err(NodeError::NotIdle { node, state: found.state.name() }.into());
         }
         let why = if epoch > 0 { format!("plan {epoch} gives it back") } else { "given back by hand".into() };
         self.drain(node, &why, now_ms)?;
-        Ok(self.intend_terminate(epoch, node, &why, now_ms))
+        let intent = self.intend_terminate(epoch, node, &why, now_ms);
+        if lent {
+            self.call_back_node(node, &why, now_ms);
+            if let Some(intent) = self.intents.get_mut(&intent) {
+                // Who borrowed it is gone by then.
+                intent.not_before_ms = now_ms + self.limits.call_back_ms;
+            }
+        }
+        Ok(intent)
     }
 
     /// Ends a node that must not run on, whatever its state. Asking again changes nothing.

@@ -3,6 +3,7 @@
 //! Pure: time is an argument, and every operation either changes the book and says what changed, or fails and changes
 //! nothing. Whoever keeps it durable writes [`Changes`] in the same transaction; see [`Book::take_changes`].
 
+mod borrowed;
 mod care;
 mod check;
 mod claims;
@@ -87,6 +88,8 @@ pub struct Book {
     /// Nodes that are in diagnostics, or in the short gate after them.
     lent: BTreeSet<u64>,
     waiting: BTreeMap<String, VecDeque<u64>>,
+    /// Claims whose GPUs are borrowed.
+    borrowed: BTreeSet<u64>,
     /// `(when, claim)`: leases and deadlines that run out.
     due: BTreeSet<(i64, u64)>,
     next_id: u64,
@@ -305,8 +308,14 @@ impl Book {
             for list in [&mut within, &mut above] {
                 list.sort_by_key(|&p| (self.offers[p].gpu_price_usd_micros_per_h(), p));
             }
+            if rule.class.borrows() {
+                // What others take last is lent first.
+                within.reverse();
+                above.clear();
+            }
             self.within.insert(name.clone(), within);
             self.above.insert(name.clone(), above);
         }
+        self.keep_what_cannot_wait();
     }
 }

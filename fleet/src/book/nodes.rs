@@ -301,6 +301,7 @@ impl Book {
             debug_assert!(lost.is_ok(), "{lost:?}");
         }
         self.tick_diagnoses(now_ms);
+        self.tick_borrowed(now_ms);
         if !any_cared {
             return;
         }

@@ -48,6 +48,9 @@ pub struct Limits {
     pub queued_claims_max: usize,
     /// Units of one claim.
     pub count_max: u32,
+    /// A borrowed claim that is called back keeps its GPUs for so long at most, milliseconds. GPUs are lent only where all
+    /// whom they serve wait as long.
+    pub call_back_ms: i64,
 }
 
 impl Default for Limits {
@@ -61,6 +64,7 @@ impl Default for Limits {
             boot_max_ms: 30 * 60_000,
             queued_claims_max: 10_000,
             count_max: 64,
+            call_back_ms: 10_000,
         }
     }
 }
@@ -256,6 +260,12 @@ pub struct Claim {
     pub lease_until_ms: i64,
     /// Whether it was granted within the class's wait; `None` until that is known, or where the client gave up before.
     pub hit: Option<bool>,
+    /// Its GPUs are borrowed: others that need them call it back.
+    #[serde(default)]
+    pub borrowed: bool,
+    /// When it was called back, milliseconds since 1970.
+    #[serde(default)]
+    pub called_back_at_ms: Option<i64>,
     /// When it ended, milliseconds since 1970.
     pub ended_at_ms: Option<i64>,
     /// Why it is in its state.

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use fleet::book::{Book, ClaimRequest, Gate, Limits, Pending};
-use fleet::{Cause, NodeState, OnEmpty, Remedy};
+use fleet::book::{Book, ClaimRequest, ClassRule, Gate, Limits, Pending};
+use fleet::{Cause, NodeState, OnEmpty, Remedy, UsdMicros};
 use proptest::prelude::*;
 
-use crate::fleets::{ask, book, idle_nodes};
+use crate::fleets::{ask, book, class, idle_nodes};
 
 /// Applies one of many things to the book; refusals are fine.
 fn happen(book: &mut Book, what: (u8, u64, u8), now_ms: i64) {
@@ -15,7 +15,7 @@ fn happen(book: &mut Book, what: (u8, u64, u8), now_ms: i64) {
     let claims: Vec<u64> = book.claims().keys().copied().collect();
     let node = nodes.get(pick as usize % nodes.len().max(1)).copied().unwrap_or(0);
     let claim = claims.get(pick as usize % claims.len().max(1)).copied().unwrap_or(0);
-    let class = if more % 3 == 0 { "large" } else { "small" };
+    let class = ["large", "small", "small", "batch"][usize::from(more % 4)];
     let on_empty = [OnEmpty::Fail, OnEmpty::Queue, OnEmpty::LaunchCold, OnEmpty::Substitute][usize::from(more % 4)];
     match kind {
         0..=5 => {
@@ -66,6 +66,11 @@ proptest! {
         steps in proptest::collection::vec((0_u8..26, any::<u64>(), any::<u8>(), 0_i64..20_000), 1..120)
     ) {
         let mut book = book();
+        let mut batch = class("batch", 2, &[("H100", None)]);
+        batch.class.borrows_usd_micros_per_gpu_h = Some(UsdMicros(1));
+        let patient = book.classes().values().cloned().map(|rule| ClassRule { wait_ms: 20_000, ..rule });
+        let rules: Vec<ClassRule> = patient.chain([batch]).collect();
+        book.set_classes(rules);
         idle_nodes(&mut book, 0, 1, 0);
         let (mut now_ms, mut stored_nodes, mut stored_claims) = (0, BTreeMap::new(), BTreeMap::new());
         let mut stored_intents = BTreeMap::new();
@@ -96,6 +101,11 @@ proptest! {
                 let short = node.diagnosis.is_some();
                 prop_assert!(!short || lent || node.gate_is_short(), "{:?}", node);
             }
+            let live = |c: &&fleet::book::Claim| c.borrowed && c.state.is_live();
+            let borrowed: Vec<u64> = book.claims().values().filter(live).map(|c| c.id).collect();
+            prop_assert_eq!(book.borrowed().iter().copied().collect::<Vec<_>>(), borrowed);
+            let late = |c: &fleet::book::Claim| c.called_back_at_ms.is_some_and(|at| c.lease_until_ms > at + book.limits().call_back_ms);
+            prop_assert!(!book.claims().values().any(late), "called back, and kept for longer");
             let changes = book.take_changes();
             for id in &changes.nodes { stored_nodes.insert(*id, book.nodes()[id].clone()); }
             for id in &changes.claims { stored_claims.insert(*id, book.claims()[id].clone()); }

@@ -42,6 +42,7 @@ pub fn class(name: &str, gpus_per_claim: u32, gpus: &[(&str, Option<f64>)]) -> C
             markets: vec![],
             hit_rate_target: 0.99,
             miss_cost_usd_micros: UsdMicros(1_000_000),
+            borrows_usd_micros_per_gpu_h: None,
         },
         wait_ms: 5_000,
         on_empty: OnEmpty::Queue,

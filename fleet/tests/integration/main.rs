@@ -1,6 +1,7 @@
 //! Properties of the book.
 
 mod book;
+mod borrowed;
 mod care;
 mod claims;
 mod diagnoses;

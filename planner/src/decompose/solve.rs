@@ -57,7 +57,7 @@ fn first_sources(input: &PlanInput, model: &Model, links: &[Links]) -> Vec<usize
         }
     }
     // Classes with the fewest offers first; what one class takes of an offer or a quota is gone for the others.
-    let mut order: Vec<usize> = (0..classes).collect();
+    let mut order: Vec<usize> = (0..classes).filter(|k| !input.classes[*k].borrows()).collect();
     order.sort_by_key(|k| serving[*k].len());
     let mut left: Vec<f64> = model.sources.iter().map(|s| s.launch_limit[0]).collect();
     let mut room: Vec<f64> = input.quotas.iter().map(|q| q.limit).collect();

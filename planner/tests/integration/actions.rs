@@ -1,5 +1,6 @@
 //! What a plan does now, in small situations where anyone can say what is right.
 
+use fleet::Class;
 use planner::input::{LeadTime, NodeGroup, PlanInput, Policy, Quota, Scenario};
 use planner::plan::Plan;
 use planner::planning::{Options, plan};
@@ -163,4 +164,40 @@ fn claimed_nodes_that_may_be_lost_do_not_make_the_program_impossible() {
     assert!(matches!(plan.report.method, planner::report::Method::Optimum { .. }), "{:?}", plan.report.method);
     assert_eq!((launched, released), (0, 0), "spare nodes stay for a boot's worth of time");
     assert_eq!(plan.spare.iter().map(|s| s.since_s.len()).sum::<usize>(), 4, "what claimed nodes have left is enough");
+}
+
+/// What borrowers pay keeps a node that is needed again soon; nothing is bought for them, whatever they pay.
+#[test]
+fn lending_keeps_nodes_and_buys_none() {
+    let borrower = |usd_per_gpu_h: f64| Class {
+        borrows_usd_micros_per_gpu_h: Some(usd(usd_per_gpu_h)),
+        hit_rate_target: 0.0,
+        miss_cost_usd_micros: usd(0.0),
+        ..class(1, &["H100"], 1)
+    };
+    let with_borrower = |mut input: PlanInput, claims: f64, usd_per_gpu_h: f64| {
+        input.classes.push(borrower(usd_per_gpu_h));
+        for path in &mut input.scenarios {
+            path.claims.iter_mut().for_each(|row| row.push(claims));
+            path.new_claims.iter_mut().for_each(|row| row.push(0.0));
+        }
+        input
+    };
+    // Two claims now, six again half an hour from now; a boot, with the price of churn, costs a little less than half an hour
+    // of a node.
+    let mut input = situation(2.0);
+    input.policy.hold = 0.0;
+    input.offers[0].nodes = vec![NodeGroup { nodes: 6, claims: vec![], kept_nodes: vec![] }];
+    input.offers[0].launch_cost_usd_micros = usd(0.6);
+    let later: Vec<usize> = (0..input.period_s.len()).filter(|t| *t >= 11).collect();
+    for path in &mut input.scenarios {
+        later.iter().for_each(|t| path.claims[*t][0] = 6.0);
+    }
+    assert_eq!(made(&input).2, 4, "a boot is cheaper than waiting");
+    let (plan, _, released) = made(&with_borrower(input.clone(), 4.0, 1.5));
+    assert_eq!(released, 0, "four would be lent for half an hour");
+    assert!(plan.report.classes[1].lent_gpus.is_some_and(|gpus| gpus > 1.0), "{:?}", plan.report.classes[1]);
+    assert!(plan.report.cost.lent_usd_micros > usd(1.0) && plan.report.unmet.is_empty());
+    assert_eq!(made(&with_borrower(input, 2.0, 1.5)).2, 2, "two would be lent");
+    assert_eq!(made(&with_borrower(situation(0.0), 5.0, 100.0)).1, 0);
 }

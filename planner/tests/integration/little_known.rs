@@ -12,6 +12,7 @@ use crate::tiny::{class, offer, usd};
 
 struct Case {
     past: Vec<f64>,
+    filled: u32,
     target: f64,
     miss_usd: f64,
     lead_s: f64,
@@ -19,7 +20,7 @@ struct Case {
 
 impl Case {
     fn of(past: Vec<f64>) -> Self {
-        Self { past, target: 0.99, miss_usd: 5.0, lead_s: 600.0 }
+        Self { past, filled: 0, target: 0.99, miss_usd: 5.0, lead_s: 600.0 }
     }
 
     fn plan(self) -> (Plan, Vec<Assumed>) {
@@ -43,6 +44,7 @@ impl Case {
             mean_only: false,
         };
         let moment = Moment {
+            borrowers: &[],
             now_s: 0.0,
             epoch: 1,
             offers: &offers,
@@ -54,7 +56,7 @@ impl Case {
             commitments: &[],
             judged: &[fleet::book::Tally::default()],
             declared: &[],
-            history: &History { step_s: 60, claims: vec![self.past] },
+            history: &History { step_s: 60, claims: vec![self.past], filled_steps: vec![self.filled] },
             known: None,
         };
         let mut memory = RollingMemory::default();
@@ -107,6 +109,9 @@ fn pasts_that_tell_too_little() {
 
 #[test]
 fn wishes_at_the_ends() {
+    let (plan, assumed) = Case { filled: 90, ..Case::of(week()) }.plan();
+    assert!(matches!(assumed[..], [Assumed::Gaps { hours }] if (hours - 1.5).abs() < 0.01), "{assumed:?}");
+    assert!(launched(&plan) >= 8);
     let base = launched(&Case::of(week()).plan().0);
     let of = |target: f64, miss_usd: f64| Case { target, miss_usd, ..Case::of(week()) }.plan();
     let (plan, assumed) = of(0.0, 0.0);

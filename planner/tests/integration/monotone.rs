@@ -35,6 +35,7 @@ fn without_penalties(seed: u64) -> PlanInput {
     let mut input = tiny::problem(seed);
     for class in &mut input.classes {
         class.gpus.iter_mut().for_each(|gpu| gpu.cap = None);
+        class.borrows_usd_micros_per_gpu_h = None;
     }
     input.policy.survive = None;
     input.policy.spread.clear();

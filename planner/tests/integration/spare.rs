@@ -34,6 +34,7 @@ impl World {
         let claims = vec![vec![self.claims]; PERIODS_S.len()];
         let input = plan_input(
             &Observed {
+                borrowers: &[],
                 epoch,
                 period_s: &PERIODS_S,
                 offers: &offers,

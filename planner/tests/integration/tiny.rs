@@ -59,6 +59,7 @@ pub fn class(index: usize, models: &[&str], gpus_per_claim: u32) -> Class {
         markets: vec![],
         hit_rate_target: 0.9,
         miss_cost_usd_micros: usd(2.0),
+        borrows_usd_micros_per_gpu_h: None,
     }
 }
 
@@ -110,6 +111,9 @@ pub fn problem(seed: u64) -> PlanInput {
             class.miss_cost_usd_micros = usd(rng.between(0.1, 5.0));
             if chance(&mut rng, 0.3) {
                 class.gpus.last_mut().expect("one").cap = Some(PriceCap::Premium(1.0));
+            }
+            if health.unit() < 0.2 {
+                class.borrows_usd_micros_per_gpu_h = Some(usd(health.between(0.1, 3.0)));
             }
             class
         })

@@ -83,6 +83,10 @@ pub struct ClaimView {
     pub gpus: Vec<GpusView>,
     /// Whether the GPUs are not of the class's first model.
     pub substituted: bool,
+    /// Whether its GPUs are borrowed: others that need them call it back.
+    pub borrowed: bool,
+    /// When it was called back, milliseconds since 1970: it is to let its GPUs go before `lease_until_ms`.
+    pub called_back_at_ms: Option<i64>,
     /// Whether it was granted within the class's wait; absent until that is known.
     pub hit: Option<bool>,
     /// When it was asked for, milliseconds since 1970.
@@ -122,6 +126,8 @@ impl ClaimView {
             holder: claim.holder.clone(),
             gpus: claim.parts.iter().map(part).collect(),
             substituted: claim.substituted,
+            borrowed: claim.borrowed,
+            called_back_at_ms: claim.called_back_at_ms,
             hit: claim.hit,
             asked_at_ms: claim.asked_at_ms,
             deadline_at_ms: claim.deadline_at_ms,
@@ -239,7 +245,8 @@ async fn read(app: &App, id: u64) -> Result<ClaimView, ApiError> {
 /// How long to wait for a change.
 #[derive(Debug, Deserialize, IntoParams)]
 pub struct WaitQuery {
-    /// Answers when the claim no longer waits, or after so many seconds; at most 60.
+    /// Answers when the claim no longer waits, when one that borrows is called back or ends, or after so many seconds; at
+    /// most 60.
     #[serde(default)]
     pub wait_s: Option<f64>,
 }
@@ -260,9 +267,15 @@ pub async fn get(
     let wait_ms = milliseconds("wait_s", wait.wait_s)?.unwrap_or(0).clamp(0, 60_000);
     let mut seq = app.ledger.watch();
     let waiting = async {
+        let mut first = None;
         loop {
             seq.borrow_and_update();
-            let waits = |book: &Book| book.claims().get(&id).is_some_and(|c| c.state == ClaimState::Queued);
+            let mut waits = |book: &Book| {
+                let Some(claim) = book.claims().get(&id) else { return false };
+                let lent = claim.borrowed && claim.state.is_live() && claim.called_back_at_ms.is_none();
+                let same = *first.get_or_insert(claim.state) == claim.state;
+                same && (claim.state == ClaimState::Queued || lent)
+            };
             // A book that is not known says nothing of it: who waits goes on waiting.
             let waits = app.book().map_or(true, |book| waits(&book));
             if !waits || seq.changed().await.is_err() {

@@ -91,6 +91,7 @@ pub struct Metrics {
     waiting: Family<OfClass, Gauge>,
     nodes: Family<OfNode, Gauge>,
     gpus_free: Gauge,
+    gpus_lent: Gauge,
     launches: Family<OfLaunch, Counter>,
     lead_seconds: Histogram,
     plans: Family<OfPlan, Counter>,
@@ -137,6 +138,7 @@ impl Default for Metrics {
             waiting: Family::default(),
             nodes: Family::default(),
             gpus_free: Gauge::default(),
+            gpus_lent: Gauge::default(),
             launches: Family::default(),
             lead_seconds: Histogram::new(LEAD_BUCKETS),
             plans: Family::default(),
@@ -166,6 +168,7 @@ impl Default for Metrics {
         r.register("claims_waiting", "Claims that wait", made.waiting.clone());
         r.register("nodes", "Nodes by place, GPU, market and state", made.nodes.clone());
         r.register("gpus_free", "GPUs that can be claimed at once", made.gpus_free.clone());
+        r.register("gpus_lent", "GPUs that are lent until other claims need them", made.gpus_lent.clone());
         r.register("launches", "Launch calls by provider and answer", made.launches.clone());
         r.register_with_unit("lead_time", "Launch to healthy", Unit::Seconds, made.lead_seconds.clone());
         r.register("plans", "Plans by outcome", made.plans.clone());
@@ -341,6 +344,7 @@ impl Metrics {
         }
         let free: u64 = (0..book.offers().len()).map(|p| book.free_gpus(p)).sum();
         self.gpus_free.set(free.cast_signed());
+        self.gpus_lent.set(book.lent_gpus().cast_signed());
         for (name, rule) in book.classes() {
             let of = OfClass { class: name.clone() };
             let tally = book.tallies().get(name).copied().unwrap_or_default();

@@ -19,6 +19,9 @@ pub struct Money {
     pub churn_usd: f64,
     /// Missed claims at their class's price.
     pub misses_usd: f64,
+    /// What borrowers paid for idle GPUs: it is taken off.
+    #[serde(default)]
+    pub lent_usd: f64,
 }
 
 impl Money {
@@ -26,6 +29,7 @@ impl Money {
     #[must_use]
     pub fn total_usd(&self) -> f64 {
         self.claimed_usd + self.idle_usd + self.boot_usd + self.out_usd + self.churn_usd + self.misses_usd
+            - self.lent_usd
     }
 
     /// With their names, in the order they are shown.

@@ -17,6 +17,9 @@ pub struct Counts {
     pub interrupted: u64,
     /// Given up before their wait was over: neither hit nor miss.
     pub given_up: u64,
+    /// Borrowed claims that were called back.
+    #[serde(default)]
+    pub called_back: u64,
     /// Nodes launched.
     pub launches: u64,
     /// Requests refused for want of machines.

@@ -137,7 +137,9 @@ impl Entry {
             let class = &first.classes[k];
             Service { class: class.name.clone(), hit_rate_target: class.hit_rate_target, hit_rate }
         };
-        (0..first.classes.len()).map(of_class).collect()
+        // Who borrows is promised nothing, and neither hits nor misses.
+        let promised = |k: &usize| first.classes[*k].hit_rate_target > 0.0 || first.classes[*k].claims > 0;
+        (0..first.classes.len()).filter(promised).map(of_class).collect()
     }
 
     /// The class that is furthest under its target, or the least above it.

@@ -288,6 +288,7 @@ impl Prepared {
             history: History {
                 step_s: self.step_s,
                 claims: self.demand.iter().map(|row| row[past..start].to_vec()).collect(),
+                filled_steps: Vec::new(),
             },
             start_fleet: true,
             measure_from_s: offset_s,

@@ -141,6 +141,7 @@ fn empty_book() -> (Book, OfferKey) {
         markets: vec![],
         hit_rate_target: 0.99,
         miss_cost_usd_micros: UsdMicros(1_000_000),
+        borrows_usd_micros_per_gpu_h: None,
     };
     let (wait_ms, lease_ms) = (WAIT_MS, i64::MAX / 4);
     book.set_classes([ClassRule { class, wait_ms, on_empty: OnEmpty::Queue, lease_ms, claim_mean_s: 3600.0 }]);

@@ -41,6 +41,7 @@ pub fn plain(claims: Vec<simulations::engine::ClaimSpec>, end_s: f64, on_empty: 
         markets: vec![],
         hit_rate_target: 0.99,
         miss_cost_usd_micros: UsdMicros(1_000_000),
+        borrows_usd_micros_per_gpu_h: None,
     };
     Setup {
         offers: vec![offer],
@@ -54,7 +55,7 @@ pub fn plain(claims: Vec<simulations::engine::ClaimSpec>, end_s: f64, on_empty: 
         classes: vec![ClassRule { class, wait_ms: 0, on_empty, lease_ms: 60_000, claim_mean_s: 100.0 }],
         claims,
         disturbances: vec![],
-        history: History { step_s: 60, claims: vec![vec![]] },
+        history: History { step_s: 60, claims: vec![vec![]], filled_steps: vec![] },
         start_fleet: false,
         measure_from_s: end_s / 10.0,
         end_s,

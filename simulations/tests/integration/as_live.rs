@@ -174,3 +174,31 @@ fn foresight_has_room_for_what_no_forecast_can_see() {
     // Eight nodes more for three hours, and a few minutes before.
     assert!(foresight.money.idle_usd < 8.0 * 3.6 * 0.25, "{:?}", foresight.money);
 }
+
+/// Borrowers pay for what would be idle, and cost nobody a hit: they are called back in time.
+#[test]
+fn lending_pays_and_costs_no_hits() {
+    let hour = 3_600_000;
+    let every = |n: u64| ClaimSpec { at_ms: n * 600_000, end_ms: n * 600_000 + 300_000, class: 0 };
+    let mut setup = plain((0..12).flat_map(|n| [every(n), every(n), every(n)]).collect(), 7200.0, OnEmpty::Queue);
+    setup.classes[0].wait_ms = 30_000;
+    let alone = played(&setup, &mut FixedNodes { nodes: 4 });
+    let mut batch = setup.classes[0].clone();
+    batch.class.name = "a-batch".into();
+    batch.class.borrows_usd_micros_per_gpu_h = Some(fleet::UsdMicros(1_800_000));
+    batch.class.hit_rate_target = 0.0;
+    setup.classes.push(batch);
+    setup.history.claims.push(vec![]);
+    let work = ClaimSpec { at_ms: 0, end_ms: 3 * hour, class: 1 };
+    setup.claims.splice(0..0, [work; 4]);
+    let lending = played(&setup, &mut FixedNodes { nodes: 4 });
+    assert_eq!((lending.classes[0].hits, lending.classes[0].misses), (alone.classes[0].hits, 0));
+    assert!(lending.counts.called_back >= 20, "{:?}", lending.counts);
+    // Four GPUs from 720 s to 7,200 s, less 180 s and ten times 300 s of three of them; each of the eleven times they come
+    // back up to ten seconds late.
+    let idle_gpu_s = 4.0 * 6480.0 - 3.0 * (180.0 + 10.0 * 300.0);
+    let usd = |gpu_s: f64| 1.8 * gpu_s / 3600.0;
+    assert!(lending.money.lent_usd > usd(idle_gpu_s), "{:?}", lending.money);
+    assert!(lending.money.lent_usd <= usd(idle_gpu_s + 3.0 * 11.0 * 10.0), "{:?}", lending.money);
+    assert!((lending.money.total_usd() - alone.money.total_usd() + lending.money.lent_usd).abs() < 0.3);
+}

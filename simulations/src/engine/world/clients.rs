@@ -1,7 +1,7 @@
 //! Clients: they claim, confirm what they get, keep it by heartbeats, give it back, and ask again where their node was lost.
 
-use fleet::ClaimState;
 use fleet::book::{ClaimError, ClaimRequest};
+use fleet::{ClaimState, OnEmpty};
 
 use super::super::events::Event;
 use super::super::{ClaimSpec, SimError};
@@ -12,8 +12,11 @@ use super::World;
 pub(super) struct Client {
     class: usize,
     at_ms: u64,
-    /// When it needs no GPUs any more.
+    /// When it needs no GPUs any more; of a borrower, once it has GPUs.
     end_ms: u64,
+    /// Of a borrower: how long it still needs them, and since when it has them, ms.
+    work_ms: u64,
+    since_ms: Option<u64>,
     /// Its claim; none where nothing was given and it does not wait.
     claim: Option<u64>,
     /// Where its claim was when it was last looked at.
@@ -29,13 +32,93 @@ impl World<'_> {
 
     /// A client asks: of the demand, or one whose node was lost.
     pub(super) fn claim_comes(&mut self, spec: ClaimSpec) -> Result<(), SimError> {
-        self.asks(self.by_name(spec.class as usize), spec.at_ms, spec.end_ms)
+        let class = self.by_name(spec.class as usize);
+        if class >= self.planned {
+            return self.asks_to_borrow(class, spec.end_ms.saturating_sub(spec.at_ms));
+        }
+        self.asks(class, spec.at_ms, spec.end_ms)
+    }
+
+    /// A borrower asks for idle GPUs, and waits for them; what it has done is not lost when it is called back.
+    fn asks_to_borrow(&mut self, class: usize, work_ms: u64) -> Result<(), SimError> {
+        let client = self.clients.len() as u32;
+        self.clients.push(Client {
+            class,
+            at_ms: self.now_ms,
+            end_ms: u64::MAX,
+            work_ms,
+            since_ms: None,
+            claim: None,
+            state: ClaimState::Queued,
+            judged: true,
+        });
+        let limits = *self.book.limits();
+        let request = ClaimRequest {
+            wait_ms: Some(limits.queue_max_ms),
+            lease_ms: Some(limits.lease_max_ms),
+            on_empty: Some(OnEmpty::Queue),
+            ..ClaimRequest::of(self.rules[class].class.name.clone())
+        };
+        match self.book.claim(request, self.book_ms()) {
+            Ok((claim, _)) => {
+                self.clients[client as usize].claim = Some(claim);
+                self.client_of.insert(claim, client);
+                self.queued[class] += 1;
+                Ok(())
+            }
+            Err(ClaimError::Empty { .. } | ClaimError::QueueFull(_)) => Ok(()),
+            Err(source) => Err(self.claim_error(source)),
+        }
+    }
+
+    /// A borrower has GPUs from now on.
+    fn borrowed(&mut self, client: u32) -> Result<(), SimError> {
+        let now_ms = self.now_ms;
+        let known = &mut self.clients[client as usize];
+        (known.since_ms, known.end_ms) = (Some(now_ms), now_ms + known.work_ms);
+        let (claim, end_ms) = (known.claim, known.end_ms);
+        self.queue.push(end_ms, Event::ClaimEnd(client));
+        let Some(claim) = claim else { return Ok(()) };
+        let lease_ms = self.book.limits().lease_max_ms;
+        self.book.heartbeat(claim, Some(lease_ms), self.book_ms()).map_err(|e| self.claim_error(e))
+    }
+
+    /// Counts what a borrower has paid, up to now.
+    pub(super) fn count_loan(&mut self, client: u32) {
+        let known = &mut self.clients[client as usize];
+        let Some(since_ms) = known.since_ms.take() else { return };
+        known.work_ms = known.work_ms.saturating_sub(self.now_ms - since_ms);
+        let class = &self.rules[known.class].class;
+        let price = class.borrows_usd_micros_per_gpu_h.map_or(0.0, fleet::UsdMicros::usd);
+        let hours = self.now_ms.saturating_sub(since_ms.max(self.measure_ms)) as f64 / 3.6e6;
+        self.out.money.lent_usd += price * f64::from(class.gpus_per_claim) * hours;
+    }
+
+    /// A borrowed claim has ended: one that was called back or lost goes on later.
+    fn returned(&mut self, client: u32, was_live: bool) -> Result<(), SimError> {
+        self.count_loan(client);
+        let Client { class, work_ms, .. } = self.clients[client as usize];
+        if work_ms == 0 {
+            return Ok(());
+        }
+        self.out.counts.called_back += u64::from(was_live && self.measured());
+        self.asks_to_borrow(class, work_ms)
     }
 
     fn asks(&mut self, class: usize, at_ms: u64, end_ms: u64) -> Result<(), SimError> {
         let client = self.clients.len() as u32;
         let queued = ClaimState::Queued;
-        self.clients.push(Client { class, at_ms, end_ms, claim: None, state: queued, judged: false });
+        let (work_ms, since_ms) = (0, None);
+        self.clients.push(Client {
+            class,
+            at_ms,
+            end_ms,
+            work_ms,
+            since_ms,
+            claim: None,
+            state: queued,
+            judged: false,
+        });
         if self.measured() {
             self.out.counts.claims += 1;
             self.out.classes[self.setup_class[class]].claims += 1;
@@ -68,6 +151,9 @@ impl World<'_> {
     pub(super) fn heartbeat(&mut self, client: u32) -> Result<(), SimError> {
         let Client { claim, state, end_ms, .. } = self.clients[client as usize];
         let Some(claim) = claim.filter(|_| state.is_live()) else { return Ok(()) };
+        if self.clients[client as usize].class >= self.planned {
+            return Ok(());
+        }
         let lease_ms = self.lease_ms(end_ms);
         self.book.heartbeat(claim, Some(lease_ms), self.book_ms()).map_err(|e| self.claim_error(e))?;
         if (lease_ms as u64) < end_ms.saturating_sub(self.now_ms) {
@@ -94,12 +180,18 @@ impl World<'_> {
         if state.is_live() {
             self.active[class] += 1;
             if !before.is_live() {
+                if class >= self.planned {
+                    return self.borrowed(client);
+                }
                 self.granted(client);
                 return self.heartbeat(client);
             }
             return Ok(());
         }
         self.client_of.remove(&claim);
+        if class >= self.planned {
+            return self.returned(client, before.is_live());
+        }
         if before.is_live() && state == ClaimState::Failed {
             self.out.counts.interrupted += u64::from(self.measured());
             if end_ms > self.now_ms {

@@ -30,9 +30,10 @@ impl World<'_> {
         }
         let inputs = self.inputs();
         let nodes: Vec<SeenNode> = self.book.nodes().values().filter_map(|n| self.seen_node(n, &inputs)).collect();
-        let serves: Vec<&[usize]> = self.rules.iter().map(|k| self.book.offers_of(&k.class.name)).collect();
+        let serves: Vec<&[usize]> =
+            self.rules[..self.planned].iter().map(|k| self.book.offers_of(&k.class.name)).collect();
         let lost_in_s = if policy.foresees() { self.losses_ahead(&inputs.ids) } else { Vec::new() };
-        let (active, queued) = (&self.active, &self.queued);
+        let (active, queued) = (&self.active[..self.planned], &self.queued[..self.planned]);
         let seen = Seen { inputs: &inputs, serves: &serves, nodes: &nodes, active, queued, lost_in_s: &lost_in_s };
         let decided = policy.decide(&seen);
         // The history was lent, with the present at its end.
@@ -62,7 +63,7 @@ impl World<'_> {
         } else {
             self.learnt.health = NodeOutcomes::default();
         }
-        let lent = History { step_s: self.history.step_s, claims: Vec::new() };
+        let lent = History { step_s: self.history.step_s, claims: Vec::new(), filled_steps: Vec::new() };
         let mut history = std::mem::replace(&mut self.history, lent);
         for (k, row) in history.claims.iter_mut().enumerate() {
             row.push(f64::from(self.active[k] + self.queued[k]));
@@ -121,7 +122,7 @@ impl World<'_> {
             offer: self.book.offer_of(node)?,
             healthy: serves,
             draining: !serves && !node.state.is_arriving(),
-            free_gpus: node.free.count(),
+            free_gpus: node.free.count() + self.book.borrowed_gpus(node.id),
             idle_s: idle_ms as f64 / 1000.0,
             claims: observed.map(|n| n.claims.clone()).unwrap_or_default(),
             label: label.or_else(|| node.intent.and_then(|i| self.labels.get(&i).copied())),

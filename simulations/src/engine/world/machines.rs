@@ -81,7 +81,7 @@ impl World<'_> {
     /// starts from a fleet that was bought at leisure.
     pub(super) fn start_fleet(&mut self) -> Result<(), SimError> {
         self.starting = true;
-        for k in 0..self.setup.classes.len() {
+        for k in (0..self.setup.classes.len()).filter(|k| !self.setup.classes[*k].class.borrows()) {
             let first = self.setup.claims.iter().take_while(|c| c.at_ms == 0).filter(|c| c.class as usize == k).count();
             let class = &self.setup.classes[k].class;
             let mut missing_gpus = first as u32 * class.gpus_per_claim;

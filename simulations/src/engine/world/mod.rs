@@ -65,8 +65,10 @@ struct World<'a> {
     client_of: BTreeMap<u64, u32>,
     /// The next claim of the demand.
     next_claim: usize,
-    /// Classes as the book has them, by name, `[K]`; all that follows is in this order.
+    /// Classes as the book has them, by name, then those that borrow, `[K + B]`; all that follows is in this order.
     rules: Vec<&'a ClassRule>,
+    /// Classes that nodes are bought for.
+    planned: usize,
     /// Index in the setup of each.
     setup_class: Vec<usize>,
     /// Claims with GPUs, `[K]`.
@@ -136,9 +138,10 @@ impl<'a> World<'a> {
     fn new(setup: &'a Setup) -> Self {
         let quotas = setup.quotas.iter().map(|q| (q.members.clone(), q.limit)).collect();
         let mut setup_class: Vec<usize> = (0..setup.classes.len()).collect();
-        setup_class.sort_by_key(|k| &setup.classes[*k].class.name);
+        setup_class.sort_by_key(|k| (setup.classes[*k].class.borrows(), &setup.classes[*k].class.name));
+        let planned = setup.classes.iter().filter(|k| !k.class.borrows()).count();
         let rules: Vec<&ClassRule> = setup_class.iter().map(|k| &setup.classes[*k]).collect();
-        let claims = setup_class.iter().map(|k| setup.history.claims[*k].clone()).collect();
+        let claims = setup_class[..planned].iter().map(|k| setup.history.claims[*k].clone()).collect();
         let mut book = Book::new(limits(setup));
         book.set_offers(setup.offers.clone());
         book.set_classes(setup.classes.iter().cloned());
@@ -173,10 +176,11 @@ impl<'a> World<'a> {
             client_of: BTreeMap::new(),
             next_claim: 0,
             rules,
+            planned,
             setup_class,
             active: vec![0; count],
             queued: vec![0; count],
-            history: History { step_s: setup.history.step_s, claims },
+            history: History { step_s: setup.history.step_s, claims, filled_steps: Vec::new() },
             peak: vec![0; count],
             silent_until_ms: 0,
             late: Vec::new(),
@@ -275,7 +279,7 @@ impl<'a> World<'a> {
 
     /// Closes a step of the demand history.
     fn step_is_full(&mut self) {
-        for k in 0..self.peak.len() {
+        for k in 0..self.planned {
             self.history.claims[k].push(f64::from(self.peak[k]));
             self.peak[k] = self.active[k] + self.queued[k];
         }
@@ -286,7 +290,7 @@ impl<'a> World<'a> {
         let demand = |k: usize| (self.active[k] + self.queued[k]) * self.rules[k].class.gpus_per_claim;
         let mut sample = Sample {
             at_s: (self.now_ms - self.measure_ms) as f64 / 1000.0,
-            demand_gpus: (0..self.active.len()).map(demand).sum(),
+            demand_gpus: (0..self.planned).map(demand).sum(),
             misses: self.out.counts.misses,
             moves: self.out.counts.launches + self.out.counts.releases,
             ..Sample::default()
@@ -348,6 +352,9 @@ impl<'a> World<'a> {
         self.check_invariants()?;
         for machine in self.machine_of.values().copied().collect::<Vec<_>>() {
             self.count_money(machine);
+        }
+        for client in 0..self.clients.len() {
+            self.count_loan(client as u32);
         }
         Ok(self.out)
     }
