@@ -155,6 +155,9 @@ impl ClassSpec {
             if !matches!(self.on_empty, OnEmpty::Fail | OnEmpty::Queue) {
                 return Err(bad("on_empty", "nothing is launched for who borrows: fail or queue".into()));
             }
+            if self.multi_node {
+                return Err(bad("multi_node", "a claim that borrows has its GPUs on one node".into()));
+            }
         }
         let usd = |field: &'static str, value: f64| {
             let money = UsdMicros::from_usd(value).ok().filter(|m| m.0 >= 0);

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::claim::OnEmpty;
 use crate::node::NodeState;
 
-use super::{Book, ClassRule, Node};
+use super::{Book, Claim, ClassRule, Node, Part};
 
 impl Book {
     /// Claims whose GPUs are borrowed.
@@ -31,9 +31,18 @@ impl Book {
 
     /// Takes offers away from borrowers that serve a class which does not wait for a call-back.
     pub(super) fn keep_what_cannot_wait(&mut self) {
-        let cannot_wait = |rule: &&ClassRule| rule.wait_ms < self.limits.call_back_ms || rule.on_empty == OnEmpty::Fail;
+        let cannot_wait = |rule: &&ClassRule| {
+            rule.wait_ms < self.limits.call_back_ms + MARGIN_MS
+                || matches!(rule.on_empty, OnEmpty::Fail | OnEmpty::Substitute)
+        };
         let others = self.classes.values().filter(|rule| !rule.class.borrows()).filter(cannot_wait);
-        let kept: BTreeSet<usize> = others.flat_map(|rule| self.offers_of(&rule.class.name).iter().copied()).collect();
+        let mut kept: BTreeSet<usize> = BTreeSet::new();
+        for rule in others {
+            kept.extend(self.offers_of(&rule.class.name));
+            if rule.on_empty == OnEmpty::Substitute {
+                kept.extend(self.above.get(&rule.class.name).into_iter().flatten());
+            }
+        }
         for (name, rule) in &self.classes {
             if let Some(offers) = self.within.get_mut(name).filter(|_| rule.class.borrows()) {
                 offers.retain(|p| !kept.contains(p));
@@ -41,8 +50,44 @@ impl Book {
         }
     }
 
+    /// Whether claims borrow is up to their class as it is now.
+    pub(super) fn follow_classes(&mut self) {
+        let mut changed = Vec::new();
+        for claim in self.claims.values_mut().filter(|claim| claim.is_open()) {
+            let Some(rule) = self.classes.get(&claim.class) else { continue };
+            if claim.borrowed != rule.class.borrows() {
+                claim.borrowed = rule.class.borrows();
+                changed.push((claim.id, claim.borrowed && claim.state.is_live()));
+            }
+        }
+        for (id, lent) in changed {
+            if lent {
+                self.borrowed.insert(id)
+            } else {
+                self.borrowed.remove(&id)
+            };
+            self.changes.claims.insert(id);
+        }
+    }
+
+    /// Idle GPUs for a borrower: of the fullest nodes that have them, where nobody else waits and no test is due.
+    pub(super) fn find_to_borrow(&self, claim: &Claim) -> Option<Vec<Part>> {
+        let size = self.classes.get(&claim.class)?.class.gpus_per_claim;
+        let offers = self.lendable(self.offers_of(&claim.class));
+        let mut taken: BTreeMap<u64, u32> = BTreeMap::new();
+        for _ in 0..claim.count {
+            let left = |free: u32, id: u64| free - taken.get(&id).copied().unwrap_or(0);
+            let able = |&(free, id): &(u32, u64)| {
+                left(free, id) >= size && self.nodes.get(&id).is_some_and(|node| !node.claimed_last)
+            };
+            let (_, node) = offers.iter().find_map(|p| self.shelves[*p].with_free(size).find(able))?;
+            *taken.entry(node).or_default() += size;
+        }
+        taken.into_iter().map(|(node, gpus)| self.part(node, gpus)).collect()
+    }
+
     /// Offers that borrowers may take of now: nobody else waits for their GPUs.
-    pub(super) fn lendable(&self, offers: &[usize]) -> Vec<usize> {
+    fn lendable(&self, offers: &[usize]) -> Vec<usize> {
         let others = |class: &&String| self.classes.get(*class).is_some_and(|rule| !rule.class.borrows());
         let waiting = self.waiting.iter().filter(|(_, line)| !line.is_empty()).map(|(class, _)| class).filter(others);
         let wanted: BTreeSet<usize> = waiting.flat_map(|class| self.offers_of(class).iter().copied()).collect();
@@ -75,39 +120,92 @@ impl Book {
         node.state == NodeState::Claimed && self.borrowed_gpus(node.id) + node.free.count() >= node.gpus
     }
 
-    /// Calls back what the waiting claims of a class need. Asking again calls back nothing more while they are the same.
-    pub(super) fn call_back_borrowed_for(&mut self, class: &str, now_ms: i64) {
-        let rule = self.classes.get(class).filter(|rule| !rule.class.borrows());
-        let Some(size) = rule.map(|rule| rule.class.gpus_per_claim).filter(|_| !self.borrowed.is_empty()) else {
+    /// Calls back what waiting claims need, those that wait longest first. Asking again calls back nothing more while they
+    /// are the same.
+    pub(super) fn call_back_for_waiting(&mut self, now_ms: i64) {
+        if self.borrowed.is_empty() {
             return;
-        };
-        let mut loans = self.loans(class);
-        let mut called = Vec::new();
-        for id in self.waiting.get(class).into_iter().flatten() {
-            let units = self.claims.get(id).map_or(0, |claim| claim.count);
-            for _ in 0..units {
-                // A unit of several nodes takes whole ones.
-                let mut missing = size;
-                while missing > 0 {
-                    let Some(loan) = loans.iter_mut().find(|loan| loan.left() >= missing.min(loan.gpus)) else { break };
-                    let part = missing.min(loan.gpus);
-                    missing -= part;
-                    loan.taken += part;
-                    while loan.taken > loan.free {
-                        let Some((claim, gpus)) = loan.claims.pop() else { break };
-                        loan.free += gpus;
-                        called.push(claim);
-                    }
-                }
+        }
+        let mut lines: Vec<(i64, u64)> = Vec::new();
+        for (class, line) in &self.waiting {
+            if self.classes.get(class).is_some_and(|rule| !rule.class.borrows()) {
+                lines.extend(line.iter().filter_map(|id| Some((self.claims.get(id)?.asked_at_ms, *id))));
             }
         }
-        let reason = format!("claims of {class} wait");
-        called.into_iter().for_each(|id| self.call_back_claim(id, &reason, now_ms));
+        if lines.is_empty() {
+            return;
+        }
+        lines.sort_unstable();
+        let mut loans = self.loans();
+        let mut called = Vec::new();
+        // Who stands behind one that does not fit waits with it.
+        let mut stuck: BTreeSet<&str> = BTreeSet::new();
+        for claim in lines.iter().filter_map(|(_, id)| self.claims.get(id)) {
+            if stuck.contains(claim.class.as_str()) {
+                continue;
+            }
+            match self.fits(claim, &loans) {
+                Some(places) => {
+                    places.into_iter().for_each(|(at, gpus)| loans[at].take(gpus, &claim.class, &mut called))
+                }
+                None => drop(stuck.insert(claim.class.as_str())),
+            }
+        }
+        for (id, class) in called {
+            self.call_back_claim(id, &format!("claims of {class} wait"), now_ms);
+        }
     }
 
-    /// What serves a class and has borrowed GPUs, in the order in which the class tries it: those first of which least has to
-    /// be called back.
-    fn loans(&self, class: &str) -> Vec<Loan> {
+    /// Places of a waiting claim in `loans`, with the GPUs that it takes there: all of it, several units in one zone.
+    fn fits(&self, claim: &Claim, loans: &[Loan]) -> Option<Vec<(usize, u32)>> {
+        let offers = self.offers_of(&claim.class);
+        let size = self.classes.get(&claim.class)?.class.gpus_per_claim;
+        let place = |loan: &Loan| offers.iter().position(|p| *p == loan.offer);
+        let mut able: Vec<(usize, usize)> =
+            loans.iter().enumerate().filter_map(|(at, loan)| Some((place(loan)?, at))).collect();
+        // Those first of which least has to be called back.
+        able.sort_by_key(|&(place, at)| (place, std::cmp::Reverse(loans[at].free.saturating_sub(loans[at].taken))));
+        let in_zone = |zone: Option<(&str, &str, &str)>| {
+            let here: Vec<usize> = able
+                .iter()
+                .map(|(_, at)| *at)
+                .filter(|at| zone.is_none_or(|zone| self.zone(loans[*at].offer) == zone))
+                .collect();
+            let mut taken: BTreeMap<usize, u32> = BTreeMap::new();
+            for _ in 0..claim.count {
+                let mut missing = size;
+                while missing > 0 {
+                    // A unit of several nodes takes whole ones.
+                    let part = |at: usize| missing.min(loans[at].gpus);
+                    let left = |at: usize| loans[at].left().saturating_sub(taken.get(&at).copied().unwrap_or(0));
+                    let at = here.iter().copied().find(|at| left(*at) >= part(*at))?;
+                    let gpus = part(at);
+                    *taken.entry(at).or_default() += gpus;
+                    missing -= gpus;
+                }
+            }
+            Some(taken.into_iter().collect::<Vec<_>>())
+        };
+        if claim.count == 1 && able.iter().any(|(_, at)| loans[*at].gpus >= size) {
+            return in_zone(None);
+        }
+        let mut zones: Vec<(&str, &str, &str)> = Vec::new();
+        for &(_, at) in &able {
+            let zone = self.zone(loans[at].offer);
+            if !zones.contains(&zone) {
+                zones.push(zone);
+            }
+        }
+        zones.into_iter().find_map(|zone| in_zone(Some(zone)))
+    }
+
+    fn zone(&self, offer: usize) -> (&str, &str, &str) {
+        let key = &self.offers[offer].key;
+        (&key.provider, &key.region, &key.zone)
+    }
+
+    /// Nodes that have free or borrowed GPUs.
+    fn loans(&self) -> Vec<Loan> {
         let mut of_node: BTreeMap<u64, Vec<(u64, u32, bool)>> = BTreeMap::new();
         for claim in self.borrowed.iter().filter_map(|id| self.claims.get(id)) {
             for part in &claim.parts {
@@ -115,20 +213,17 @@ impl Book {
                 of_node.entry(part.node).or_default().push(loan);
             }
         }
-        let place = |node: &Node| {
-            let offer = self.offer_of(node)?;
-            self.offers_of(class).iter().position(|p| *p == offer)
-        };
-        let loan = |(id, borrowed): (u64, Vec<(u64, u32, bool)>)| {
-            let node = self.nodes.get(&id).filter(|node| node.takes_claims() && node.proof_at_ms.is_some())?;
+        let loan = |node: &Node| {
+            let borrowed = of_node.get(&node.id).map_or(&[][..], Vec::as_slice);
+            let able = node.takes_claims() && node.proof_at_ms.is_some();
+            let offer = self.offer_of(node).filter(|_| able && (node.free.count() > 0 || !borrowed.is_empty()))?;
             let coming: u32 = borrowed.iter().filter(|loan| loan.2).map(|loan| loan.1).sum();
-            let claims = borrowed.into_iter().filter(|loan| !loan.2).map(|(claim, gpus, _)| (claim, gpus)).collect();
-            let free = node.free.count() + coming;
-            Some((place(node)?, Loan { gpus: node.gpus, free, taken: 0, claims }))
+            let claims: Vec<(u64, u32)> =
+                borrowed.iter().filter(|loan| !loan.2).map(|(claim, gpus, _)| (*claim, *gpus)).collect();
+            let lent = claims.iter().map(|(_, gpus)| gpus).sum();
+            Some(Loan { offer, gpus: node.gpus, free: node.free.count() + coming, lent, taken: 0, claims })
         };
-        let mut loans: Vec<(usize, Loan)> = of_node.into_iter().filter_map(loan).collect();
-        loans.sort_by_key(|(place, loan)| (*place, std::cmp::Reverse(loan.free)));
-        loans.into_iter().map(|(_, loan)| loan).collect()
+        self.nodes.values().filter_map(loan).collect()
     }
 
     /// Borrowed GPUs of nodes that leave, are to be mended or whose test is due, and of nodes that waiting claims need.
@@ -137,24 +232,36 @@ impl Book {
             return;
         }
         let leaves = |node: &&Node| node.care.is_some() || node.claimed_last || !node.takes_claims();
-        let claims = self.borrowed.iter().filter_map(|id| self.claims.get(id));
-        let nodes: BTreeSet<u64> = claims.flat_map(|claim| claim.parts.iter().map(|part| part.node)).collect();
-        let leaving: Vec<u64> =
-            nodes.iter().filter_map(|id| self.nodes.get(id)).filter(leaves).map(|node| node.id).collect();
-        for node in leaving {
-            self.call_back_node(node, "its node is needed for something else", now_ms);
+        let may_stay = |claim: &Claim, node: &Node| {
+            self.offer_of(node).is_some_and(|offer| self.offers_of(&claim.class).contains(&offer))
+        };
+        let mut leaving = Vec::new();
+        for claim in self.borrowed.iter().filter_map(|id| self.claims.get(id)) {
+            let mut nodes = claim.parts.iter().filter_map(|part| self.nodes.get(&part.node));
+            if nodes.any(|node| leaves(&node) || !may_stay(claim, node)) {
+                leaving.push(claim.id);
+            }
         }
-        let waiting: Vec<String> = self.waiting.iter().filter(|(_, w)| !w.is_empty()).map(|(k, _)| k.clone()).collect();
-        waiting.iter().for_each(|class| self.call_back_borrowed_for(class, now_ms));
+        for id in leaving {
+            self.call_back_claim(id, "its node is needed for something else", now_ms);
+        }
+        self.call_back_for_waiting(now_ms);
     }
 }
 
-/// A node with borrowed GPUs.
+/// Beside the time of a call-back, this much of a class's wait is left, milliseconds: the book looks at what is due now and
+/// then.
+const MARGIN_MS: i64 = 2_000;
+
+/// A node with free or borrowed GPUs.
 struct Loan {
+    offer: usize,
     gpus: u32,
     /// GPUs that are free, or called back.
     free: u32,
-    /// Of these and of what can be called back, GPUs that waiting claims will take.
+    /// GPUs that can be called back.
+    lent: u32,
+    /// Of all these, GPUs that waiting claims will take.
     taken: u32,
     /// Claims that can be called back, with their GPUs.
     claims: Vec<(u64, u32)>,
@@ -163,6 +270,16 @@ struct Loan {
 impl Loan {
     /// GPUs for further claims.
     fn left(&self) -> u32 {
-        self.free + self.claims.iter().map(|(_, gpus)| gpus).sum::<u32>() - self.taken
+        (self.free + self.lent).saturating_sub(self.taken)
+    }
+
+    /// Takes GPUs for a class; what has to come back for that is added to `called`.
+    fn take(&mut self, gpus: u32, class: &str, called: &mut Vec<(u64, String)>) {
+        self.taken += gpus;
+        while self.taken > self.free {
+            let Some((claim, gpus)) = self.claims.pop() else { return };
+            (self.free, self.lent) = (self.free + gpus, self.lent - gpus);
+            called.push((claim, class.to_owned()));
+        }
     }
 }

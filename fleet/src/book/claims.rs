@@ -155,7 +155,7 @@ impl Book {
         let first_in_line = self.queue(&claim.class) == 0;
         let parts = if first_in_line { self.find(&claim) } else { None };
         if parts.is_none() {
-            self.refuse_where_full()?;
+            self.refuse_where_full(claim.borrowed)?;
             if matches!(claim.on_empty, OnEmpty::Fail | OnEmpty::Substitute) {
                 return Err(self.fail_empty(claim, now_ms));
             }
@@ -180,7 +180,7 @@ impl Book {
                 self.note(id, None, reason, now_ms);
                 self.waiting.entry(class.clone()).or_default().push_back(id);
                 self.call_back_for(&class, now_ms);
-                self.call_back_borrowed_for(&class, now_ms);
+                self.call_back_for_waiting(now_ms);
                 Ok((id, Taken::Queued))
             }
         }
@@ -218,8 +218,10 @@ impl Book {
         })
     }
 
-    fn refuse_where_full(&self) -> Result<(), ClaimError> {
-        let queued = self.waiting.values().map(std::collections::VecDeque::len).sum();
+    /// Borrowers stand in no other's way.
+    fn refuse_where_full(&self, borrows: bool) -> Result<(), ClaimError> {
+        let of = |class: &String| self.classes.get(class).is_some_and(|rule| rule.class.borrows()) == borrows;
+        let queued = self.waiting.iter().filter(|(class, _)| of(class)).map(|(_, line)| line.len()).sum();
         if queued >= self.limits.queued_claims_max { Err(ClaimError::QueueFull(queued)) } else { Ok(()) }
     }
 

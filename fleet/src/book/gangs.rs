@@ -13,7 +13,7 @@ impl Book {
     pub(super) fn find(&self, claim: &Claim) -> Option<Vec<Part>> {
         let within = self.within.get(&claim.class)?;
         if claim.borrowed {
-            return self.find_in(&self.lendable(within), claim);
+            return self.find_to_borrow(claim);
         }
         let found = self.find_in(within, claim);
         match found {
@@ -90,7 +90,7 @@ impl Book {
         None
     }
 
-    fn part(&self, node: u64, gpus: u32) -> Option<Part> {
+    pub(super) fn part(&self, node: u64, gpus: u32) -> Option<Part> {
         let gpus = self.nodes.get(&node)?.free.lowest(gpus)?;
         Some(Part { node, gpus })
     }

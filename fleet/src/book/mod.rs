@@ -218,6 +218,10 @@ impl Book {
     }
 
     fn count(&mut self, class: &str, hit: bool) {
+        // Who borrows is promised nothing.
+        if self.classes.get(class).is_some_and(|rule| rule.class.borrows()) {
+            return;
+        }
         let tally = self.tallies.entry(class.to_owned()).or_default();
         *(if hit { &mut tally.hits } else { &mut tally.misses }) += 1;
         if !self.changes.tallies.contains(class) {
@@ -288,6 +292,7 @@ impl Book {
     /// The classes, whole.
     pub fn set_classes(&mut self, rules: impl IntoIterator<Item = ClassRule>) {
         self.classes = rules.into_iter().map(|r| (r.class.name.clone(), r)).collect();
+        self.follow_classes();
         self.sort_offers();
     }
 

@@ -389,7 +389,8 @@ impl Book {
             node.heard_at_ms = node.heard_at_ms.map(|at| at.saturating_add(gap_ms));
             node.proof_at_ms = node.proof_at_ms.map(|at| at.saturating_add(gap_ms));
         }
-        for claim in self.claims.values_mut().filter(|c| c.state.is_live()) {
+        // One that was called back has to go all the same: others wait for it by a deadline that stays.
+        for claim in self.claims.values_mut().filter(|c| c.state.is_live() && c.called_back_at_ms.is_none()) {
             self.due.remove(&(claim.lease_until_ms, claim.id));
             claim.lease_until_ms = claim.lease_until_ms.saturating_add(gap_ms);
             self.due.insert((claim.lease_until_ms, claim.id));

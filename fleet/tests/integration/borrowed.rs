@@ -5,7 +5,7 @@ use fleet::{ClaimState, IntentState, NodeState, OnEmpty, UsdMicros};
 
 use crate::fleets::{ask, class, idle_nodes, offer};
 
-const CALL_BACK_MS: i64 = 4_000;
+const CALL_BACK_MS: i64 = 3_000;
 
 fn batch(gpus_per_claim: u32) -> ClassRule {
     let mut rule = class("batch", gpus_per_claim, &[("H100", None), ("H200", None)]);
@@ -66,14 +66,57 @@ fn a_claim_calls_back_just_what_it_needs_and_gets_it_in_time() {
 #[test]
 fn nothing_is_lent_that_serves_a_class_which_does_not_wait() {
     for impatient in [
-        ClassRule { wait_ms: CALL_BACK_MS - 1, ..class("chat", 4, &[("H100", None)]) },
+        ClassRule { wait_ms: CALL_BACK_MS + 1_000, ..class("chat", 4, &[("H100", None)]) },
         ClassRule { on_empty: OnEmpty::Fail, ..class("chat", 4, &[("H100", None)]) },
+        ClassRule { on_empty: OnEmpty::Substitute, ..class("chat", 4, &[("H100", Some(1.0))]) },
     ] {
         let (mut book, nodes) = lending();
         book.set_classes([impatient, batch(2)]);
         borrow(&mut book, 8);
         assert_eq!((book.borrowed_gpus(nodes[0]), book.borrowed_gpus(nodes[1])), (0, 8));
     }
+    // Those who borrow already are called back when a class no longer waits.
+    let (mut book, nodes) = lending();
+    borrow(&mut book, 8);
+    book.set_classes([ClassRule { on_empty: OnEmpty::Fail, ..class("chat", 4, &[("H100", None)]) }, batch(2)]);
+    book.tick_nodes(20);
+    assert_eq!(called_back(&book), 4);
+    book.tick(20 + CALL_BACK_MS);
+    assert_eq!((book.borrowed_gpus(nodes[0]), book.borrowed_gpus(nodes[1])), (0, 8));
+}
+
+/// What comes back for one class is not counted for another.
+#[test]
+fn two_classes_that_wait_call_back_for_each() {
+    let (mut book, _) = lending();
+    book.set_classes([class("chat", 4, &[("H100", None)]), class("code", 4, &[("H100", None)]), batch(2)]);
+    borrow(&mut book, 8);
+    let (first, _) = book.claim(ask("chat", OnEmpty::Queue), 100).expect("waits");
+    let (second, _) = book.claim(ask("code", OnEmpty::Queue), 200).expect("waits");
+    assert_eq!(called_back(&book), 4);
+    book.tick(200 + CALL_BACK_MS);
+    assert_eq!((state(&book, first), state(&book, second)), (ClaimState::Granted, ClaimState::Granted));
+}
+
+/// A class that is edited takes its claims along, and a node whose test is due is not lent again.
+#[test]
+fn claims_follow_their_class_and_tests_come_first() {
+    let (mut book, nodes) = lending();
+    let claims = borrow(&mut book, 9);
+    let mut plain = batch(2);
+    plain.class.borrows_usd_micros_per_gpu_h = None;
+    book.set_classes([class("chat", 4, &[("H100", None), ("H200", None)]), plain]);
+    assert!(book.borrowed().is_empty() && !book.claims()[&claims[8]].borrowed);
+    book.release(claims[0], "done", 50).expect("open");
+    assert_eq!(state(&book, claims[8]), ClaimState::Granted, "it waits as others do");
+    book.set_classes([class("chat", 4, &[("H100", None), ("H200", None)]), batch(2)]);
+    assert_eq!(book.borrowed().len(), 8);
+    let (waits, _) = book.claim(ask("batch", OnEmpty::Queue), 60).expect("waits");
+    book.take_last(&[nodes[0]].into());
+    book.tick_nodes(100);
+    book.tick(100 + CALL_BACK_MS);
+    assert_eq!((book.borrowed_gpus(nodes[0]), book.nodes()[&nodes[0]].state), (0, NodeState::Idle));
+    assert_eq!(state(&book, waits), ClaimState::Queued);
 }
 
 #[test]
@@ -101,8 +144,9 @@ fn a_gang_calls_back_as_many_nodes_as_it_takes() {
     book.set_classes([class("chat", 4, &[("H100", None), ("H200", None)]), wide, batch(2)]);
     borrow(&mut book, 16);
     assert_eq!(book.borrowed().len(), 16);
+    idle_nodes(&mut book, 0, 1, 50);
     let (train, _) = book.claim(ask("train", OnEmpty::Queue), 100).expect("waits");
-    assert_eq!(called_back(&book), 8, "two nodes of three");
+    assert_eq!(called_back(&book), 4, "one node, beside one that is idle");
     book.tick(100 + CALL_BACK_MS);
     assert_eq!(state(&book, train), ClaimState::Granted);
 }
