@@ -107,7 +107,9 @@ pub fn resolve(input: &PlanInput, model: &Model, master: &mut Master, effort: Ef
         // With launches fixed the bound says nothing.
         let close = gap(objective_usd, bound_usd) <= effort.gap && effort.price;
         let columns = wanted(input, model, master, &duals, &solution, effort);
-        if close || last || columns.is_empty() && (broken.is_empty() || !effort.price) {
+        // Without its later releases a node looks dearer to keep than it is, and is given back: the gap does not excuse that.
+        let complete = columns.decisions.is_empty();
+        if close && complete || last || columns.is_empty() && (broken.is_empty() || !effort.price) {
             return Ok(Optimum { solution, duals, objective_usd, bound_usd, rounds });
         }
         if columns.is_empty() {
@@ -195,4 +197,24 @@ fn profitable(input: &PlanInput, model: &Model, master: &Master, duals: &Duals) 
     // The most profitable first, and not all at once: prices move when the first few are in.
     wanted.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     wanted.into_iter().take(80).map(|(_, i)| i).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decompose::solve;
+    use crate::synthetic::{Size, fleet};
+
+    /// However loose the gap, no launch and no release of a source that is there is left out that would pay: without its later
+    /// releases a node looks dearer to keep than it is.
+    #[test]
+    fn a_loose_gap_leaves_no_decision_out() {
+        for seed in 0..4 {
+            let input = fleet(Size { offers: 150, classes: 10, scenarios: 8, periods: 8 }, seed);
+            let model = Model::build(&input);
+            let effort = Effort { gap: 0.05, ..Effort::default() };
+            let (master, found) = solve(&input, &model, effort).expect("an optimum");
+            assert_eq!(better(&input, &model, &master, &found.duals, &found.solution), [], "seed {seed}");
+        }
+    }
 }
