@@ -248,7 +248,10 @@ fn class_report(
     let surge: f64 = periods.clone().map(|t| (able(t) - wanted(t)).max(0.0)).sum();
     let price = input.miss_prices.get(k);
     let own = class.miss_cost_usd_micros;
-    let missed_claims = expected_misses.clone();
+    let lent_gpus = class.borrows().then(|| {
+        let mean = |of: &dyn Fn(usize) -> f64| periods.clone().map(of).sum::<f64>() / count;
+        (mean(&|t| wanted(t)) - mean(&|t| expected_misses[t] * model.claim_gpus[k])).max(0.0)
+    });
     ClassReport {
         class: class.name.clone(),
         mean_claims: (0..model.periods()).map(|t| mean(false, t)).collect(),
@@ -261,10 +264,7 @@ fn class_report(
         miss_price_cap_usd_micros: price.map_or(own, |p| p.cap_usd_micros),
         next_point_usd_micros_per_h: price.and_then(MissPrice::next_point_usd_per_h).map(micros),
         first_period: model.first_period[k] as u32,
-        lent_gpus: class.borrows().then(|| {
-            let mean = |of: &dyn Fn(usize) -> f64| periods.clone().map(of).sum::<f64>() / count;
-            (mean(&|t| wanted(t)) - mean(&|t| missed_claims[t] * model.claim_gpus[k])).max(0.0)
-        }),
+        lent_gpus,
     }
 }
 

@@ -209,8 +209,10 @@ pub fn node(input: &PlanInput, model: &Model, links: &Links, id: SourceId, t: us
 pub fn payments(input: &PlanInput, model: &Model, links: &Links, id: SourceId) -> (Vec<RowSpec>, Vec<ColSpec>) {
     let source = &model.sources[id.0];
     let (mut rows, mut cols) = (Vec::new(), Vec::new());
-    let committed = !links.commitments.is_empty();
-    for t in (source.first..model.periods()).filter(|_| committed) {
+    if links.commitments.is_empty() {
+        return (rows, cols);
+    }
+    for t in source.first..model.periods() {
         rows.push(at_most(RowKey::Own(id, Period(t)), 0.0));
         for &c in &links.commitments {
             let pays = vec![(RowKey::Own(id, Period(t)), -1.0), (RowKey::Commitment(c, Period(t)), 1.0)];

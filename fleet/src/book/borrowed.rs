@@ -18,15 +18,17 @@ impl Book {
     /// GPUs that are borrowed.
     #[must_use]
     pub fn lent_gpus(&self) -> u64 {
-        let parts = self.borrowed.iter().filter_map(|id| self.claims.get(id)).flat_map(|claim| &claim.parts);
-        parts.map(|part| u64::from(part.gpus.count())).sum()
+        self.borrowed_parts().map(|part| u64::from(part.gpus.count())).sum()
+    }
+
+    fn borrowed_parts(&self) -> impl Iterator<Item = &Part> {
+        self.borrowed.iter().filter_map(|id| self.claims.get(id)).flat_map(|claim| &claim.parts)
     }
 
     /// GPUs of a node that are borrowed.
     #[must_use]
     pub fn borrowed_gpus(&self, node: u64) -> u32 {
-        let parts = self.borrowed.iter().filter_map(|id| self.claims.get(id)).flat_map(|claim| &claim.parts);
-        parts.filter(|part| part.node == node).map(|part| part.gpus.count()).sum()
+        self.borrowed_parts().filter(|part| part.node == node).map(|part| part.gpus.count()).sum()
     }
 
     /// Takes offers away from borrowers that serve a class which does not wait for a call-back.

@@ -97,17 +97,11 @@ impl Duals {
     #[must_use]
     pub fn profit(&self, input: &PlanInput, model: &Model, links: &Links, source: &Source, value: &[f64]) -> Profit {
         let periods = model.periods();
-        let survive = &source.profile.survive;
         let node: Vec<f64> = (0..periods).map(|t| self.node_profit(model, links, source, value[t], t)).collect();
-        // A node is kept while that pays: alpha is what one free node is worth from t on.
-        let mut alpha = vec![0.0_f64; periods + 1];
-        let mut inventory = 0.0;
-        for t in (0..periods).rev() {
-            let later = if t + 1 < periods { survive[t + 1] * alpha[t + 1] } else { 0.0 };
-            alpha[t] = (node[t] + later).max(0.0);
-            let forced = alpha[t] - node[t] - later;
-            inventory += alpha[t] * source.appear[t] - forced * source.kept[t];
-        }
+        let worth = worth_of_keeping(source, &node);
+        let alpha: Vec<f64> = worth.iter().map(|usd| usd.max(0.0)).collect();
+        let inventory =
+            (0..periods).map(|t| alpha[t] * source.appear[t] - (alpha[t] - worth[t]) * source.kept[t]).sum();
         let mut profit = Profit { inventory_usd: inventory, ..Profit::default() };
         let churn = input.policy.churn * source.launch_cost_usd;
         for u in 0..source.launch_end {
@@ -124,16 +118,10 @@ impl Duals {
     #[must_use]
     pub fn releases(&self, model: &Model, links: &Links, source: &Source) -> Vec<(usize, f64)> {
         let value = &self.pools[source.pool];
-        let mut later = 0.0_f64;
-        let mut given_back = Vec::new();
-        for t in (0..model.periods()).rev() {
-            let kept = self.node_profit(model, links, source, value[t], t) + later;
-            if kept < -EPS {
-                given_back.push((t, -kept));
-            }
-            later = source.profile.survive[t] * kept.max(0.0);
-        }
-        given_back
+        let node: Vec<f64> =
+            (0..model.periods()).map(|t| self.node_profit(model, links, source, value[t], t)).collect();
+        let worth = worth_of_keeping(source, &node);
+        (0..worth.len()).filter(|t| worth[*t] < -EPS).map(|t| (t, -worth[t])).collect()
     }
 
     /// Dollars that one node earns in `t`: its GPUs' value, less its price and its part of shared limits.
@@ -156,6 +144,15 @@ impl Duals {
         }
         cost
     }
+}
+
+/// What it is worth to keep a free node in each period and as long after as that pays, `[T]`, from what it earns in each.
+fn worth_of_keeping(source: &Source, node: &[f64]) -> Vec<f64> {
+    let mut worth = node.to_vec();
+    for t in (0..node.len().saturating_sub(1)).rev() {
+        worth[t] += source.profile.survive[t + 1] * worth[t + 1].max(0.0);
+    }
+    worth
 }
 
 /// What one launch in `u` brings: its minimum billing time whatever the value, then free nodes.

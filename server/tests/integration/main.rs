@@ -7,6 +7,7 @@ mod breakers;
 mod databases;
 mod gpus;
 mod learning;
+mod lending;
 mod old_database;
 mod store;
 mod virtual_day;

@@ -61,9 +61,7 @@ impl World<'_> {
         };
         match self.book.claim(request, self.book_ms()) {
             Ok((claim, _)) => {
-                self.clients[client as usize].claim = Some(claim);
-                self.client_of.insert(claim, client);
-                self.queued[class] += 1;
+                self.waits_for(client, claim);
                 Ok(())
             }
             Err(ClaimError::Empty { .. } | ClaimError::QueueFull(_)) => Ok(()),
@@ -129,9 +127,7 @@ impl World<'_> {
         };
         match self.book.claim(request, self.book_ms()) {
             Ok((claim, _)) => {
-                self.clients[client as usize].claim = Some(claim);
-                self.client_of.insert(claim, client);
-                self.queued[class] += 1;
+                self.waits_for(client, claim);
                 self.queue.push(end_ms, Event::ClaimEnd(client));
             }
             Err(ClaimError::Empty { .. } | ClaimError::QueueFull(_)) => self.judge(client, false),
@@ -140,6 +136,14 @@ impl World<'_> {
         let demand = self.active[class] + self.queued[class] + u32::from(self.clients[client as usize].claim.is_none());
         self.peak[class] = self.peak[class].max(demand);
         Ok(())
+    }
+
+    /// A client has a claim: it is granted when the book says so.
+    fn waits_for(&mut self, client: u32, claim: u64) {
+        let known = &mut self.clients[client as usize];
+        known.claim = Some(claim);
+        self.queued[known.class] += 1;
+        self.client_of.insert(claim, client);
     }
 
     /// A lease until a moment after the end, as far as one can be had.
