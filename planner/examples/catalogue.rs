@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use planner::planning::{Options, plan};
-use planner::synthetic::{Size, catalogue, fleet};
+use planner::synthetic::{Size, catalogue, fleet, next_minute};
 
 fn flag(name: &str, default: usize) -> usize {
     let args: Vec<String> = std::env::args().collect();
@@ -32,12 +32,21 @@ fn main() {
     // As hard as the planner tries from minute to minute.
     let rolling = std::env::args().any(|a| a == "--rolling");
     let options = if rolling { planner::rolling::options() } else { Options::default() };
-    println!("{size:?}, one thread, cold, whole plan with rounding and checker");
+    // The plan of the minute after.
+    let next = std::env::args().any(|a| a == "--next");
+    let begins = if next { "a minute after another" } else { "cold" };
+    println!("{size:?}, one thread, {begins}, whole plan with rounding and checker");
     println!("seed  seconds  certificate gap  rounding gap  active sources   rows  cuts  solves  cold restarts");
     let mut times = Vec::new();
     let (mut worst_certificate, mut worst_rounding) = (0.0_f64, 0.0_f64);
     for seed in first..first + instances {
         let input = if fleet_like { fleet(size, seed) } else { catalogue(size, seed) };
+        let input = if next {
+            let before = plan(&input, options).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            next_minute(&input, &before, seed)
+        } else {
+            input
+        };
         let start = Instant::now();
         let made = plan(&input, options).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         let seconds = start.elapsed().as_secs_f64();

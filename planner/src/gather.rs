@@ -193,6 +193,11 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
         .iter()
         .flat_map(|(plan, ago_s)| plan.targets.iter().map(|t| (&t.offer, shifted(&t.launches, *ago_s, seen.period_s))))
         .collect();
+    let expected: BTreeMap<_, _> = seen
+        .parent
+        .iter()
+        .flat_map(|(plan, ago_s)| plan.targets.iter().map(|t| (&t.offer, later(&t.nodes, *ago_s, seen.period_s))))
+        .collect();
     let spare: BTreeMap<_, Vec<f64>> = seen
         .parent
         .iter()
@@ -216,6 +221,7 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
             nodes: std::mem::take(&mut nodes[p]),
             arriving_nodes: std::mem::take(&mut arriving[p]),
             planned_nodes: planned.get(&offer.key).cloned().unwrap_or_default(),
+            expected_nodes: expected.get(&offer.key).cloned().unwrap_or_default(),
             spare_s: spare.get(&offer.key).cloned().unwrap_or_default(),
         }
     };
@@ -354,7 +360,7 @@ pub fn nodes_to_release(plan: &Plan, offers: &[Offer], nodes: &[ObservedNode]) -
 
 /// Launches that a plan of `ago_s` seconds ago meant for the periods from now on. Its first period is done; the others
 /// are spread evenly over their length.
-fn shifted(launches: &[f64], ago_s: f64, period_s: &[u32]) -> Vec<f64> {
+pub(crate) fn shifted(launches: &[f64], ago_s: f64, period_s: &[u32]) -> Vec<f64> {
     let start = starts(period_s);
     let end = |t: usize| start[t] + f64::from(period_s[t]);
     let part = |t: usize| {
@@ -365,8 +371,16 @@ fn shifted(launches: &[f64], ago_s: f64, period_s: &[u32]) -> Vec<f64> {
     (0..period_s.len()).map(part).collect()
 }
 
+/// What a plan of `ago_s` seconds ago expected at the start of each of the present periods, from its own `[T]`.
+pub(crate) fn later(nodes: &[f64], ago_s: f64, period_s: &[u32]) -> Vec<f64> {
+    let start = starts(period_s);
+    let of_then =
+        |at_s: f64| start.iter().take(nodes.len()).rposition(|s| *s <= at_s + ago_s).map_or(0.0, |u| nodes[u]);
+    start.iter().take(period_s.len()).map(|at_s| of_then(*at_s)).collect()
+}
+
 /// Share of a launch that has waited `age_s` that is healthy at the start of each period and not before, `[T]`.
-fn arrivals(lead: &LeadTime, age_s: f64, start_s: &[f64]) -> Vec<f64> {
+pub(crate) fn arrivals(lead: &LeadTime, age_s: f64, start_s: &[f64]) -> Vec<f64> {
     let left = 1.0 - lead.share_by(age_s);
     let mut before = 0.0;
     let mut shares = vec![0.0; start_s.len()];

@@ -150,6 +150,10 @@ pub struct OfferState {
     pub arriving_nodes: Vec<f64>,
     /// Launches that the parent plan had in mind for each period `[T]`; may be shorter.
     pub planned_nodes: Vec<f64>,
+    /// Healthy nodes that the parent plan expected in each period `[T]`; may be shorter. The solver begins there; nothing is
+    /// decided by it.
+    #[serde(default)]
+    pub expected_nodes: Vec<f64>,
     /// Seconds since each node that the parent plan found spare was needed, the longest first.
     #[serde(default)]
     pub spare_s: Vec<f64>,

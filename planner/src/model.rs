@@ -360,6 +360,7 @@ impl Model {
             let planned = state.planned_nodes.iter().take(source.launch_end).enumerate();
             planned.for_each(|(t, v)| source.planned[t] = v.min(source.launch_limit[t]));
         }
+        state.expected_nodes.iter().zip(&mut source.expected).for_each(|(nodes, expected)| *expected = *nodes);
         source.clip_kept();
         let arrives =
             |t: &usize| source.appear[*t] > 0.0 || source.launch_end > 0 && source.profile.arrivals[0][*t] > 0.0;
@@ -385,6 +386,7 @@ impl Model {
             // At least a second of the node, so that launching for nothing is never free.
             launch_cost_usd: state.launch_cost_usd_micros.usd().max(state.offer.price_usd_micros_per_h.usd() / 3600.0),
             planned: vec![0.0; periods],
+            expected: vec![0.0; periods],
             first: 0,
             launch_end: 0,
         }

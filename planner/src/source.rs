@@ -31,6 +31,8 @@ pub struct Source {
     pub launch_cost_usd: f64,
     /// Launches of the parent plan, `[T]`.
     pub planned: Vec<f64>,
+    /// Nodes that the parent plan expected, `[T]`.
+    pub expected: Vec<f64>,
     /// First period in which it can have nodes.
     pub first: usize,
     /// First period in which a launch can no longer appear, or 0 when nothing can be launched.

@@ -3,7 +3,9 @@
 use fleet::rng::Rng;
 use fleet::{AcceptedGpu, Class, GpuModel, Interconnect, Market, Offer, OfferKey, PriceCap, UsdMicros};
 
+use crate::gather;
 use crate::input::{LeadTime, NodeGroup, OfferState, PlanInput, Policy, Quota, Scenario};
+use crate::plan::Plan;
 
 /// Size of a generated catalogue problem.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +76,33 @@ pub fn fleet(size: Size, seed: u64) -> PlanInput {
     };
     let classes = (0..size.classes).map(|k| service(&mut rng, k)).collect();
     problem(rng, size, offers, classes)
+}
+
+/// The input a minute after `plan` was made for `input` and done: nodes are under way or gone, demand has moved a little.
+#[must_use]
+pub fn next_minute(input: &PlanInput, plan: &Plan, seed: u64) -> PlanInput {
+    const MINUTE_S: f64 = 60.0;
+    let mut rng = Rng::new(seed);
+    let mut next = PlanInput { epoch: input.epoch + 1, ..input.clone() };
+    let starts = crate::input::starts(&input.period_s);
+    for state in &mut next.offers {
+        let key = &state.offer.key;
+        let target = plan.targets.iter().find(|t| t.offer == *key);
+        state.planned_nodes = target.map_or(vec![], |t| gather::shifted(&t.launches, MINUTE_S, &input.period_s));
+        state.expected_nodes = target.map_or(vec![], |t| gather::later(&t.nodes, MINUTE_S, &input.period_s));
+        let gone = plan.releases.iter().find(|r| r.offer == *key).map_or(0, |r| r.nodes);
+        state.nodes.iter_mut().for_each(|group| group.nodes = group.nodes.saturating_sub(gone));
+        let launched = plan.launches.iter().find(|l| l.offer == *key).map_or(0, |l| l.nodes);
+        let shares = gather::arrivals(&state.lead_time, MINUTE_S, &starts);
+        state.arriving_nodes = shares.iter().map(|share| f64::from(launched) * state.fill * share).collect();
+    }
+    let moved: Vec<f64> = input.classes.iter().map(|_| (0.03 * rng.normal()).exp()).collect();
+    for scenario in &mut next.scenarios {
+        for row in scenario.claims.iter_mut().chain(&mut scenario.new_claims) {
+            row.iter_mut().zip(&moved).for_each(|(claims, by)| *claims *= by);
+        }
+    }
+    next
 }
 
 fn offers(rng: &mut Rng, size: Size, models: &[(&str, f64)]) -> Vec<OfferState> {
@@ -157,6 +186,7 @@ fn offer(rng: &mut Rng, models: &[(&str, f64)]) -> OfferState {
         nodes: vec![],
         arriving_nodes: vec![],
         planned_nodes: vec![],
+        expected_nodes: vec![],
         usable_share: 1.0,
         fault_cost_usd_micros_per_h: UsdMicros::ZERO,
         spare_s: vec![],

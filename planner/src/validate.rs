@@ -138,6 +138,7 @@ fn offers(c: &mut Checker, input: &PlanInput) {
         lead_time(c, &at("lead_time"), &state.lead_time.cdf);
         c.counts(&at("arriving_nodes"), &state.arriving_nodes, input.period_s.len());
         c.counts(&at("planned_nodes"), &state.planned_nodes, input.period_s.len());
+        c.counts(&at("expected_nodes"), &state.expected_nodes, input.period_s.len());
         if !state.spare_s.iter().all(|s| *s >= 0.0 && s.is_finite()) || state.spare_s.windows(2).any(|w| w[1] > w[0]) {
             c.fail(&at("spare_s"), "must be seconds that never rise");
         }

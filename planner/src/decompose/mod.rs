@@ -7,6 +7,7 @@ mod price;
 mod resolve;
 mod scout;
 mod solve;
+mod start;
 
 pub use master::{Decision, Master};
 pub use price::{Duals, Profit};

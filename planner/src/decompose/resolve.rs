@@ -60,10 +60,14 @@ pub fn gap(upper: f64, lower: f64) -> f64 {
     ((upper - lower) / upper.abs().max(1e-9)).max(0.0)
 }
 
+/// Of a source's releases those come in that earn this share of the best.
+const NEARLY: f64 = 0.5;
 /// New releases in one round.
 const RELEASES: usize = 400;
 /// Share of the gap that cuts may leave open.
-const OPEN_CUTS: f64 = 0.3;
+const OPEN_CUTS: f64 = 0.6;
+/// The objective has changed by less than this share of the gap: nothing has changed.
+const SAME: f64 = 0.1;
 /// The objective has risen by less than this share: cuts have little left to say, and sources are priced.
 const SLOW: f64 = 3e-3;
 
@@ -82,12 +86,15 @@ pub fn resolve(input: &PlanInput, model: &Model, master: &mut Master, effort: Ef
         let solution = master.solve()?;
         let last = rounds >= effort.rounds;
         let mut duals = None;
-        if !climbing && were_cuts && !last {
+        // Columns that change next to nothing need no cuts before the next are priced.
+        let still = gap(before, solution.objective) < SAME * effort.gap;
+        if !climbing && (were_cuts || still) && !last {
             let prices = master.duals(&solution);
             let columns = wanted(input, model, master, &prices, &solution, effort);
             if !columns.is_empty() {
                 columns.add(master)?;
                 were_cuts = false;
+                before = solution.objective;
                 continue;
             }
             duals = Some(prices);
@@ -150,7 +157,7 @@ fn wanted(
 }
 
 /// Decisions outside the problem that would earn or save money at the current prices: of each source the best launch, and
-/// the best release of nodes that it has or would launch if they could be released.
+/// the releases that are about the best, of nodes that it has or would launch if they could be released.
 fn better(input: &PlanInput, model: &Model, master: &Master, duals: &Duals, solution: &Solution) -> Vec<Decision> {
     let mut launches = Vec::new();
     let mut wanted = Vec::new();
@@ -172,8 +179,9 @@ fn better(input: &PlanInput, model: &Model, master: &Master, duals: &Duals, solu
         let can = |t: usize| nodes[t] > EPS || comes(t) && ends(t) || pays;
         let release = |t: usize| Decision::Release(id, Period(t));
         let new = releases.iter().filter(|(t, _)| !master.can(release(*t)) && can(*t));
-        let new = new.map(|&(t, usd)| (usd * (nodes[t] + 0.1), release(t)));
-        wanted.extend(new.max_by(|a, b| a.0.total_cmp(&b.0)));
+        let new: Vec<_> = new.map(|&(t, usd)| (usd * (nodes[t] + 0.1), release(t))).collect();
+        let most = new.iter().map(|(usd, _)| *usd).fold(0.0, f64::max);
+        wanted.extend(new.into_iter().filter(|(usd, _)| *usd >= NEARLY * most));
     }
     wanted.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     launches.extend(wanted.into_iter().take(RELEASES).map(|(_, decision)| decision));

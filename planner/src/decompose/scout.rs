@@ -5,6 +5,7 @@ use solver::{Limits, SolverError};
 
 use super::master::{Decision, Master};
 use super::resolve::{Effort, resolve};
+use super::start::Start;
 use crate::input::{PlanInput, Scenario};
 use crate::keys::Period;
 use crate::model::Model;
@@ -12,24 +13,11 @@ use crate::model::Model;
 /// Periods merged into one.
 const MERGE: usize = 3;
 
-/// What the rough problem found.
-#[derive(Debug)]
-pub struct Scouted {
-    /// Sources that hold nodes.
-    pub sources: Vec<usize>,
-    /// GPUs of each pool, `[T][pools]`, in the periods of the real problem.
-    pub pool_gpus: Vec<Vec<f64>>,
-    /// What these cost, but for misses, dollars.
-    pub linear_usd: f64,
-    /// What it decided, in the periods of the real problem.
-    pub decisions: Vec<Decision>,
-}
-
 /// Solves the rough problem.
 ///
 /// # Errors
 /// The solver gives no optimum.
-pub fn explore(input: &PlanInput, model: &Model, first: &[usize], effort: Effort) -> Result<Scouted, SolverError> {
+pub fn explore(input: &PlanInput, model: &Model, first: &[usize], effort: Effort) -> Result<Start, SolverError> {
     let periods = input.period_s.len();
     let groups: Vec<Vec<usize>> =
         std::iter::once(vec![0]).chain((1..periods).collect::<Vec<_>>().chunks(MERGE).map(<[_]>::to_vec)).collect();
@@ -42,7 +30,7 @@ pub fn explore(input: &PlanInput, model: &Model, first: &[usize], effort: Effort
     let found = resolve(&rough_input, &rough, &mut master, Effort { gap: 5e-3, ..effort })?;
     let rough_gpus = master.pool_gpus(&found.solution);
     let group_of = |t: usize| groups.iter().position(|g| g.contains(&t)).unwrap_or(0);
-    Ok(Scouted {
+    Ok(Start {
         sources: master.used_sources(&found.solution),
         linear_usd: master.linear_usd(&found.solution),
         decisions: decisions(model, &groups, &master.made(&found.solution)),
@@ -95,6 +83,7 @@ fn merged(input: &PlanInput, groups: &[Vec<usize>]) -> PlanInput {
         let planned = std::mem::take(&mut state.planned_nodes);
         let sum = |g: &Vec<usize>| g.iter().filter_map(|t| planned.get(*t)).sum();
         state.planned_nodes = groups.iter().map(sum).collect();
+        state.expected_nodes.clear();
         for group in &mut state.nodes {
             group.kept_nodes = first_of(&group.kept_nodes);
         }

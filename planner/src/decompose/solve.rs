@@ -4,7 +4,7 @@ use solver::{Limits, SolverError};
 
 use super::master::Master;
 use super::resolve::{Effort, Optimum, resolve};
-use super::scout;
+use super::{scout, start};
 use crate::columns::Links;
 use crate::input::PlanInput;
 use crate::model::{EPS, Model};
@@ -21,22 +21,27 @@ pub fn solve<'a>(input: &'a PlanInput, model: &'a Model, effort: Effort) -> Resu
     let limits = Limits { time_limit_s: effort.time_limit_s, presolve: true };
     let mut master = Master::new(input, model, limits)?;
     let mut sources = first_sources(input, model, &master.links);
-    let (mut near, mut decisions) = (None, Vec::new());
+    let mut start = None;
     if model.sources.len() <= SMALL {
         sources = (0..model.sources.len()).collect();
     } else if model.weights.len() > 3 {
-        let scouted = scout::explore(input, model, &sources, effort)?;
-        sources = scouted.sources;
-        decisions = scouted.decisions;
-        near = Some((scouted.pool_gpus, scouted.linear_usd));
+        let found = match start::from_parent(model) {
+            Some(found) => found,
+            None => scout::explore(input, model, &sources, effort)?,
+        };
+        sources.clone_from(&found.sources);
+        start = Some(found);
     }
     master.add_sources(&sources)?;
-    decisions.retain(|decision| !master.can(*decision));
-    master.add_decisions(&decisions)?;
-    master.first_cuts()?;
-    if let Some((near, linear_usd)) = near {
-        master.cut_at(&near)?;
-        master.start_near(near, linear_usd);
+    match start {
+        None => master.first_cuts()?,
+        Some(start) => {
+            let new = start.decisions.into_iter().filter(|decision| !master.can(*decision)).collect::<Vec<_>>();
+            master.add_decisions(&new)?;
+            master.first_cuts()?;
+            master.cut_at(&start.pool_gpus)?;
+            master.start_near(start.pool_gpus, start.linear_usd);
+        }
     }
     let optimum = resolve(input, model, &mut master, effort)?;
     Ok((master, optimum))

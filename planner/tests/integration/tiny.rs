@@ -40,6 +40,7 @@ pub fn offer(index: usize, zone: usize, model: &str, gpus: u32, price: f64, spot
         nodes: vec![],
         arriving_nodes: vec![],
         planned_nodes: vec![],
+        expected_nodes: vec![],
         usable_share: 1.0,
         fault_cost_usd_micros_per_h: UsdMicros::ZERO,
         spare_s: vec![],

@@ -9,6 +9,8 @@ use crate::recourse::Plane;
 
 /// How far from the best capacity so far towards the solution cuts are sought.
 const TOWARDS: f64 = 0.3;
+/// Within so many times what is close enough, cuts are sought at the solution alone.
+const NEAR: f64 = 2.0;
 /// Dollars that are nothing beside what is missed.
 const SAME_USD: f64 = 1e-9;
 
@@ -91,8 +93,8 @@ impl Master<'_> {
         self.recourse.plane(self.model, key.component.0, key.period, key.part, &gpus[key.period.0])
     }
 
-    /// What `solution` breaks. Planes are taken between it and the best capacity so far where they break the solution, too:
-    /// there they say more (in-out separation; Ben-Ameur & Neto 2007). What the solution itself comes to is looked at where
+    /// What `solution` breaks. Planes are taken between it and the best capacity so far where they break the solution, too,
+    /// until the end is near: there they say more (in-out separation; Ben-Ameur & Neto 2007). What the solution itself comes to is looked at where
     /// there is no other plane, or where it may be good enough: within `close_usd` of the bound.
     pub fn violations(&mut self, solution: &Solution, close_usd: f64) -> Violations {
         let gpus = self.pool_gpus(solution);
@@ -101,7 +103,9 @@ impl Master<'_> {
         let values: Vec<f64> = keys.iter().map(|key| self.value(solution, ColKey::Shortfall(*key)).max(0.0)).collect();
         let linear_usd = solution.objective - values.iter().sum::<f64>();
         let center = self.center.take();
-        let mut between = center.as_ref().map(|center| center.towards(&gpus, linear_usd));
+        // Near the end the solution itself has to be looked at anyway, and nothing between says more.
+        let far = |center: &&Center| center.total_usd - solution.objective >= NEAR * close_usd;
+        let mut between = center.as_ref().filter(far).map(|center| center.towards(&gpus, linear_usd));
         let breaks = |plane: &Plane, usd: f64, value: f64| usd - value > SAME_USD * (1.0 + plane.usd);
         let mut planes: Vec<Option<Plane>> = keys.iter().map(|_| None).collect();
         if let Some(between) = &mut between {
