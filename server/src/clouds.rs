@@ -115,7 +115,11 @@ fn demo_lead() -> Dist {
     Dist::LogNormal { median_s: 240.0, p99_s: 500.0 }
 }
 
+/// Models that the demo's classes take: enough of each is on sale that their targets can be met.
+const DEMO_MODELS: [&str; 6] = ["H100-SXM", "H200", "L40S", "A10G", "L4", "T4"];
+
 fn demo_offers() -> Vec<Offer> {
-    let size = Size { offers: 60, classes: 1, scenarios: 1, periods: 1 };
-    synthetic::catalogue(size, 1).offers.into_iter().map(|o| o.offer).collect()
+    let size = Size { offers: 120, classes: 1, scenarios: 1, periods: 1 };
+    let all = synthetic::catalogue(size, 1).offers.into_iter().map(|state| state.offer);
+    all.filter(|offer| DEMO_MODELS.contains(&offer.gpu.name())).collect()
 }
