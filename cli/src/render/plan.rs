@@ -4,7 +4,7 @@ use fleet::UsdMicros;
 use planner::explain::{Explanation, Verdict};
 use planner::input::PriceBasis;
 use planner::plan::{Plan, micros};
-use planner::report::{Measured, Method, PlanReport};
+use planner::report::{ClassReport, Measured, Method, PlanReport};
 use planner::what_if::{Answer, WhatIf};
 
 use super::{percent, section, table};
@@ -172,7 +172,29 @@ fn unmet(report: &PlanReport) -> String {
         let periods = format!("{}-{}", unmet.periods.0, unmet.periods.1);
         rows.add_row([unmet.what.clone(), periods, unmet.by.clone(), unmet.why.clone()]);
     }
-    if rows.is_empty() { "\nEverything that was asked for is met.\n".into() } else { section("Not met", &rows) }
+    if rows.is_empty() { met(report) } else { section("Not met", &rows) }
+}
+
+/// Claims that nobody would call missed.
+const FEW_CLAIMS: f64 = 0.05;
+
+/// Nothing is held back by a limit. What is missed all the same is missed because room for it costs more.
+fn met(report: &PlanReport) -> String {
+    let below = report.classes.iter().filter(|class| {
+        let missed: f64 = class.expected_misses[class.first_counted()..].iter().sum();
+        class.expected_hit_rate < class.hit_rate_target && missed > FEW_CLAIMS
+    });
+    let each = |c: &ClassReport| {
+        format!("{} {:.1} of {:.1} %", c.class, 100.0 * c.expected_hit_rate, 100.0 * c.hit_rate_target)
+    };
+    let below: Vec<String> = below.map(each).collect();
+    if below.is_empty() {
+        return "\nEverything that was asked for is met.\n".into();
+    }
+    format!(
+        "\nNo limit holds a target back. In this horizon room for more would cost more than the misses: {}.\n",
+        below.join(", ")
+    )
 }
 
 fn changes(report: &PlanReport) -> String {
@@ -275,4 +297,27 @@ pub fn explanation(explanation: &Explanation, most: usize) -> String {
         section("Offers", &rows),
         section("Not these", &refused)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use planner::planning::{Options, plan};
+    use planner::synthetic::{Size, fleet};
+
+    /// Nobody reads that all is met where a class is expected below its target.
+    #[test]
+    fn below_target_is_never_met() {
+        let input = fleet(Size { offers: 20, classes: 2, scenarios: 4, periods: 4 }, 1);
+        let mut report = plan(&input, Options::default()).expect("a plan").report;
+        report.unmet.clear();
+        for class in &mut report.classes {
+            (class.expected_hit_rate, class.hit_rate_target) = (1.0, 0.9);
+        }
+        assert_eq!(unmet(&report), "\nEverything that was asked for is met.\n");
+        report.classes[0].expected_hit_rate = 0.5;
+        report.classes[0].expected_misses.fill(1.0);
+        let text = unmet(&report);
+        assert!(text.contains("No limit holds") && text.contains("50.0 of 90.0 %"), "{text}");
+    }
 }

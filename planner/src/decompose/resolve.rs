@@ -51,17 +51,19 @@ impl Optimum {
     }
 }
 
-/// `(upper − lower) / |upper|`, at least 0.
+/// `(upper − lower) / |upper|`, at least 0; a millionth of a dollar is nothing, whatever share it is.
 #[must_use]
 pub fn gap(upper: f64, lower: f64) -> f64 {
     if upper == f64::INFINITY {
         return f64::INFINITY;
     }
-    ((upper - lower) / upper.abs().max(1e-9)).max(0.0)
+    ((upper - lower - NOTHING_USD) / upper.abs().max(1e-9)).max(0.0)
 }
 
 /// Of a source's releases those come in that earn this share of the best.
 const NEARLY: f64 = 0.5;
+/// Dollars that no plan is judged by.
+const NOTHING_USD: f64 = 1e-6;
 /// New releases in one round.
 const RELEASES: usize = 400;
 /// Share of the gap that cuts may leave open.
@@ -99,7 +101,8 @@ pub fn resolve(input: &PlanInput, model: &Model, master: &mut Master, effort: Ef
             }
             duals = Some(prices);
         }
-        let broken = master.violations(&solution, 2.0 * effort.gap * solution.objective.abs());
+        let close_usd = if last { f64::INFINITY } else { 2.0 * effort.gap * solution.objective.abs() };
+        let broken = master.violations(&solution, close_usd);
         let objective_usd = solution.objective + broken.repair_usd;
         let settled = broken.is_empty() || gap(objective_usd, solution.objective) < OPEN_CUTS * effort.gap;
         climbing &= !settled && gap(solution.objective, before) >= SLOW;

@@ -107,6 +107,18 @@ fn pasts_that_tell_too_little() {
     assert!(launched(&plan) >= 50, "who waits is seen: {}", launched(&plan));
 }
 
+/// Next to no demand costs next to nothing: sums smaller than what the solver keeps to are no reason to go on for ever.
+#[test]
+fn demand_that_has_ended() {
+    for (busy, quiet) in [(1400, 50), (1400, 100), (3000, 30), (6000, 250)] {
+        let mut ended = vec![1.0; busy];
+        ended.extend(vec![0.0; quiet]);
+        let report = Case::of(ended).plan().0.report;
+        let (usd, bound_usd) = (report.objective_usd_micros.usd(), report.bound_usd_micros.usd());
+        assert!(usd < 1.0 && bound_usd <= usd, "{busy} and {quiet}: {usd} over {bound_usd}");
+    }
+}
+
 #[test]
 fn wishes_at_the_ends() {
     let (plan, assumed) = Case { filled: 90, ..Case::of(week()) }.plan();

@@ -11,8 +11,8 @@ use crate::recourse::Plane;
 const TOWARDS: f64 = 0.3;
 /// Within so many times what is close enough, cuts are sought at the solution alone.
 const NEAR: f64 = 2.0;
-/// Dollars that are nothing beside what is missed.
-const SAME_USD: f64 = 1e-9;
+/// Dollars that are nothing: HiGHS keeps rows to a tenth of them.
+const SAME_USD: f64 = 1e-6;
 
 /// What a solution of the restricted problem breaks in the whole one.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Master<'_> {
 
     /// What `solution` breaks. Planes are taken between it and the best capacity so far where they break the solution, too,
     /// until the end is near: there they say more (in-out separation; Ben-Ameur & Neto 2007). What the solution itself comes to is looked at where
-    /// there is no other plane, or where it may be good enough: within `close_usd` of the bound.
+    /// there is no other plane, or where it may be good enough: within `close_usd` of the bound (infinite: in any case).
     pub fn violations(&mut self, solution: &Solution, close_usd: f64) -> Violations {
         let gpus = self.pool_gpus(solution);
         let spreads = self.broken_spreads(solution);
@@ -106,7 +106,7 @@ impl Master<'_> {
         // Near the end the solution itself has to be looked at anyway, and nothing between says more.
         let far = |center: &&Center| center.total_usd - solution.objective >= NEAR * close_usd;
         let mut between = center.as_ref().filter(far).map(|center| center.towards(&gpus, linear_usd));
-        let breaks = |plane: &Plane, usd: f64, value: f64| usd - value > SAME_USD * (1.0 + plane.usd);
+        let breaks = |plane: &Plane, usd: f64, value: f64| usd - value > SAME_USD * (1.0 + 1e-3 * plane.usd);
         let mut planes: Vec<Option<Plane>> = keys.iter().map(|_| None).collect();
         if let Some(between) = &mut between {
             between.total_usd = between.linear_usd;
@@ -118,7 +118,8 @@ impl Master<'_> {
             }
         }
         let upper_usd = between.iter().chain(&center).map(|c| c.total_usd).fold(f64::INFINITY, f64::min);
-        let whole = upper_usd - solution.objective < close_usd || planes.iter().all(Option::is_none);
+        let asked = close_usd == f64::INFINITY;
+        let whole = asked || upper_usd - solution.objective < close_usd || planes.iter().all(Option::is_none);
         let (mut repair_usd, mut missed_usd) = (0.0, 0.0);
         let mut cuts = Vec::new();
         for ((key, value), found) in keys.into_iter().zip(values).zip(planes) {
