@@ -102,8 +102,8 @@ pub fn from_requests(requests: &[Request], name: &str, params: &Params) -> Serie
 /// with the window's rate and coefficient of variation, drawn from the seed and the client's place.
 #[must_use]
 pub fn from_rates(rates: &Rates, params: &Params) -> Series {
-    let step = params.step_s.clamp(1, rates.window_s);
-    let per_window = (rates.window_s / step).max(1) as usize;
+    let step = step_within(rates.window_s, params.step_s);
+    let per_window = (rates.window_s / step) as usize;
     let mut values = Vec::new();
     for (place, client) in rates.clients.iter().enumerate() {
         let request = params.work_s(params.input_tokens, params.output_tokens);
@@ -122,6 +122,18 @@ pub fn from_rates(rates: &Rates, params: &Params) -> Series {
     }
     let classes = rates.clients.iter().map(|c| c.name.clone()).collect();
     Series { step_s: step, classes, values, unit: params.unit(step), notes: rates.notes.clone() }
+}
+
+/// The length of a step of about `wanted_s` of which a window has a whole number: the longest from half of that on, else the
+/// next longer one.
+fn step_within(window_s: u32, wanted_s: u32) -> u32 {
+    let wanted_s = wanted_s.clamp(1, window_s);
+    let whole = |step: &u32| window_s.is_multiple_of(*step);
+    (wanted_s.div_ceil(2)..=wanted_s)
+        .rev()
+        .find(whole)
+        .or_else(|| (wanted_s..=window_s).find(whole))
+        .unwrap_or(window_s)
 }
 
 /// Most arrivals of a window that are drawn one by one; above that the count is its mean and the spread of a sum.
@@ -182,6 +194,20 @@ mod tests {
             let var = counts.iter().map(|c| (c - mean).powi(2)).sum::<f64>() / counts.len() as f64;
             let ratio = var / mean / (cv * cv);
             assert!((0.6..1.4).contains(&ratio), "cv {cv}: dispersion over cv² is {ratio}");
+        }
+    }
+
+    /// However long windows and steps are, an hour stays an hour.
+    #[test]
+    fn time_is_kept() {
+        for (window_s, step_s, used_s) in
+            [(600, 60, 60), (90, 60, 45), (100, 60, 50), (150, 60, 50), (300, 70, 60), (601, 60, 601)]
+        {
+            let rates = Rates { window_s, ..rates(1.0) };
+            let series = from_rates(&rates, &Params { step_s, ..Params::default() });
+            assert_eq!(series.step_s, used_s, "windows of {window_s} s");
+            let seconds = series.values[0].len() * series.step_s as usize;
+            assert_eq!(seconds, 2000 * window_s as usize, "windows of {window_s} s");
         }
     }
 

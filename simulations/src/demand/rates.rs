@@ -181,11 +181,13 @@ pub fn read_rate(path: &Path) -> Result<Rates, DataError> {
     } else {
         1.0
     };
-    let mut rate_per_s = Vec::new();
+    // Counted from the first row: gaps that are rounded one by one would add up.
+    let slot = |at_s: f64| ((at_s - points[0].1) / window_s).round() as usize;
+    let mut rate_per_s = vec![points[0].2 * per_second];
     let mut filled = 0;
     for pair in points.windows(2) {
-        let missing = ((pair[1].1 - pair[0].1) / window_s).round().max(1.0) as usize - 1;
-        if missing > 10_000 {
+        let apart = slot(pair[1].1) - slot(pair[0].1);
+        if apart > 10_001 {
             return Err(DataError::line(
                 path,
                 pair[1].0,
@@ -193,14 +195,15 @@ pub fn read_rate(path: &Path) -> Result<Rates, DataError> {
                 "comes more than 10,000 steps after the line before",
             ));
         }
-        rate_per_s.push(pair[0].2 * per_second);
-        for m in 1..=missing {
-            let share = m as f64 / (missing + 1) as f64;
-            rate_per_s.push((pair[0].2 + (pair[1].2 - pair[0].2) * share) * per_second);
+        let (from, to) = (pair[0].2 * per_second, pair[1].2 * per_second);
+        if apart == 0 {
+            // Two rows of one step.
+            let last = rate_per_s.len() - 1;
+            rate_per_s[last] = (from + to) / 2.0;
         }
-        filled += missing;
+        rate_per_s.extend((1..=apart).map(|m| from + (to - from) * m as f64 / apart as f64));
+        filled += apart.saturating_sub(1);
     }
-    rate_per_s.push(points[points.len() - 1].2 * per_second);
     let notes = if filled > 0 { vec![format!("{filled} missing steps are interpolated")] } else { vec![] };
     let cv = vec![1.0; rate_per_s.len()];
     let client = Client { name: super::name_of(path), rate_per_s, cv };

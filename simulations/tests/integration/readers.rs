@@ -102,6 +102,11 @@ fn rate_tables() {
         "timestamp,value\n2015-02-26 21:42:53,300\n2015-02-26 21:47:53,600\n2015-02-26 21:57:53,0\n",
     );
     assert_eq!(series.notes, ["1 missing steps are interpolated"]);
+    // Gaps of 60 and 84 s in turn: an hour of them is an hour, not 50 minutes.
+    let jitter: String = (0..=50).map(|i| format!("{},4\n", i * 72 + i % 2 * 12)).collect();
+    let series = good("x.csv", Kind::Rate, &format!("timestamp,rate\n{jitter}"));
+    let minutes = series.values[0].len() * series.step_s as usize / 60;
+    assert!((60..=61).contains(&minutes), "{minutes} minutes");
     let error = bad("x.csv", Kind::Rate, "timestamp,value\n2015-02-26 21:42:53,1\n2015-02-26 21:42:53,2\n");
     assert!(error.contains("line 3, column 'timestamp'"), "{error}");
 }
