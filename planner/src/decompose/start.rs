@@ -67,8 +67,8 @@ mod tests {
             assert!((warm - cold).abs() <= 1e-5 * cold, "seed {seed}: {warm} and {cold}");
             // However wrong the parent was.
             let mut wrong = next;
-            wrong.offers.iter_mut().for_each(|offer| offer.expected_nodes.iter_mut().for_each(|n| *n = 40.0 - *n));
-            wrong.offers.iter_mut().for_each(|offer| offer.expected_nodes.iter_mut().for_each(|n| *n = n.max(0.0)));
+            let turned = |nodes: &mut Vec<f64>| nodes.iter_mut().for_each(|n| *n = (40.0 - *n).max(0.0));
+            wrong.offers.iter_mut().for_each(|offer| turned(&mut offer.expected_nodes));
             let wrong = plan(&wrong, options).expect("a plan").report.bound_usd_micros.usd();
             assert!((wrong - cold).abs() <= 1e-5 * cold, "seed {seed}: {wrong} and {cold}");
         }

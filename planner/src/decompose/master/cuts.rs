@@ -94,8 +94,9 @@ impl Master<'_> {
     }
 
     /// What `solution` breaks. Planes are taken between it and the best capacity so far where they break the solution, too,
-    /// until the end is near: there they say more (in-out separation; Ben-Ameur & Neto 2007). What the solution itself comes to is looked at where
-    /// there is no other plane, or where it may be good enough: within `close_usd` of the bound (infinite: in any case).
+    /// until the end is near: there they say more (in-out separation; Ben-Ameur & Neto 2007). What the solution itself comes
+    /// to is looked at where there is no other plane, or where it may be good enough: within `close_usd` of the bound
+    /// (infinite: in any case).
     pub fn violations(&mut self, solution: &Solution, close_usd: f64) -> Violations {
         let gpus = self.pool_gpus(solution);
         let spreads = self.broken_spreads(solution);
