@@ -188,15 +188,10 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
     for ((offer, claims, _), (count, kept_nodes)) in groups {
         nodes[offer].push(NodeGroup { nodes: count, claims, kept_nodes });
     }
-    let planned: BTreeMap<_, _> = seen
+    let targets: BTreeMap<_, _> = seen
         .parent
         .iter()
-        .flat_map(|(plan, ago_s)| plan.targets.iter().map(|t| (&t.offer, shifted(&t.launches, *ago_s, seen.period_s))))
-        .collect();
-    let expected: BTreeMap<_, _> = seen
-        .parent
-        .iter()
-        .flat_map(|(plan, ago_s)| plan.targets.iter().map(|t| (&t.offer, later(&t.nodes, *ago_s, seen.period_s))))
+        .flat_map(|(plan, ago_s)| plan.targets.iter().map(|target| (&target.offer, (target, *ago_s))))
         .collect();
     let spare: BTreeMap<_, Vec<f64>> = seen
         .parent
@@ -207,6 +202,7 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
         .collect();
     let state = |(p, offer): (usize, &Offer)| {
         let estimate = &seen.estimates[p];
+        let target = targets.get(&offer.key);
         let boot_usd = offer.price_usd_micros_per_h.usd() * estimate.lead_time.mean_s() / 3600.0;
         OfferState {
             offer: offer.clone(),
@@ -220,8 +216,8 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
             min_hold_s: estimate.min_hold_s,
             nodes: std::mem::take(&mut nodes[p]),
             arriving_nodes: std::mem::take(&mut arriving[p]),
-            planned_nodes: planned.get(&offer.key).cloned().unwrap_or_default(),
-            expected_nodes: expected.get(&offer.key).cloned().unwrap_or_default(),
+            planned_nodes: target.map_or_else(Vec::new, |(t, ago_s)| shifted(&t.launches, *ago_s, seen.period_s)),
+            expected_nodes: target.map_or_else(Vec::new, |(t, ago_s)| later(&t.nodes, *ago_s, seen.period_s)),
             spare_s: spare.get(&offer.key).cloned().unwrap_or_default(),
         }
     };

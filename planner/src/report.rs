@@ -157,6 +157,12 @@ impl ClassReport {
         let first = self.first_period as usize;
         if first < self.expected_misses.len() { first } else { 0 }
     }
+
+    /// Claims that are expected to be missed where the hit rate counts.
+    #[must_use]
+    pub fn missed_claims(&self) -> f64 {
+        self.expected_misses[self.first_counted()..].iter().sum()
+    }
 }
 
 /// A limit that binds.

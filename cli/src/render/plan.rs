@@ -114,7 +114,6 @@ fn classes(report: &PlanReport) -> String {
     let mut rows = table(&header, 1..8);
     for class in &report.classes {
         let claims = |t: Option<&f64>| format!("{:.1}", t.copied().unwrap_or(0.0));
-        let from = class.first_counted();
         if let Some(gpus) = class.lent_gpus {
             let borrows = [class.class.clone(), claims(class.mean_claims.first()), claims(class.mean_claims.last())];
             rows.add_row(borrows.into_iter().chain([String::new(), format!("{gpus:.1} GPUs lent")]));
@@ -126,7 +125,7 @@ fn classes(report: &PlanReport) -> String {
             claims(class.mean_claims.last()),
             percent(class.hit_rate_target),
             percent(class.expected_hit_rate),
-            format!("{:.2}", class.expected_misses[from..].iter().sum::<f64>()),
+            format!("{:.2}", class.missed_claims()),
             format!("{:.1}", class.surge_gpus),
             class.miss_price_usd_micros.to_string(),
             why(&class.miss_price_basis, class.miss_price_cap_usd_micros),
@@ -180,10 +179,9 @@ const FEW_CLAIMS: f64 = 0.05;
 
 /// Nothing is held back by a limit. What is missed all the same is missed because room for it costs more.
 fn met(report: &PlanReport) -> String {
-    let below = report.classes.iter().filter(|class| {
-        let missed: f64 = class.expected_misses[class.first_counted()..].iter().sum();
-        class.expected_hit_rate < class.hit_rate_target && missed > FEW_CLAIMS
-    });
+    let missed =
+        |class: &&ClassReport| class.expected_hit_rate < class.hit_rate_target && class.missed_claims() > FEW_CLAIMS;
+    let below = report.classes.iter().filter(missed);
     let each = |c: &ClassReport| {
         format!("{} {:.1} of {:.1} %", c.class, 100.0 * c.expected_hit_rate, 100.0 * c.hit_rate_target)
     };

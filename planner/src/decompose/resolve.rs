@@ -62,8 +62,8 @@ pub fn gap(upper: f64, lower: f64) -> f64 {
 
 /// Of a source's releases those come in that earn this share of the best.
 const NEARLY: f64 = 0.5;
-/// Dollars that no plan is judged by.
-const NOTHING_USD: f64 = 1e-6;
+/// Dollars that no plan is judged by: HiGHS keeps rows to a tenth of them.
+pub(super) const NOTHING_USD: f64 = 1e-6;
 /// New releases in one round.
 const RELEASES: usize = 400;
 /// Share of the gap that cuts may leave open.

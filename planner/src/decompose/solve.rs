@@ -20,28 +20,25 @@ const SMALL: usize = 60;
 pub fn solve<'a>(input: &'a PlanInput, model: &'a Model, effort: Effort) -> Result<(Master<'a>, Optimum), SolverError> {
     let limits = Limits { time_limit_s: effort.time_limit_s, presolve: true };
     let mut master = Master::new(input, model, limits)?;
-    let mut sources = first_sources(input, model, &master.links);
     let mut start = None;
     if model.sources.len() <= SMALL {
-        sources = (0..model.sources.len()).collect();
-    } else if model.weights.len() > 3 {
+        master.add_sources(&(0..model.sources.len()).collect::<Vec<_>>())?;
+    } else if model.weights.len() <= 3 {
+        master.add_sources(&first_sources(input, model, &master.links))?;
+    } else {
         let found = match start::from_parent(model) {
             Some(found) => found,
-            None => scout::explore(input, model, &sources, effort)?,
+            None => scout::explore(input, model, &first_sources(input, model, &master.links), effort)?,
         };
-        sources.clone_from(&found.sources);
+        master.add_sources(&found.sources)?;
+        let new: Vec<_> = found.decisions.iter().copied().filter(|decision| !master.can(*decision)).collect();
+        master.add_decisions(&new)?;
         start = Some(found);
     }
-    master.add_sources(&sources)?;
-    match start {
-        None => master.first_cuts()?,
-        Some(start) => {
-            let new = start.decisions.into_iter().filter(|decision| !master.can(*decision)).collect::<Vec<_>>();
-            master.add_decisions(&new)?;
-            master.first_cuts()?;
-            master.cut_at(&start.pool_gpus)?;
-            master.start_near(start.pool_gpus, start.linear_usd);
-        }
+    master.first_cuts()?;
+    if let Some(start) = start {
+        master.cut_at(&start.pool_gpus)?;
+        master.start_near(start.pool_gpus, start.linear_usd);
     }
     let optimum = resolve(input, model, &mut master, effort)?;
     Ok((master, optimum))

@@ -4,6 +4,7 @@ use solver::{Solution, SolverError};
 
 use super::problem::{Master, SHORT_GPUS};
 use crate::columns::{self, ColSpec};
+use crate::decompose::resolve::NOTHING_USD;
 use crate::keys::{ColKey, ComponentId, CutId, DomainId, Part, Period, PoolId, RowKey, ShortfallKey, SpreadId};
 use crate::recourse::Plane;
 
@@ -11,8 +12,6 @@ use crate::recourse::Plane;
 const TOWARDS: f64 = 0.3;
 /// Within so many times what is close enough, cuts are sought at the solution alone.
 const NEAR: f64 = 2.0;
-/// Dollars that are nothing: HiGHS keeps rows to a tenth of them.
-const SAME_USD: f64 = 1e-6;
 
 /// What a solution of the restricted problem breaks in the whole one.
 #[derive(Debug)]
@@ -107,7 +106,7 @@ impl Master<'_> {
         // Near the end the solution itself has to be looked at anyway, and nothing between says more.
         let far = |center: &&Center| center.total_usd - solution.objective >= NEAR * close_usd;
         let mut between = center.as_ref().filter(far).map(|center| center.towards(&gpus, linear_usd));
-        let breaks = |plane: &Plane, usd: f64, value: f64| usd - value > SAME_USD * (1.0 + 1e-3 * plane.usd);
+        let breaks = |plane: &Plane, usd: f64, value: f64| usd - value > NOTHING_USD * (1.0 + 1e-3 * plane.usd);
         let mut planes: Vec<Option<Plane>> = keys.iter().map(|_| None).collect();
         if let Some(between) = &mut between {
             between.total_usd = between.linear_usd;
