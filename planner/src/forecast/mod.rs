@@ -189,6 +189,10 @@ impl Past<'_> {
 
     /// Origins whose future is known, or `None` for too few.
     fn origins(&self, needs_a_season: bool, horizon: usize) -> Option<Origins> {
+        self.origins_at_most(needs_a_season, horizon, ORIGINS_MAX)
+    }
+
+    fn origins_at_most(&self, needs_a_season: bool, horizon: usize, most: usize) -> Option<Origins> {
         let n = self.history.len();
         if horizon == 0 || self.season == 0 {
             return None;
@@ -199,7 +203,7 @@ impl Past<'_> {
         }
         // Multiples of the stride, so that all horizons share their origins.
         let from = first.max((n - horizon).saturating_sub((ORIGIN_SEASONS * self.season).max(ORIGINS_MAX)));
-        let stride = (n - horizon - from).div_ceil(ORIGINS_MAX);
+        let stride = (n - horizon - from).div_ceil(most);
         let from = from.next_multiple_of(stride);
         let count = (n - horizon).checked_sub(from)?.div_ceil(stride);
         (count > 0).then_some(Origins { from, stride, count })

@@ -23,12 +23,16 @@ pub struct Walk {
 /// Share of the origins that only give residuals to later ones.
 const UNTOLD_SHARE: f64 = 0.2;
 
-/// Walks forward over `past`: at every origin, `quantiles` of the value `horizon` steps ahead, from residuals that were known
+/// Most steps that a walk tells: a week of minutes.
+const WALKED_MAX: usize = 12_000;
+
+/// Walks forward over every step of `past`: `quantiles` of the value `horizon` steps ahead, from residuals that were known
 /// there; of several methods, the mean of their quantiles. Weights of regressions and the least units of residuals are those
-/// of the whole past. `None` when it is too short.
+/// of the whole past. `None` when it is too short. A burst of a few minutes is one step or two: a walk over every tenth
+/// would miss nine bursts of ten, and take the tenth for ten.
 #[must_use]
 pub fn walk(past: &Past, mix: &Mix, horizon: usize, quantiles: &[f64]) -> Option<Walk> {
-    let origins = past.origins(mix.0.iter().any(|(m, _)| m.needs_a_season()), horizon)?;
+    let origins = past.origins_at_most(mix.0.iter().any(|(m, _)| m.needs_a_season()), horizon, WALKED_MAX)?;
     walk_from(past, mix, horizon, quantiles, origins)
 }
 
