@@ -21,7 +21,8 @@ impl Book {
         self.borrowed_parts().map(|part| u64::from(part.gpus.count())).sum()
     }
 
-    fn borrowed_parts(&self) -> impl Iterator<Item = &Part> {
+    /// Parts of claims that are borrowed.
+    pub fn borrowed_parts(&self) -> impl Iterator<Item = &Part> {
         self.borrowed.iter().filter_map(|id| self.claims.get(id)).flat_map(|claim| &claim.parts)
     }
 

@@ -217,6 +217,8 @@ pub struct PoolView {
     pub gpu: String,
     /// GPUs with a claim.
     pub used: u64,
+    /// Of those, lent until other claims need them.
+    pub lent: u64,
     /// Healthy GPUs without one.
     pub idle: u64,
     /// GPUs on their way.
@@ -236,12 +238,17 @@ pub async fn pools(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<L
     caller.may(Role::Viewer)?;
     let book = app.book()?;
     let mut pools: BTreeMap<String, PoolView> = BTreeMap::new();
-    for node in book.nodes().values() {
+    let mut lent: BTreeMap<u64, u64> = BTreeMap::new();
+    for part in book.borrowed_parts() {
+        *lent.entry(part.node).or_default() += u64::from(part.gpus.count());
+    }
+    for (id, node) in book.nodes() {
         let Some(offer) = book.offer(&node.offer).map(|p| &book.offers()[p]) else { continue };
         let name = offer.gpu.to_string();
         let pool = pools.entry(name.clone()).or_insert_with(|| PoolView { gpu: name, ..PoolView::default() });
         let (all, free) = (u64::from(node.gpus), u64::from(node.free.count()));
         pool.used += all - free;
+        pool.lent += lent.get(id).copied().unwrap_or_default();
         *(if node.state.is_arriving() {
             &mut pool.pending
         } else if node.takes_claims() || node.state == NodeState::Diagnosing {

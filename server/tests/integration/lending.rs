@@ -46,6 +46,11 @@ call_back_ms = 1500
     let metrics = run.http.get(format!("{}/metrics", run.server.url)).send().await.expect("answers");
     let metrics = metrics.text().await.expect("text");
     assert!(!metrics.contains("pilotlight_gpus_lent 0"), "{metrics}");
+    let pools = run.get("/v1/pools").await;
+    let h100 = pools["items"].as_array().expect("pools").iter().find(|pool| pool["gpu"] == "H100-SXM").expect("one");
+    let (used, lent) = (h100["used"].as_u64().expect("GPUs"), h100["lent"].as_u64().expect("GPUs"));
+    assert_eq!(lent, 2 * waits.len() as u64, "{h100}");
+    assert!(lent < used, "chat has the others: {h100}");
     assert_eq!(granted("chat").await["borrowed"], false);
     let heard = waits.join_next().await.expect("one is called back").expect("answers");
     let called_back_ms = heard["called_back_at_ms"].as_i64().expect("called back");
