@@ -1,0 +1,20 @@
+//! The format of stored snapshots, images, weights and caches. Pure: no clock, no I/O; bytes in, bytes and verdicts out.
+//!
+//! An object is a list of named streams. Each stream is cut into [`leaf`]s of at most 2 MiB, named by their BLAKE3; leaves lie
+//! in [`pack`]s of at most 64 MiB; an [`index`] says which leaves follow each other and where each lies; a small [`manifest`]
+//! names the streams and the index, and is published last. Nothing that was published changes.
+//!
+//! Everything that is read comes from a disk or a network that may lie: readers take any bytes, check every length and
+//! every hash, and name what is wrong.
+
+pub mod builder;
+pub mod id;
+pub mod index;
+pub mod leaf;
+pub mod manifest;
+pub mod pack;
+
+pub use builder::ObjectBuilder;
+pub use id::{LeafId, ObjectId, PackId};
+pub use index::{Index, IndexRecord};
+pub use manifest::Manifest;

@@ -1,0 +1,40 @@
+//! Packs: immutable files of leaves, one after the other, in the order in which a restore wants them.
+
+use crate::PackId;
+use crate::leaf::Stored;
+
+/// Most bytes of a pack.
+pub const PACK_BYTES: usize = 64 << 20;
+
+/// Where a leaf lies in its pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// First byte.
+    pub offset: u32,
+    /// Bytes.
+    pub stored_bytes: u32,
+}
+
+/// A pack that is being filled.
+#[derive(Debug, Default)]
+pub struct PackBuilder {
+    bytes: Vec<u8>,
+}
+
+impl PackBuilder {
+    /// Adds a leaf; `None` where the pack has no room for it.
+    pub fn add(&mut self, leaf: &Stored) -> Option<Place> {
+        if self.bytes.len() + leaf.bytes.len() > PACK_BYTES {
+            return None;
+        }
+        let place = Place { offset: self.bytes.len() as u32, stored_bytes: leaf.bytes.len() as u32 };
+        self.bytes.extend_from_slice(&leaf.bytes);
+        Some(place)
+    }
+
+    /// The pack's id and bytes.
+    #[must_use]
+    pub fn finish(self) -> (PackId, Vec<u8>) {
+        (PackId::of(&self.bytes), self.bytes)
+    }
+}

@@ -1,0 +1,6 @@
+//! Objects written and read, whole, damaged and hostile.
+
+mod damaged;
+mod hostile;
+mod object;
+mod whole;
