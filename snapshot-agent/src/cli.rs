@@ -9,10 +9,11 @@ use crate::daemon;
 use crate::diagnose;
 use crate::doctor;
 use crate::probe::Probe;
+use crate::snapshots::commands as store;
 use crate::switches::Switches;
 use crate::worker::{Program, serve};
 
-/// Checks the health of a GPU host, and reports it.
+/// Checks the health of a GPU host, reports it, and stores snapshots.
 #[derive(Debug, Parser)]
 #[command(name = "pilotlight-agent", version)]
 struct Cli {
@@ -30,6 +31,9 @@ enum Command {
     Diag(diagnose::Options),
     /// Says what on this host stands in the way of checks, mounts and restores, and the mend.
     Doctor(doctor::Options),
+    /// Stores files as objects of verified leaves, and reads them back.
+    #[command(subcommand)]
+    Store(store::Command),
     /// Answers questions about GPUs; the agent starts it.
     #[command(hide = true)]
     Probe,
@@ -58,6 +62,7 @@ pub fn main(probe: &mut dyn Probe, switches: &Switches) -> ExitCode {
         }),
         Command::Diag(options) => program().and_then(|p| diagnose::run(options, p, switches.patience)),
         Command::Doctor(options) => program().and_then(|p| doctor::run(options, p, &switches.host)),
+        Command::Store(command) => store::run(command),
         Command::Check(options) => program().and_then(|p| check::run(options, p, switches)),
     };
     done.unwrap_or_else(|error| {

@@ -12,5 +12,6 @@ pub mod kmsg;
 pub mod nvml;
 pub mod probe;
 pub mod rules;
+pub mod snapshots;
 pub mod switches;
 pub mod worker;

@@ -63,7 +63,8 @@ hash_id! {
     LeafId
 }
 hash_id! {
-    /// BLAKE3 of a pack's bytes.
+    /// BLAKE3 of what lies in a pack: of each leaf its id, its codec's byte and its stored length (32 bits, little-endian).
+    /// Every byte is hashed once, as a leaf's.
     PackId
 }
 hash_id! {

@@ -32,7 +32,7 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stream {
-    /// A relative path of letters, digits, `.`, `_` and `-`, such as `cpu/pages-1`; no two are the same.
+    /// A relative path of letters, digits and `._-+=@,`, such as `cpu/pages-1`; no two are the same.
     pub name: String,
     /// Leaves, which follow those of the stream before.
     pub leaves: u64,
@@ -99,7 +99,7 @@ pub enum ManifestError {
     #[error("this is no manifest")]
     Syntax(#[from] serde_json::Error),
     /// A name that is no plain relative path.
-    #[error("stream name '{0}' is no relative path of letters, digits, '.', '_' and '-'")]
+    #[error("stream name '{0}' is no relative path of letters, digits and ._-+=@,")]
     Name(String),
     /// Two streams of one name.
     #[error("stream '{0}' is named twice")]
@@ -212,7 +212,7 @@ impl Manifest {
 
 /// A path that stays where it is put, on every system.
 fn is_plain_path(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-+=@,".contains(&byte);
     let part = |part: &str| !part.is_empty() && part != "." && part != ".." && part.bytes().all(plain);
     name.len() <= NAME_BYTES_MAX && name.split('/').all(part)
 }

@@ -19,6 +19,7 @@ pub struct Place {
 #[derive(Debug, Default)]
 pub struct PackBuilder {
     bytes: Vec<u8>,
+    table: blake3::Hasher,
 }
 
 impl PackBuilder {
@@ -29,12 +30,13 @@ impl PackBuilder {
         }
         let place = Place { offset: self.bytes.len() as u32, stored_bytes: leaf.bytes.len() as u32 };
         self.bytes.extend_from_slice(&leaf.bytes);
+        self.table.update(&leaf.id.0).update(&[leaf.codec as u8]).update(&place.stored_bytes.to_le_bytes());
         Some(place)
     }
 
     /// The pack's id and bytes.
     #[must_use]
     pub fn finish(self) -> (PackId, Vec<u8>) {
-        (PackId::of(&self.bytes), self.bytes)
+        (PackId(*self.table.finalize().as_bytes()), self.bytes)
     }
 }

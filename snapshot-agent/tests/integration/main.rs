@@ -5,3 +5,4 @@ mod check;
 mod diagnose;
 mod kernels;
 mod stand;
+mod store;

@@ -1,0 +1,222 @@
+//! `pilotlight-agent store`: put, get, ls, verify.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::ValueEnum;
+use comfy_table::{CellAlignment, Table};
+use indicatif::{ProgressBar, ProgressStyle};
+use snapshots::ObjectId;
+use snapshots::leaf::Compression;
+use snapshots::manifest::Kind;
+
+use super::store::Store;
+use super::{get, put, verify};
+
+/// What to do with a store.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Stores a file, or all files of a folder, as one object, and prints its id. What the store has already is not stored again.
+    Put {
+        /// The file or folder.
+        path: PathBuf,
+        /// Which store.
+        #[command(flatten)]
+        at: At,
+        /// What the object holds.
+        #[arg(long, default_value = "weights")]
+        kind: KindName,
+        /// Compresses leaves that shrink by a third.
+        #[arg(long)]
+        compress: bool,
+        /// A label, NAME=TEXT; may be given several times.
+        #[arg(long = "label", value_parser = label)]
+        labels: Vec<(String, String)>,
+    },
+    /// Writes an object's files below a folder that is not there yet, every byte verified.
+    Get {
+        /// Id of the object.
+        id: ObjectId,
+        /// The folder.
+        folder: PathBuf,
+        /// Which store.
+        #[command(flatten)]
+        at: At,
+    },
+    /// Lists the objects.
+    Ls {
+        /// Which store.
+        #[command(flatten)]
+        at: At,
+    },
+    /// Reads and hashes all that objects need. Exit code 1 where something is wrong.
+    Verify {
+        /// Which store.
+        #[command(flatten)]
+        at: At,
+    },
+}
+
+/// Which store.
+#[derive(Debug, clap::Args)]
+pub struct At {
+    /// The store: a folder that exists.
+    #[arg(long = "store", env = "PILOTLIGHT_STORE", value_name = "FOLDER")]
+    address: String,
+}
+
+/// What an object may hold.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum KindName {
+    /// A process at rest.
+    Snapshot,
+    /// A root filesystem.
+    Image,
+    /// Weights of a model.
+    Weights,
+    /// Compiled graphs and kernels.
+    Cache,
+}
+
+impl From<KindName> for Kind {
+    fn from(name: KindName) -> Self {
+        match name {
+            KindName::Snapshot => Self::Snapshot,
+            KindName::Image => Self::Image,
+            KindName::Weights => Self::Weights,
+            KindName::Cache => Self::Cache,
+        }
+    }
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Snapshot => "snapshot",
+        Kind::Image => "image",
+        Kind::Weights => "weights",
+        Kind::Cache => "cache",
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=TEXT")?;
+    if name.is_empty() {
+        return Err("a label has a name: NAME=TEXT".into());
+    }
+    Ok((name.into(), value.into()))
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// The store or a file fails.
+#[allow(clippy::print_stdout, reason = "a command prints its answer")]
+pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().build().context("cannot start threads")?;
+    match command {
+        Command::Put { path, at, kind, compress, labels } => {
+            let store = Store::open(&at.address)?;
+            let sources = put::sources(path)?;
+            let bar = bar(sources.iter().map(|source| source.bytes).sum());
+            let compression = if *compress { Compression::IfWorthwhile } else { Compression::Never };
+            let labels: BTreeMap<String, String> = labels.iter().cloned().collect();
+            let told = |bytes| bar.inc(bytes);
+            let done = runtime.block_on(put::put(&store, &sources, (*kind).into(), compression, labels, told))?;
+            bar.finish_and_clear();
+            let files = if sources.len() == 1 { "file" } else { "files" };
+            eprintln!(
+                "{} {files}, {}; stored {} in {} packs, the rest was there",
+                sources.len(),
+                size(done.bytes),
+                size(done.new_bytes),
+                done.new_packs
+            );
+            println!("{}", done.id);
+        }
+        Command::Get { id, folder, at } => {
+            let store = Store::open(&at.address)?;
+            let total = runtime.block_on(store.manifest(*id))?.streams.iter().map(|stream| stream.bytes).sum();
+            let bar = bar(total);
+            let bytes = runtime.block_on(get::get(&store, *id, folder, |bytes| bar.inc(bytes)))?;
+            bar.finish_and_clear();
+            eprintln!("{} in {}, every byte verified", size(bytes), folder.display());
+        }
+        Command::Ls { at } => print!("{}", runtime.block_on(listed(&Store::open(&at.address)?))?),
+        Command::Verify { at } => return verified(&runtime, &Store::open(&at.address)?),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn listed(store: &Store) -> anyhow::Result<String> {
+    let mut rows = Table::new();
+    rows.load_style(comfy_table::presets::NOTHING);
+    rows.set_header(["object", "kind", "streams", "size", "labels"]);
+    for column in [2, 3] {
+        if let Some(column) = rows.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let ids = store.objects().await?;
+    for id in &ids {
+        let manifest = store.manifest(*id).await?;
+        let labels: Vec<String> = manifest.labels.iter().map(|(name, text)| format!("{name}={text}")).collect();
+        rows.add_row([
+            id.to_string(),
+            kind_name(manifest.kind).into(),
+            manifest.streams.len().to_string(),
+            size(manifest.streams.iter().map(|stream| stream.bytes).sum()),
+            labels.join(", "),
+        ]);
+    }
+    if ids.is_empty() {
+        return Ok("no objects: 'pilotlight-agent store put' stores one\n".into());
+    }
+    let lines: Vec<String> = rows.lines().map(|line| line.trim().to_owned()).collect();
+    Ok(lines.join("\n") + "\n")
+}
+
+#[allow(clippy::print_stdout, reason = "a command prints its answer")]
+fn verified(runtime: &tokio::runtime::Runtime, store: &Store) -> anyhow::Result<ExitCode> {
+    let bar = hidden_without_terminal(ProgressBar::new(0));
+    let told = |done: usize, all: usize| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    };
+    let found = runtime.block_on(verify::verify(store, told))?;
+    bar.finish_and_clear();
+    for fault in &found.faults {
+        let fault: &dyn std::error::Error = fault;
+        let causes = std::iter::successors(Some(fault), |error| error.source());
+        println!("FAULT: {}", causes.map(ToString::to_string).collect::<Vec<_>>().join(": "));
+    }
+    found.damaged.iter().for_each(|id| println!("damaged: object {id}"));
+    println!(
+        "{} objects, {} packs, {} read and hashed: {}",
+        found.objects,
+        found.packs,
+        size(found.bytes),
+        match found.faults.len() {
+            0 => "all as it was stored".to_owned(),
+            faults => format!("{faults} FAULTS, {} objects damaged", found.damaged.len()),
+        }
+    );
+    Ok(if found.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Bytes for people.
+fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+fn bar(bytes: u64) -> ProgressBar {
+    let style =
+        ProgressStyle::with_template("{bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}");
+    hidden_without_terminal(ProgressBar::new(bytes)).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn hidden_without_terminal(bar: ProgressBar) -> ProgressBar {
+    if std::io::stderr().is_terminal() { bar } else { ProgressBar::hidden() }
+}

@@ -1,0 +1,90 @@
+//! An object out of a store, as files.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Context;
+use snapshots::leaf::Codec;
+use snapshots::{ObjectId, PackId};
+
+use super::store::{self, Store, StoreError};
+
+/// Packs that are kept while an object is read: what repeats lies near.
+const PACKS_KEPT: usize = 4;
+
+/// Packs that were read last.
+struct Packs<'a> {
+    store: &'a Store,
+    kept: VecDeque<(PackId, Vec<u8>)>,
+}
+
+impl Packs<'_> {
+    async fn bytes(&mut self, id: PackId) -> Result<&[u8], StoreError> {
+        let place = match self.kept.iter().position(|(kept, _)| *kept == id) {
+            Some(place) => place,
+            None => {
+                self.kept.truncate(PACKS_KEPT - 1);
+                self.kept.push_front((id, self.store.pack(id).await?));
+                0
+            }
+        };
+        Ok(&self.kept[place].1)
+    }
+}
+
+/// Writes the streams of an object as files below `folder`, which must not be there yet: it appears whole or not at all. Every
+/// byte is verified; `told` hears of each stretch.
+///
+/// # Errors
+/// The folder is there or cannot be written, or the store fails or holds something else.
+pub async fn get(store: &Store, id: ObjectId, folder: &Path, told: impl Fn(u64)) -> anyhow::Result<u64> {
+    if folder.exists() {
+        anyhow::bail!("{} is there already: name a folder that is not", folder.display());
+    }
+    let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut make = tempfile::Builder::new();
+    // Not private as temporary folders are: it gets what the user's umask says.
+    make.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    let partial = make.prefix(".partial-").tempdir_in(parent);
+    let partial = partial.with_context(|| format!("cannot write into {}", parent.display()))?;
+    let bytes = write(store, id, partial.path(), told).await?;
+    let done = partial.keep();
+    fs::rename(&done, folder).with_context(|| format!("cannot rename {} to {}", done.display(), folder.display()))?;
+    Ok(bytes)
+}
+
+async fn write(store: &Store, id: ObjectId, folder: &Path, told: impl Fn(u64)) -> anyhow::Result<u64> {
+    let manifest = store.manifest(id).await?;
+    let index_bytes = store.index(manifest.index).await?;
+    let index = store::index(&index_bytes, manifest.index)?;
+    let ids: Vec<PackId> = index.packs().collect();
+    let ranges = manifest.ranges(&index)?;
+    let mut packs = Packs { store, kept: VecDeque::new() };
+    let (mut content, mut bytes) = (Vec::new(), 0);
+    for (stream, range) in manifest.streams.iter().zip(ranges) {
+        // A manifest's names stay below the folder.
+        let path = folder.join(&stream.name);
+        let shown = || format!("cannot write {}", path.display());
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).with_context(shown)?;
+        }
+        let mut file = fs::File::create_new(&path).with_context(shown)?;
+        for record in range.filter_map(|i| index.leaf(i)) {
+            let (pack, stored) = match record.codec {
+                Codec::Zero => (PackId([0; 32]), &[][..]),
+                Codec::Raw | Codec::Zstd => {
+                    let pack = ids[record.pack as usize];
+                    (pack, packs.bytes(pack).await?)
+                }
+            };
+            store::leaf(&record, pack, stored, &mut content)?;
+            file.write_all(&content).with_context(shown)?;
+            bytes += content.len() as u64;
+            told(content.len() as u64);
+        }
+        file.sync_all().with_context(shown)?;
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,7 @@
+//! Snapshots on a host: the store that they come from, and what is done there.
+
+pub mod commands;
+pub mod get;
+pub mod put;
+pub mod store;
+pub mod verify;

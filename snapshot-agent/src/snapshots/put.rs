@@ -1,0 +1,184 @@
+//! Files into a store.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use snapshots::builder::{Known, Pack};
+use snapshots::leaf::{Codec, Compression, LEAF_BYTES};
+use snapshots::manifest::Kind;
+use snapshots::{LeafId, ObjectBuilder, ObjectId, PackId};
+use tokio::task::JoinSet;
+
+use super::store::{self, Store, StoreError};
+
+/// Packs that are stored at the same time: each is 64 MiB of memory.
+const IN_FLIGHT: usize = 4;
+
+/// What storing files did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Done {
+    /// The object.
+    pub id: ObjectId,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Packs that were new, and their bytes.
+    pub new_packs: usize,
+    /// Bytes of new packs.
+    pub new_bytes: u64,
+}
+
+/// A file, with the name that its stream gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Name of the stream.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its length, bytes.
+    pub bytes: u64,
+}
+
+/// The files below `root`, or `root` itself, by their names. Whatever is no regular file is refused: an object of files has no
+/// links, devices or sockets, and nothing is left out silently.
+///
+/// # Errors
+/// Something cannot be read, or is no regular file or folder.
+pub fn sources(root: &Path) -> anyhow::Result<Vec<Source>> {
+    let mut found = Vec::new();
+    let mut left = vec![(root.to_owned(), String::new())];
+    while let Some((path, name)) = left.pop() {
+        let shown = path.display();
+        let meta = std::fs::symlink_metadata(&path).with_context(|| format!("cannot read {shown}"))?;
+        let of_root = || path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if meta.is_file() {
+            let name = if name.is_empty() { of_root() } else { name };
+            found.push(Source { name, path, bytes: meta.len() });
+        } else if meta.is_dir() {
+            for entry in std::fs::read_dir(&path).with_context(|| format!("cannot read {shown}"))? {
+                let entry = entry.with_context(|| format!("cannot read {shown}"))?;
+                let last = entry.file_name().to_string_lossy().into_owned();
+                let name = if name.is_empty() { last } else { format!("{name}/{last}") };
+                left.push((entry.path(), name));
+            }
+        } else {
+            anyhow::bail!("{shown} is neither a file nor a folder: such an object holds files only");
+        }
+    }
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
+}
+
+/// Where the store has leaves already.
+///
+/// # Errors
+/// The store cannot be read.
+async fn known(store: &Store) -> Result<BTreeMap<LeafId, Known>, StoreError> {
+    let mut known = BTreeMap::new();
+    for id in store.objects().await? {
+        let manifest = store.manifest(id).await?;
+        let bytes = store.index(manifest.index).await?;
+        let index = store::index(&bytes, manifest.index)?;
+        let packs: Vec<PackId> = index.packs().collect();
+        let stored = (0..index.leaves()).filter_map(|i| index.leaf(i)).filter(|record| record.codec != Codec::Zero);
+        known.extend(stored.map(|record| {
+            let pack = packs[record.pack as usize];
+            (record.id, Known { pack, place: record.place, codec: record.codec })
+        }));
+    }
+    Ok(known)
+}
+
+/// Stores files as one object; `told` hears of each stretch of bytes that was read.
+///
+/// # Errors
+/// A file or the store fails, or a name is no stream's.
+pub async fn put(
+    store: &Store,
+    sources: &[Source],
+    kind: Kind,
+    compression: Compression,
+    labels: BTreeMap<String, String>,
+    told: impl Fn(u64),
+) -> anyhow::Result<Done> {
+    let known = known(store).await?;
+    let mut builder = ObjectBuilder::new(compression, |id| known.get(&id).copied());
+    let mut uploads = Uploads { store: store.clone(), running: JoinSet::new(), packs: 0, bytes: 0 };
+    let mut content = vec![0; LEAF_BYTES];
+    let mut bytes = 0;
+    for source in sources {
+        let mut file = File::open(&source.path).with_context(|| format!("cannot read {}", source.path.display()))?;
+        builder.stream(&source.name);
+        loop {
+            let read =
+                fill(&mut file, &mut content).with_context(|| format!("cannot read {}", source.path.display()))?;
+            if read == 0 {
+                break;
+            }
+            bytes += read as u64;
+            if let Some(pack) = builder.add(&content[..read]) {
+                uploads.add(pack).await?;
+            }
+            told(read as u64);
+        }
+    }
+    let finished = builder.finish(kind, Vec::new(), labels)?;
+    if let Some(pack) = finished.pack {
+        uploads.add(pack).await?;
+    }
+    // The manifest last: until then there is no object.
+    let (new_packs, new_bytes) = uploads.end().await?;
+    let id = finished.manifest.0;
+    store.publish(finished.index, finished.manifest).await?;
+    Ok(Done { id, bytes, new_packs, new_bytes })
+}
+
+/// Reads until `content` is full or the file ends.
+fn fill(file: &mut File, content: &mut [u8]) -> std::io::Result<usize> {
+    let mut read = 0;
+    while read < content.len() {
+        match file.read(&mut content[read..]) {
+            Ok(0) => break,
+            Ok(n) => read += n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(read)
+}
+
+/// Packs on their way, a few at a time.
+struct Uploads {
+    store: Store,
+    running: JoinSet<Result<bool, StoreError>>,
+    packs: usize,
+    bytes: u64,
+}
+
+impl Uploads {
+    async fn add(&mut self, pack: Pack) -> anyhow::Result<()> {
+        if self.running.len() == IN_FLIGHT {
+            self.one_ended().await?;
+        }
+        (self.packs, self.bytes) = (self.packs + 1, self.bytes + pack.bytes.len() as u64);
+        let store = self.store.clone();
+        self.running.spawn(async move { store.put_pack(pack.id, pack.bytes).await });
+        Ok(())
+    }
+
+    async fn one_ended(&mut self) -> anyhow::Result<()> {
+        if let Some(ended) = self.running.join_next().await {
+            ended??;
+        }
+        Ok(())
+    }
+
+    async fn end(mut self) -> anyhow::Result<(usize, u64)> {
+        while !self.running.is_empty() {
+            self.one_ended().await?;
+        }
+        Ok((self.packs, self.bytes))
+    }
+}

@@ -1,0 +1,171 @@
+//! `pilotlight-agent store`, as people run it.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use fleet::rng::Rng;
+
+fn agent(store: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pilotlight-agent"));
+    command.arg("store").args(args).env("PILOTLIGHT_STORE", store);
+    command
+}
+
+fn run(store: &Path, args: &[&str]) -> Output {
+    agent(store, args).output().expect("runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim().to_owned()
+}
+
+/// Runs a command that succeeds; what it printed.
+fn ok(store: &Path, args: &[&str]) -> (String, String) {
+    let done = run(store, args);
+    assert!(done.status.success(), "{args:?}: {}{}", text(&done.stdout), text(&done.stderr));
+    (text(&done.stdout), text(&done.stderr))
+}
+
+/// Runs a command that is refused; what it said.
+fn refused(store: &Path, args: &[&str]) -> String {
+    let done = run(store, args);
+    assert!(!done.status.success(), "{args:?}: {}", text(&done.stdout));
+    text(&done.stdout) + &text(&done.stderr)
+}
+
+fn noise(n: usize, seed: u64) -> Vec<u8> {
+    let mut rng = Rng::new(seed);
+    (0..n.div_ceil(8)).flat_map(|_| rng.bits().to_le_bytes()).take(n).collect()
+}
+
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    /// A folder with a model's files, and an empty store.
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let model = folder.path().join("model");
+        fs::create_dir_all(model.join("tokenizer")).expect("a folder");
+        fs::create_dir(folder.path().join("store")).expect("a folder");
+        fs::write(model.join("model-00001.safetensors"), noise(5 << 20, 1)).expect("written");
+        fs::write(model.join("zeros.bin"), vec![0; 3 << 20]).expect("written");
+        fs::write(model.join("empty"), []).expect("written");
+        fs::write(model.join("tokenizer/vocab.json"), "{\"a\": 1}".repeat(40_000)).expect("written");
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().expect("text").to_owned()
+    }
+
+    fn store(&self) -> std::path::PathBuf {
+        self.folder.path().join("store")
+    }
+
+    /// Every file of the store, by its path.
+    fn stored(&self, below: &str) -> Vec<std::path::PathBuf> {
+        let mut found = Vec::new();
+        let mut left = vec![self.store().join(below)];
+        while let Some(path) = left.pop() {
+            if path.is_dir() {
+                left.extend(fs::read_dir(&path).expect("read").map(|entry| entry.expect("read").path()));
+            } else if path.exists() {
+                found.push(path);
+            }
+        }
+        found
+    }
+}
+
+#[test]
+fn files_go_in_and_come_out() {
+    let place = Place::new();
+    let store = place.store();
+    assert!(ok(&store, &["ls"]).0.starts_with("no objects: "));
+    let put = ["put", &place.path("model"), "--label", "model=small", "--compress"];
+    let (id, said) = ok(&store, &put);
+    assert!(said.starts_with("4 files, 8.31 MiB; stored 5.00 MiB in 1 packs"), "{said}");
+    let (again, said) = ok(&store, &put);
+    assert_eq!(again, id, "the same content has the same name");
+    assert!(said.contains("stored 0 B in 0 packs"), "{said}");
+    assert_eq!(place.stored("packs").len(), 1);
+    let listed = ok(&store, &["ls"]).0;
+    assert!(listed.contains(&id) && listed.contains("weights") && listed.contains("model=small"), "{listed}");
+    ok(&store, &["get", &id, &place.path("copy")]);
+    for name in ["model-00001.safetensors", "zeros.bin", "empty", "tokenizer/vocab.json"] {
+        let of = |folder: &str| fs::read(place.folder.path().join(folder).join(name)).expect("read");
+        assert_eq!(of("copy"), of("model"), "{name}");
+    }
+    assert!(ok(&store, &["verify"]).0.starts_with("1 objects, 1 packs, 5.00 MiB read and hashed: all as"));
+    assert!(refused(&store, &["get", &id, &place.path("copy")]).contains("is there already"));
+}
+
+#[test]
+fn damage_is_found_and_nothing_half_written_stays() {
+    let place = Place::new();
+    let store = place.store();
+    let (id, _) = ok(&store, &["put", &place.path("model")]);
+    fs::write(place.folder.path().join("other"), noise(100, 9)).expect("written");
+    let (whole, _) = ok(&store, &["put", &place.path("other")]);
+    let pack = place.stored("packs").into_iter().max_by_key(|path| fs::metadata(path).expect("there").len());
+    let pack = pack.expect("a pack");
+    let mut bytes = fs::read(&pack).expect("read");
+    bytes[3_000_000] ^= 1;
+    fs::write(&pack, &bytes).expect("written");
+    let said = refused(&store, &["verify"]);
+    assert!(said.contains("has content of hash") && said.contains(&format!("damaged: object {id}")), "{said}");
+    assert!(said.contains("1 FAULTS, 1 objects damaged") && !said.contains(&whole), "{said}");
+    assert!(refused(&store, &["get", &id, &place.path("copy")]).contains("fetch it from another copy"));
+    let left = fs::read_dir(place.folder.path()).expect("read").map(|entry| entry.expect("read").file_name());
+    let left: Vec<_> = left.filter(|name| name != "model" && name != "store" && name != "other").collect();
+    assert!(left.is_empty(), "{left:?}");
+    fs::remove_file(&pack).expect("removed");
+    assert!(refused(&store, &["verify"]).contains("the store failed at packs/"));
+    ok(&store, &["get", &whole, &place.path("copy")]);
+}
+
+#[test]
+fn what_cannot_be_stored_is_named() {
+    let place = Place::new();
+    let store = place.store();
+    assert!(refused(&place.folder.path().join("nowhere"), &["ls"]).contains("give a folder that exists"));
+    assert!(refused(&store, &["put", &place.path("nothing")]).contains("cannot read"));
+    assert!(
+        refused(&store, &["get", &"0".repeat(64), &place.path("copy")]).contains("the store failed at objects/000")
+    );
+    assert!(refused(&store, &["get", "x", &place.path("copy")]).contains("64 lower-case hexadecimal digits"));
+    assert!(refused(&store, &["put", &place.path("model"), "--label", "x"]).contains("NAME=TEXT"));
+    let link = place.folder.path().join("model/link");
+    std::os::unix::fs::symlink("/etc/passwd", &link).expect("linked");
+    assert!(refused(&store, &["put", &place.path("model")]).contains("neither a file nor a folder"));
+    fs::remove_file(link).expect("removed");
+    fs::write(place.folder.path().join("model/a name"), "x").expect("written");
+    assert!(refused(&store, &["put", &place.path("model")]).contains("'a name' is no relative path"));
+    assert!(ok(&store, &["ls"]).0.starts_with("no objects"), "nothing is half published");
+}
+
+/// Killed at any moment, a put leaves a store whose objects are whole, and the next put ends the work.
+#[test]
+fn killed_at_any_moment() {
+    let place = Place::new();
+    let store = place.store();
+    let mut rng = Rng::new(17);
+    for turn in 0..8 {
+        let big = place.folder.path().join("model/model-00002.safetensors");
+        fs::write(&big, noise(80 << 20, 100 + turn)).expect("written");
+        let mut child =
+            agent(&store, &["put", &place.path("model")]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = child.as_mut().expect("started");
+        std::thread::sleep(Duration::from_micros(rng.below(400_000) as u64));
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+        assert!(ok(&store, &["verify"]).0.contains("all as it was stored"), "turn {turn}, seed 17");
+    }
+    let (id, _) = ok(&store, &["put", &place.path("model")]);
+    ok(&store, &["get", &id, &place.path("copy")]);
+    assert!(ok(&store, &["verify"]).0.contains("all as it was stored"));
+}
