@@ -87,7 +87,7 @@ pub enum ManifestError {
         found: ObjectId,
     },
     /// Too long.
-    #[error("the manifest has {0} bytes, at most {MANIFEST_BYTES_MAX} are read")]
+    #[error("the manifest has {0} bytes, at most {MANIFEST_BYTES_MAX} are read: an object of fewer streams fits")]
     TooLong(usize),
     /// Written by a newer build.
     #[error("the manifest has format {0}, this build reads {FORMAT}; update it")]
@@ -104,6 +104,9 @@ pub enum ManifestError {
     /// Two streams of one name.
     #[error("stream '{0}' is named twice")]
     Twice(String),
+    /// A name that is also the folder of another.
+    #[error("stream '{0}' is also the folder of another")]
+    Folder(String),
     /// Streams and index do not fit.
     #[error("stream '{stream}' has {leaves} leaves and {bytes} bytes by the manifest, its index says otherwise")]
     Stream {
@@ -163,11 +166,15 @@ impl Manifest {
             if !is_plain_path(name) {
                 return Err(ManifestError::Name(name.chars().take(80).collect()));
             }
-            if !seen.insert(name) {
+            if !seen.insert(name.as_str()) {
                 return Err(ManifestError::Twice(name.clone()));
             }
         }
-        Ok(())
+        let folders = seen.iter().flat_map(|name| name.match_indices('/').map(|(at, _)| &name[..at]));
+        match folders.into_iter().find(|folder| seen.contains(folder)) {
+            Some(folder) => Err(ManifestError::Folder(folder.to_owned())),
+            None => Ok(()),
+        }
     }
 
     /// The bytes of the manifest, and its id.
@@ -210,8 +217,9 @@ impl Manifest {
     }
 }
 
-/// A path that stays where it is put, on every system.
-fn is_plain_path(name: &str) -> bool {
+/// Whether a stream may have this name: a path that stays where it is put, on every system.
+#[must_use]
+pub fn is_plain_path(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-+=@,".contains(&byte);
     let part = |part: &str| !part.is_empty() && part != "." && part != ".." && part.bytes().all(plain);
     name.len() <= NAME_BYTES_MAX && name.split('/').all(part)

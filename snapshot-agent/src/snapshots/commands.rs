@@ -126,14 +126,8 @@ pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
             let told = |bytes| bar.inc(bytes);
             let done = runtime.block_on(put::put(&store, &sources, (*kind).into(), compression, labels, told))?;
             bar.finish_and_clear();
-            let files = if sources.len() == 1 { "file" } else { "files" };
-            eprintln!(
-                "{} {files}, {}; stored {} in {} packs, the rest was there",
-                sources.len(),
-                size(done.bytes),
-                size(done.new_bytes),
-                done.new_packs
-            );
+            let (files, packs) = (count(sources.len(), "file"), count(done.new_packs, "pack"));
+            eprintln!("{files}, {}; stored {} in {packs}", size(done.bytes), size(done.new_bytes));
             println!("{}", done.id);
         }
         Command::Get { id, folder, at } => {
@@ -194,16 +188,20 @@ fn verified(runtime: &tokio::runtime::Runtime, store: &Store) -> anyhow::Result<
     }
     found.damaged.iter().for_each(|id| println!("damaged: object {id}"));
     println!(
-        "{} objects, {} packs, {} read and hashed: {}",
-        found.objects,
-        found.packs,
+        "{}, {}, {} read and hashed: {}",
+        count(found.objects, "object"),
+        count(found.packs, "pack"),
         size(found.bytes),
         match found.faults.len() {
             0 => "all as it was stored".to_owned(),
-            faults => format!("{faults} FAULTS, {} objects damaged", found.damaged.len()),
+            faults => format!("{}, {} damaged", count(faults, "fault"), count(found.damaged.len(), "object")),
         }
     );
     Ok(if found.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// Bytes for people.

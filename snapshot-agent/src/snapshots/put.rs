@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use snapshots::builder::{Known, Pack};
 use snapshots::leaf::{Codec, Compression, LEAF_BYTES};
-use snapshots::manifest::Kind;
+use snapshots::manifest::{Kind, ManifestError, is_plain_path};
 use snapshots::{LeafId, ObjectBuilder, ObjectId, PackId};
 use tokio::task::JoinSet;
 
@@ -45,7 +45,7 @@ pub struct Source {
 /// links, devices or sockets, and nothing is left out silently.
 ///
 /// # Errors
-/// Something cannot be read, or is no regular file or folder.
+/// Something cannot be read, is no regular file or folder, or has a name that no stream has.
 pub fn sources(root: &Path) -> anyhow::Result<Vec<Source>> {
     let mut found = Vec::new();
     let mut left = vec![(root.to_owned(), String::new())];
@@ -66,6 +66,10 @@ pub fn sources(root: &Path) -> anyhow::Result<Vec<Source>> {
         } else {
             anyhow::bail!("{shown} is neither a file nor a folder: such an object holds files only");
         }
+    }
+    // Before anything is read.
+    if let Some(source) = found.iter().find(|source| !is_plain_path(&source.name)) {
+        return Err(ManifestError::Name(source.name.clone()).into());
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)

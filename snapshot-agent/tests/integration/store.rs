@@ -88,7 +88,7 @@ fn files_go_in_and_come_out() {
     assert!(ok(&store, &["ls"]).0.starts_with("no objects: "));
     let put = ["put", &place.path("model"), "--label", "model=small", "--compress"];
     let (id, said) = ok(&store, &put);
-    assert!(said.starts_with("4 files, 8.31 MiB; stored 5.00 MiB in 1 packs"), "{said}");
+    assert!(said.starts_with("4 files, 8.31 MiB; stored 5.00 MiB in 1 pack"), "{said}");
     let (again, said) = ok(&store, &put);
     assert_eq!(again, id, "the same content has the same name");
     assert!(said.contains("stored 0 B in 0 packs"), "{said}");
@@ -100,7 +100,7 @@ fn files_go_in_and_come_out() {
         let of = |folder: &str| fs::read(place.folder.path().join(folder).join(name)).expect("read");
         assert_eq!(of("copy"), of("model"), "{name}");
     }
-    assert!(ok(&store, &["verify"]).0.starts_with("1 objects, 1 packs, 5.00 MiB read and hashed: all as"));
+    assert!(ok(&store, &["verify"]).0.starts_with("1 object, 1 pack, 5.00 MiB read and hashed: all as"));
     assert!(refused(&store, &["get", &id, &place.path("copy")]).contains("is there already"));
 }
 
@@ -118,7 +118,7 @@ fn damage_is_found_and_nothing_half_written_stays() {
     fs::write(&pack, &bytes).expect("written");
     let said = refused(&store, &["verify"]);
     assert!(said.contains("has content of hash") && said.contains(&format!("damaged: object {id}")), "{said}");
-    assert!(said.contains("1 FAULTS, 1 objects damaged") && !said.contains(&whole), "{said}");
+    assert!(said.contains("1 fault, 1 object damaged") && !said.contains(&whole), "{said}");
     assert!(refused(&store, &["get", &id, &place.path("copy")]).contains("fetch it from another copy"));
     let left = fs::read_dir(place.folder.path()).expect("read").map(|entry| entry.expect("read").file_name());
     let left: Vec<_> = left.filter(|name| name != "model" && name != "store" && name != "other").collect();

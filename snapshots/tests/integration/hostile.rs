@@ -103,6 +103,7 @@ fn manifests_that_lie() {
     assert!(named(&"a/".repeat(128)).is_err() && named(&"a".repeat(256)).is_err() && named(&"a".repeat(255)).is_ok());
     let cases: Vec<(Result<_, String>, &str)> = vec![
         (named("cpu"), "'cpu' is named twice"),
+        (named("cpu/pages/1"), "'cpu' is also the folder of another"),
         (read(&|d| d["format"] = json!(2)), "format 2, this build reads 1"),
         (read(&|d| *d = json!({ "format": 9, "all": "else" })), "format 9"),
         (read(&|d| d["critical"] = json!(["encrypted"])), "asks for 'encrypted'"),
