@@ -1,7 +1,7 @@
 # make run    set up, then the main job on demo data
 # make test   set up, then every test
 # make bench  set up, then every benchmark (release build)
-.PHONY: kernels bench-gate bench-rates bench-weekly bench-yield setup moto run reports test test-room test-all test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
+.PHONY: kernels bench-gate bench-rates bench-weekly bench-yield bench-store setup moto run reports test test-room test-all test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
 
 DEMO := target/demo
 # Folder with public traces; what needs them is skipped, and says so, without it.
@@ -64,7 +64,7 @@ lint: setup
 release: setup
 	cargo build --release --workspace --features cli/aws --bins --examples
 
-bench: bench-scale bench-solvers bench-forecast bench-claims bench-simulation
+bench: bench-scale bench-solvers bench-forecast bench-claims bench-simulation bench-store
 
 # Catalogue scale: 5,000 offers, 40 classes, 20 and 50 demand paths, 16 periods.
 bench-scale: release
@@ -88,6 +88,10 @@ bench-simulation: release
 # Claims a second and their latency on SQLite and PostgreSQL, a plan's inputs, start-up, memory.
 bench-claims: release
 	benchmarks/claims
+
+# Objects written and read on one core, beside hashing the same bytes.
+bench-store: release
+	target/release/examples/ingest
 
 # The boot gate on this host's GPUs: twice, against plain copies, 10,000 products, planted faults; the daemon's idle cost.
 bench-gate: release

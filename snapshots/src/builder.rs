@@ -37,6 +37,8 @@ pub struct ObjectBuilder<F> {
     packs: Vec<Option<PackId>>,
     number_of: BTreeMap<PackId, u32>,
     open: PackBuilder,
+    /// Buffers of packs that are stored.
+    spare: Vec<Vec<u8>>,
     /// Number of the pack that is being filled, once something lies in it.
     open_number: Option<u32>,
     placed: BTreeMap<LeafId, IndexRecord>,
@@ -64,11 +66,17 @@ impl<F: Fn(LeafId) -> Option<Known>> ObjectBuilder<F> {
             packs: Vec::new(),
             number_of: BTreeMap::new(),
             open: PackBuilder::default(),
+            spare: Vec::new(),
             open_number: None,
             placed: BTreeMap::new(),
             leaves: Vec::new(),
             streams: Vec::new(),
         }
+    }
+
+    /// Takes back the bytes of a pack that is stored, for one to come.
+    pub fn recycle(&mut self, buffer: Vec<u8>) {
+        self.spare.push(buffer);
     }
 
     /// Begins a stream: what is added from now on belongs to it.
@@ -97,11 +105,11 @@ impl<F: Fn(LeafId) -> Option<Known>> ObjectBuilder<F> {
         } else if let Some(Known { pack, place, codec }) = (self.known)(id) {
             IndexRecord { id, codec, content_bytes, pack: self.number(pack), place }
         } else {
-            let place = self.open.add(&stored).unwrap_or_else(|| {
+            if !self.open.has_room(&stored) {
                 full = self.close();
-                self.open.add(&stored).expect("an empty pack has room for a leaf")
-            });
-            IndexRecord { id, codec: stored.codec, content_bytes, pack: self.open_number(), place }
+            }
+            let pack = self.open_number();
+            IndexRecord { id, codec: stored.codec, content_bytes, pack, place: self.open.add(&stored) }
         };
         self.placed.insert(id, record);
         self.leaves.push(record);
@@ -116,12 +124,18 @@ impl<F: Fn(LeafId) -> Option<Known>> ObjectBuilder<F> {
         })
     }
 
+    /// Number of the pack that is being filled; begins one where none is.
     fn open_number(&mut self) -> u32 {
-        let packs = &mut self.packs;
-        *self.open_number.get_or_insert_with(|| {
-            packs.push(None);
-            packs.len() as u32 - 1
-        })
+        if let Some(number) = self.open_number {
+            return number;
+        }
+        if let Some(buffer) = self.spare.pop() {
+            self.open = PackBuilder::within(buffer);
+        }
+        self.packs.push(None);
+        let number = self.packs.len() as u32 - 1;
+        self.open_number = Some(number);
+        number
     }
 
     fn close(&mut self) -> Option<Pack> {

@@ -122,8 +122,10 @@ pub async fn put(
                 break;
             }
             bytes += read as u64;
-            if let Some(pack) = builder.add(&content[..read]) {
-                uploads.add(pack).await?;
+            if let Some(pack) = builder.add(&content[..read])
+                && let Some(buffer) = uploads.add(pack).await?
+            {
+                builder.recycle(buffer);
             }
             told(read as u64);
         }
@@ -156,33 +158,30 @@ fn fill(file: &mut File, content: &mut [u8]) -> std::io::Result<usize> {
 /// Packs on their way, a few at a time.
 struct Uploads {
     store: Store,
-    running: JoinSet<Result<bool, StoreError>>,
+    running: JoinSet<Result<Vec<u8>, StoreError>>,
     packs: usize,
     bytes: u64,
 }
 
 impl Uploads {
-    async fn add(&mut self, pack: Pack) -> anyhow::Result<()> {
-        if self.running.len() == IN_FLIGHT {
-            self.one_ended().await?;
-        }
+    /// Sends a pack on its way; the buffer of one that has arrived, where that had to be waited for.
+    async fn add(&mut self, pack: Pack) -> anyhow::Result<Option<Vec<u8>>> {
+        let buffer = if self.running.len() == IN_FLIGHT { self.one_arrived().await? } else { None };
         (self.packs, self.bytes) = (self.packs + 1, self.bytes + pack.bytes.len() as u64);
         let store = self.store.clone();
         self.running.spawn(async move { store.put_pack(pack.id, pack.bytes).await });
-        Ok(())
+        Ok(buffer)
     }
 
-    async fn one_ended(&mut self) -> anyhow::Result<()> {
-        if let Some(ended) = self.running.join_next().await {
-            ended??;
-        }
-        Ok(())
+    async fn one_arrived(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+        Ok(match self.running.join_next().await {
+            Some(arrived) => Some(arrived??),
+            None => None,
+        })
     }
 
     async fn end(mut self) -> anyhow::Result<(usize, u64)> {
-        while !self.running.is_empty() {
-            self.one_ended().await?;
-        }
+        while self.one_arrived().await?.is_some() {}
         Ok((self.packs, self.bytes))
     }
 }

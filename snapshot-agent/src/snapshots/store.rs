@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
@@ -103,20 +104,22 @@ impl Store {
     }
 
     /// Stores bytes where nothing is yet. What is there already has the same name and so the same content.
-    async fn put(&self, path: Path, bytes: Vec<u8>) -> Result<bool, StoreError> {
-        match self.objects.put_opts(&path, PutPayload::from(bytes), PutMode::Create.into()).await {
+    async fn put(&self, path: Path, bytes: impl Into<PutPayload>) -> Result<bool, StoreError> {
+        match self.objects.put_opts(&path, bytes.into(), PutMode::Create.into()).await {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
             Err(source) => Err(StoreError::Backend { path, source }),
         }
     }
 
-    /// Stores a pack; `false` where it is there.
+    /// Stores a pack where it is not there yet, and gives its buffer back.
     ///
     /// # Errors
     /// The store does not take it.
-    pub async fn put_pack(&self, id: PackId, bytes: Vec<u8>) -> Result<bool, StoreError> {
-        self.put(Self::pack_path(id), bytes).await
+    pub async fn put_pack(&self, id: PackId, bytes: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+        let bytes = Bytes::from(bytes);
+        self.put(Self::pack_path(id), bytes.clone()).await?;
+        Ok(bytes.into())
     }
 
     /// Publishes an object whose packs are there: its index, then its manifest. `false` where it is there.
