@@ -35,6 +35,7 @@ pub struct ObjectBuilder<F> {
     compression: Compression,
     /// Ids of packs; `None` for the one that is being filled.
     packs: Vec<Option<PackId>>,
+    /// Numbers of packs that the store had.
     number_of: BTreeMap<PackId, u32>,
     open: PackBuilder,
     /// Buffers of packs that are stored.
@@ -93,23 +94,27 @@ impl<F: Fn(LeafId) -> Option<Known>> ObjectBuilder<F> {
         let stream = self.streams.last_mut().expect("a stream was begun");
         stream.leaves += 1;
         stream.bytes += content.len() as u64;
-        let stored = leaf::store(content, self.compression);
-        if let Some(record) = self.placed.get(&stored.id) {
+        // What is there already is not compressed for nothing.
+        let (id, content_bytes) = (leaf::id_of(content), content.len() as u32);
+        if let Some(record) = self.placed.get(&id) {
             self.leaves.push(*record);
             return None;
         }
-        let (id, content_bytes) = (stored.id, stored.content_bytes);
         let mut full = None;
-        let record = if stored.codec == Codec::Zero {
-            IndexRecord { id, codec: Codec::Zero, content_bytes, pack: 0, place: Place { offset: 0, stored_bytes: 0 } }
-        } else if let Some(Known { pack, place, codec }) = (self.known)(id) {
+        let record = if let Some(Known { pack, place, codec }) = (self.known)(id) {
             IndexRecord { id, codec, content_bytes, pack: self.number(pack), place }
         } else {
-            if !self.open.has_room(&stored) {
-                full = self.close();
-            }
-            let pack = self.open_number();
-            IndexRecord { id, codec: stored.codec, content_bytes, pack, place: self.open.add(&stored) }
+            let stored = leaf::encode(id, content, self.compression);
+            let nowhere = Place { offset: 0, stored_bytes: 0 };
+            let (pack, place) = if stored.codec == Codec::Zero {
+                (0, nowhere)
+            } else {
+                if !self.open.has_room(&stored) {
+                    full = self.close();
+                }
+                (self.open_number(), self.open.add(&stored))
+            };
+            IndexRecord { id, codec: stored.codec, content_bytes, pack, place }
         };
         self.placed.insert(id, record);
         self.leaves.push(record);
@@ -142,7 +147,6 @@ impl<F: Fn(LeafId) -> Option<Known>> ObjectBuilder<F> {
         let number = self.open_number.take()?;
         let (id, bytes) = std::mem::take(&mut self.open).finish();
         self.packs[number as usize] = Some(id);
-        self.number_of.insert(id, number);
         Some(Pack { id, bytes })
     }
 

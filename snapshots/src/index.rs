@@ -197,6 +197,18 @@ impl<'a> Index<'a> {
         self.packs.iter().map(|id| PackId(*id))
     }
 
+    /// The pack that a leaf of this index lies in; none for zeros.
+    #[must_use]
+    pub fn pack_of(&self, leaf: &IndexRecord) -> Option<PackId> {
+        let stored = leaf.codec != Codec::Zero;
+        stored.then(|| self.packs.get(leaf.pack as usize).map(|id| PackId(*id))).flatten()
+    }
+
+    /// The leaves that lie in packs, with multiplicity.
+    pub fn stored(&self) -> impl Iterator<Item = (PackId, IndexRecord)> {
+        (0..self.leaves()).filter_map(|i| self.leaf(i)).filter_map(|leaf| Some((self.pack_of(&leaf)?, leaf)))
+    }
+
     /// Leaves, with multiplicity.
     #[must_use]
     pub fn leaves(&self) -> usize {

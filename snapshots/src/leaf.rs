@@ -91,12 +91,21 @@ pub enum LeafError {
 /// Content longer than a leaf.
 #[must_use]
 pub fn store(content: &[u8], compression: Compression) -> Stored<'_> {
+    encode(id_of(content), content, compression)
+}
+
+/// The id of content, known before anything is compressed.
+pub(crate) fn id_of(content: &[u8]) -> LeafId {
     assert!(content.len() <= LEAF_BYTES, "a leaf has at most {LEAF_BYTES} bytes, not {}", content.len());
+    if is_zero(content) { zero_id(content.len()) } else { LeafId::of(content) }
+}
+
+/// A leaf of content whose id is known.
+pub(crate) fn encode(id: LeafId, content: &[u8], compression: Compression) -> Stored<'_> {
     let content_bytes = content.len() as u32;
     if is_zero(content) {
-        return Stored { id: zero_id(content.len()), codec: Codec::Zero, content_bytes, bytes: Cow::Borrowed(&[]) };
+        return Stored { id, codec: Codec::Zero, content_bytes, bytes: Cow::Borrowed(&[]) };
     }
-    let id = LeafId::of(content);
     if compression == Compression::IfWorthwhile
         && let Ok(bytes) = zstd::bulk::compress(content, ZSTD_LEVEL)
         && bytes.len() <= content.len() / 3 * 2

@@ -28,6 +28,22 @@ pub enum Kind {
     Cache,
 }
 
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Snapshot, Self::Image, Self::Weights, Self::Cache];
+
+    /// As manifests write it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Snapshot => "snapshot",
+            Self::Image => "image",
+            Self::Weights => "weights",
+            Self::Cache => "cache",
+        }
+    }
+}
+
 /// One stream of bytes, a run of the index's leaves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -188,6 +204,12 @@ impl Manifest {
             return Err(ManifestError::TooLong(bytes.len()));
         }
         Ok((ObjectId::of(&bytes), bytes))
+    }
+
+    /// Bytes of all streams.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.streams.iter().map(|stream| stream.bytes).fold(0, u64::saturating_add)
     }
 
     /// The leaves of each stream, as ranges of the index.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use comfy_table::{CellAlignment, Table};
 use indicatif::{ProgressBar, ProgressStyle};
 use snapshots::ObjectId;
@@ -27,8 +27,8 @@ pub enum Command {
         #[command(flatten)]
         at: At,
         /// What the object holds.
-        #[arg(long, default_value = "weights")]
-        kind: KindName,
+        #[arg(long, default_value = "weights", value_parser = kinds())]
+        kind: Kind,
         /// Compresses leaves that shrink by a third.
         #[arg(long)]
         compress: bool,
@@ -68,37 +68,18 @@ pub struct At {
     address: String,
 }
 
-/// What an object may hold.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum KindName {
-    /// A process at rest.
-    Snapshot,
-    /// A root filesystem.
-    Image,
-    /// Weights of a model.
-    Weights,
-    /// Compiled graphs and kernels.
-    Cache,
-}
-
-impl From<KindName> for Kind {
-    fn from(name: KindName) -> Self {
-        match name {
-            KindName::Snapshot => Self::Snapshot,
-            KindName::Image => Self::Image,
-            KindName::Weights => Self::Weights,
-            KindName::Cache => Self::Cache,
-        }
-    }
-}
-
-fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Snapshot => "snapshot",
-        Kind::Image => "image",
-        Kind::Weights => "weights",
-        Kind::Cache => "cache",
-    }
+/// Takes the names of kinds, and says what each holds.
+fn kinds() -> impl TypedValueParser<Value = Kind> {
+    let shown = |kind: Kind| {
+        PossibleValue::new(kind.name()).help(match kind {
+            Kind::Snapshot => "A process at rest",
+            Kind::Image => "A root filesystem",
+            Kind::Weights => "Weights of a model",
+            Kind::Cache => "Compiled graphs and kernels",
+        })
+    };
+    let of = |name: String| Kind::ALL.into_iter().find(|kind| kind.name() == name).ok_or("no such kind");
+    PossibleValuesParser::new(Kind::ALL.map(shown)).try_map(of)
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -124,7 +105,7 @@ pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
             let compression = if *compress { Compression::IfWorthwhile } else { Compression::Never };
             let labels: BTreeMap<String, String> = labels.iter().cloned().collect();
             let told = |bytes| bar.inc(bytes);
-            let done = runtime.block_on(put::put(&store, &sources, (*kind).into(), compression, labels, told))?;
+            let done = runtime.block_on(put::put(&store, &sources, *kind, compression, labels, told))?;
             bar.finish_and_clear();
             let (files, packs) = (count(sources.len(), "file"), count(done.new_packs, "pack"));
             eprintln!("{files}, {}; stored {} in {packs}", size(done.bytes), size(done.new_bytes));
@@ -132,9 +113,9 @@ pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
         }
         Command::Get { id, folder, at } => {
             let store = Store::open(&at.address)?;
-            let total = runtime.block_on(store.manifest(*id))?.streams.iter().map(|stream| stream.bytes).sum();
-            let bar = bar(total);
-            let bytes = runtime.block_on(get::get(&store, *id, folder, |bytes| bar.inc(bytes)))?;
+            let manifest = runtime.block_on(store.manifest(*id))?;
+            let bar = bar(manifest.bytes());
+            let bytes = runtime.block_on(get::get(&store, &manifest, folder, |bytes| bar.inc(bytes)))?;
             bar.finish_and_clear();
             eprintln!("{} in {}, every byte verified", size(bytes), folder.display());
         }
@@ -159,9 +140,9 @@ async fn listed(store: &Store) -> anyhow::Result<String> {
         let labels: Vec<String> = manifest.labels.iter().map(|(name, text)| format!("{name}={text}")).collect();
         rows.add_row([
             id.to_string(),
-            kind_name(manifest.kind).into(),
+            manifest.kind.name().into(),
             manifest.streams.len().to_string(),
-            size(manifest.streams.iter().map(|stream| stream.bytes).sum()),
+            size(manifest.bytes()),
             labels.join(", "),
         ]);
     }

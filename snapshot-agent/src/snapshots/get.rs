@@ -6,8 +6,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use snapshots::leaf::Codec;
-use snapshots::{ObjectId, PackId};
+use snapshots::{Manifest, PackId};
 
 use super::store::{self, Store, StoreError};
 
@@ -39,7 +38,7 @@ impl Packs<'_> {
 ///
 /// # Errors
 /// The folder is there or cannot be written, or the store fails or holds something else.
-pub async fn get(store: &Store, id: ObjectId, folder: &Path, told: impl Fn(u64)) -> anyhow::Result<u64> {
+pub async fn get(store: &Store, manifest: &Manifest, folder: &Path, told: impl Fn(u64)) -> anyhow::Result<u64> {
     if folder.exists() {
         anyhow::bail!("{} is there already: name a folder that is not", folder.display());
     }
@@ -49,17 +48,15 @@ pub async fn get(store: &Store, id: ObjectId, folder: &Path, told: impl Fn(u64))
     make.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
     let partial = make.prefix(".partial-").tempdir_in(parent);
     let partial = partial.with_context(|| format!("cannot write into {}", parent.display()))?;
-    let bytes = write(store, id, partial.path(), told).await?;
+    let bytes = write(store, manifest, partial.path(), told).await?;
     let done = partial.keep();
     fs::rename(&done, folder).with_context(|| format!("cannot rename {} to {}", done.display(), folder.display()))?;
     Ok(bytes)
 }
 
-async fn write(store: &Store, id: ObjectId, folder: &Path, told: impl Fn(u64)) -> anyhow::Result<u64> {
-    let manifest = store.manifest(id).await?;
+async fn write(store: &Store, manifest: &Manifest, folder: &Path, told: impl Fn(u64)) -> anyhow::Result<u64> {
     let index_bytes = store.index(manifest.index).await?;
     let index = store::index(&index_bytes, manifest.index)?;
-    let ids: Vec<PackId> = index.packs().collect();
     let ranges = manifest.ranges(&index)?;
     let mut packs = Packs { store, kept: VecDeque::new() };
     let (mut content, mut bytes) = (Vec::new(), 0);
@@ -72,12 +69,9 @@ async fn write(store: &Store, id: ObjectId, folder: &Path, told: impl Fn(u64)) -
         }
         let mut file = fs::File::create_new(&path).with_context(shown)?;
         for record in range.filter_map(|i| index.leaf(i)) {
-            let (pack, stored) = match record.codec {
-                Codec::Zero => (PackId([0; 32]), &[][..]),
-                Codec::Raw | Codec::Zstd => {
-                    let pack = ids[record.pack as usize];
-                    (pack, packs.bytes(pack).await?)
-                }
+            let (pack, stored) = match index.pack_of(&record) {
+                None => (PackId([0; 32]), &[][..]),
+                Some(pack) => (pack, packs.bytes(pack).await?),
             };
             store::leaf(&record, pack, stored, &mut content)?;
             file.write_all(&content).with_context(shown)?;

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use snapshots::builder::{Known, Pack};
-use snapshots::leaf::{Codec, Compression, LEAF_BYTES};
+use snapshots::leaf::{Compression, LEAF_BYTES};
 use snapshots::manifest::{Kind, ManifestError, is_plain_path};
-use snapshots::{LeafId, ObjectBuilder, ObjectId, PackId};
+use snapshots::{IndexRecord, LeafId, ObjectBuilder, ObjectId};
 use tokio::task::JoinSet;
 
 use super::store::{self, Store, StoreError};
@@ -24,7 +24,7 @@ pub struct Done {
     pub id: ObjectId,
     /// Bytes of all files.
     pub bytes: u64,
-    /// Packs that were new, and their bytes.
+    /// Packs that were new.
     pub new_packs: usize,
     /// Bytes of new packs.
     pub new_bytes: u64,
@@ -85,12 +85,8 @@ async fn known(store: &Store) -> Result<BTreeMap<LeafId, Known>, StoreError> {
         let manifest = store.manifest(id).await?;
         let bytes = store.index(manifest.index).await?;
         let index = store::index(&bytes, manifest.index)?;
-        let packs: Vec<PackId> = index.packs().collect();
-        let stored = (0..index.leaves()).filter_map(|i| index.leaf(i)).filter(|record| record.codec != Codec::Zero);
-        known.extend(stored.map(|record| {
-            let pack = packs[record.pack as usize];
-            (record.id, Known { pack, place: record.place, codec: record.codec })
-        }));
+        let of = |(pack, leaf): (_, IndexRecord)| (leaf.id, Known { pack, place: leaf.place, codec: leaf.codec });
+        known.extend(index.stored().map(of));
     }
     Ok(known)
 }

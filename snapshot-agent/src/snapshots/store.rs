@@ -104,10 +104,9 @@ impl Store {
     }
 
     /// Stores bytes where nothing is yet. What is there already has the same name and so the same content.
-    async fn put(&self, path: Path, bytes: impl Into<PutPayload>) -> Result<bool, StoreError> {
+    async fn put(&self, path: Path, bytes: impl Into<PutPayload>) -> Result<(), StoreError> {
         match self.objects.put_opts(&path, bytes.into(), PutMode::Create.into()).await {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
             Err(source) => Err(StoreError::Backend { path, source }),
         }
     }
@@ -122,11 +121,11 @@ impl Store {
         Ok(bytes.into())
     }
 
-    /// Publishes an object whose packs are there: its index, then its manifest. `false` where it is there.
+    /// Publishes an object whose packs are there: its index, then its manifest.
     ///
     /// # Errors
     /// The store does not take them.
-    pub async fn publish(&self, index: (ObjectId, Vec<u8>), manifest: (ObjectId, Vec<u8>)) -> Result<bool, StoreError> {
+    pub async fn publish(&self, index: (ObjectId, Vec<u8>), manifest: (ObjectId, Vec<u8>)) -> Result<(), StoreError> {
         self.put(Self::index_path(index.0), index.1).await?;
         self.put(Self::manifest_path(manifest.0), manifest.1).await
     }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use snapshots::leaf::Codec;
 use snapshots::{IndexRecord, LeafId, ObjectId, PackId};
 
 use super::store::{self, Store, StoreError};
@@ -73,7 +72,5 @@ async fn leaves(store: &Store, id: ObjectId) -> Result<Vec<(PackId, IndexRecord)
     let bytes = store.index(manifest.index).await?;
     let index = store::index(&bytes, manifest.index)?;
     manifest.ranges(&index).map_err(|source| StoreError::Manifest { id, source })?;
-    let packs: Vec<PackId> = index.packs().collect();
-    let stored = (0..index.leaves()).filter_map(|i| index.leaf(i)).filter(|record| record.codec != Codec::Zero);
-    Ok(stored.map(|record| (packs[record.pack as usize], record)).collect())
+    Ok(index.stored().collect())
 }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use snapshots::index::{self, IndexRecord};
 use snapshots::leaf::{Codec, Compression, LEAF_BYTES};
-use snapshots::manifest::MANIFEST_BYTES_MAX;
+use snapshots::manifest::{Kind, MANIFEST_BYTES_MAX};
 use snapshots::pack::{PACK_BYTES, Place};
 use snapshots::{Index, LeafId, Manifest, ObjectId, PackId};
 
@@ -61,6 +61,13 @@ fn indexes_that_lie() {
     for (bytes, says) in cases {
         let said = refused(&bytes);
         assert!(said.contains(says), "{said} instead of {says}");
+    }
+}
+
+#[test]
+fn kinds_have_one_name() {
+    for kind in Kind::ALL {
+        assert_eq!(serde_json::to_value(kind).expect("JSON"), json!(kind.name()));
     }
 }
 

@@ -38,10 +38,8 @@ impl Store {
         self.packs.extend(new.into_iter().map(|pack| (pack.id, pack.bytes)));
         (self.index, self.manifest) = (index, manifest);
         let index = Index::read(&self.index.1, self.index.0).expect("an index");
-        let packs: Vec<PackId> = index.packs().collect();
-        for record in (0..index.leaves()).filter_map(|i| index.leaf(i)).filter(|r| r.codec != Codec::Zero) {
-            let known = Known { pack: packs[record.pack as usize], place: record.place, codec: record.codec };
-            self.known.insert(record.id, known);
+        for (pack, leaf) in index.stored() {
+            self.known.insert(leaf.id, Known { pack, place: leaf.place, codec: leaf.codec });
         }
         kept
     }
