@@ -9,7 +9,7 @@ use crate::daemon;
 use crate::diagnose;
 use crate::doctor;
 use crate::probe::Probe;
-use crate::snapshots::commands as store;
+use crate::snapshots::{commands as store, mount};
 use crate::switches::Switches;
 use crate::worker::{Program, serve};
 
@@ -34,6 +34,8 @@ enum Command {
     /// Stores files as objects of verified leaves, and reads them back.
     #[command(subcommand)]
     Store(store::Command),
+    /// Mounts an image: its tree at once, its content when it is touched. Ends when it is unmounted.
+    Mount(mount::Options),
     /// Answers questions about GPUs; the agent starts it.
     #[command(hide = true)]
     Probe,
@@ -63,6 +65,7 @@ pub fn main(probe: &mut dyn Probe, switches: &Switches) -> ExitCode {
         Command::Diag(options) => program().and_then(|p| diagnose::run(options, p, switches.patience)),
         Command::Doctor(options) => program().and_then(|p| doctor::run(options, p, &switches.host)),
         Command::Store(command) => store::run(command),
+        Command::Mount(options) => mount::run(options),
         Command::Check(options) => program().and_then(|p| check::run(options, p, switches)),
     };
     done.unwrap_or_else(|error| {

@@ -8,11 +8,14 @@
 //! every hash, and name what is wrong.
 
 pub mod builder;
+pub mod eviction;
 pub mod id;
+pub mod image;
 pub mod index;
 pub mod leaf;
 pub mod manifest;
 pub mod pack;
+pub mod trace;
 
 pub use builder::ObjectBuilder;
 pub use id::{LeafId, ObjectId, PackId};

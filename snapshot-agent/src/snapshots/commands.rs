@@ -14,7 +14,7 @@ use snapshots::leaf::Compression;
 use snapshots::manifest::Kind;
 
 use super::store::Store;
-use super::{get, put, verify};
+use super::{get, image, put, verify};
 
 /// What to do with a store.
 #[derive(Debug, clap::Subcommand)]
@@ -63,8 +63,9 @@ pub enum Command {
 /// Which store.
 #[derive(Debug, clap::Args)]
 pub struct At {
-    /// The store: a folder that exists.
-    #[arg(long = "store", env = "PILOTLIGHT_STORE", value_name = "FOLDER")]
+    /// The store: a folder that exists, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX with the cloud's own
+    /// variables (AWS_*, GOOGLE_*, AZURE_*).
+    #[arg(long = "store", env = "PILOTLIGHT_STORE", value_name = "ADDRESS")]
     address: String,
 }
 
@@ -100,15 +101,23 @@ pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Put { path, at, kind, compress, labels } => {
             let store = Store::open(&at.address)?;
-            let sources = put::sources(path)?;
-            let bar = bar(sources.iter().map(|source| source.bytes).sum());
             let compression = if *compress { Compression::IfWorthwhile } else { Compression::Never };
             let labels: BTreeMap<String, String> = labels.iter().cloned().collect();
-            let told = |bytes| bar.inc(bytes);
-            let done = runtime.block_on(put::put(&store, &sources, *kind, compression, labels, told))?;
+            let (what, done) = if *kind == Kind::Image {
+                let source = image::Source::open(path)?;
+                let bar = bar(source.bytes());
+                let done = image::put(&store, &source, compression, labels, |bytes| bar.inc(bytes));
+                ("an image".to_owned(), (runtime.block_on(done), bar))
+            } else {
+                let sources = put::sources(path)?;
+                let bar = bar(sources.iter().map(|source| source.bytes).sum());
+                let done = put::put(&store, &sources, *kind, compression, labels, |bytes| bar.inc(bytes));
+                (count(sources.len(), "file"), (runtime.block_on(done), bar))
+            };
+            let (done, bar) = (done.0?, done.1);
             bar.finish_and_clear();
-            let (files, packs) = (count(sources.len(), "file"), count(done.new_packs, "pack"));
-            eprintln!("{files}, {}; stored {} in {packs}", size(done.bytes), size(done.new_bytes));
+            let packs = count(done.new_packs, "pack");
+            eprintln!("{what}, {}; stored {} in {packs}", size(done.bytes), size(done.new_bytes));
             println!("{}", done.id);
         }
         Command::Get { id, folder, at } => {

@@ -2,6 +2,9 @@
 
 pub mod commands;
 pub mod get;
+pub mod host;
+pub mod image;
+pub mod mount;
 pub mod put;
 pub mod store;
 pub mod verify;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use snapshots::builder::{Known, Pack};
 use snapshots::leaf::{Compression, LEAF_BYTES};
-use snapshots::manifest::{Kind, ManifestError, is_plain_path};
+use snapshots::manifest::{Kind, ManifestError, Reference, is_plain_path};
 use snapshots::{IndexRecord, LeafId, ObjectBuilder, ObjectId};
 use tokio::task::JoinSet;
 
@@ -103,42 +103,94 @@ pub async fn put(
     labels: BTreeMap<String, String>,
     told: impl Fn(u64),
 ) -> anyhow::Result<Done> {
-    let known = known(store).await?;
-    let mut builder = ObjectBuilder::new(compression, |id| known.get(&id).copied());
-    let mut uploads = Uploads { store: store.clone(), running: JoinSet::new(), packs: 0, bytes: 0 };
+    let mut writer = Writer::open(store, compression).await?;
     let mut content = vec![0; LEAF_BYTES];
-    let mut bytes = 0;
     for source in sources {
-        let mut file = File::open(&source.path).with_context(|| format!("cannot read {}", source.path.display()))?;
-        builder.stream(&source.name);
+        let shown = || format!("cannot read {}", source.path.display());
+        let mut file = File::open(&source.path).with_context(shown)?;
+        writer.stream(&source.name);
         loop {
-            let read =
-                fill(&mut file, &mut content).with_context(|| format!("cannot read {}", source.path.display()))?;
+            let read = fill(&mut file, &mut content).with_context(shown)?;
             if read == 0 {
                 break;
             }
-            bytes += read as u64;
-            if let Some(pack) = builder.add(&content[..read])
-                && let Some(buffer) = uploads.add(pack).await?
-            {
-                builder.recycle(buffer);
-            }
+            writer.leaf(&content[..read]).await?;
             told(read as u64);
         }
     }
-    let finished = builder.finish(kind, Vec::new(), labels)?;
-    if let Some(pack) = finished.pack {
-        uploads.add(pack).await?;
+    writer.publish(kind, Vec::new(), labels).await
+}
+
+/// An object on its way into a store.
+pub struct Writer {
+    builder: ObjectBuilder<Box<dyn Fn(LeafId) -> Option<Known> + Send>>,
+    uploads: Uploads,
+    bytes: u64,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("bytes", &self.bytes).finish_non_exhaustive()
     }
-    // The manifest last: until then there is no object.
-    let (new_packs, new_bytes) = uploads.end().await?;
-    let id = finished.manifest.0;
-    store.publish(finished.index, finished.manifest).await?;
-    Ok(Done { id, bytes, new_packs, new_bytes })
+}
+
+impl Writer {
+    /// A new object; what the store has already is not stored again.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn open(store: &Store, compression: Compression) -> Result<Self, StoreError> {
+        let known = known(store).await?;
+        Ok(Self {
+            builder: ObjectBuilder::new(compression, Box::new(move |id| known.get(&id).copied())),
+            uploads: Uploads { store: store.clone(), running: JoinSet::new(), packs: 0, bytes: 0 },
+            bytes: 0,
+        })
+    }
+
+    /// Begins a stream: what is added from now on belongs to it.
+    pub fn stream(&mut self, name: &str) {
+        self.builder.stream(name);
+    }
+
+    /// Adds a leaf of 1 to [`LEAF_BYTES`] bytes to the stream that was begun last.
+    ///
+    /// # Errors
+    /// The store does not take a pack.
+    pub async fn leaf(&mut self, content: &[u8]) -> anyhow::Result<()> {
+        self.bytes += content.len() as u64;
+        if let Some(pack) = self.builder.add(content)
+            && let Some(buffer) = self.uploads.add(pack).await?
+        {
+            self.builder.recycle(buffer);
+        }
+        Ok(())
+    }
+
+    /// Stores what is left, the manifest last: until then there is no object.
+    ///
+    /// # Errors
+    /// The store does not take it, or a stream's name is none.
+    pub async fn publish(
+        mut self,
+        kind: Kind,
+        references: Vec<Reference>,
+        labels: BTreeMap<String, String>,
+    ) -> anyhow::Result<Done> {
+        let finished = self.builder.finish(kind, references, labels)?;
+        if let Some(pack) = finished.pack {
+            self.uploads.add(pack).await?;
+        }
+        let store = self.uploads.store.clone();
+        let (new_packs, new_bytes) = self.uploads.end().await?;
+        let id = finished.manifest.0;
+        store.publish(finished.index, finished.manifest).await?;
+        Ok(Done { id, bytes: self.bytes, new_packs, new_bytes })
+    }
 }
 
 /// Reads until `content` is full or the file ends.
-fn fill(file: &mut File, content: &mut [u8]) -> std::io::Result<usize> {
+pub(super) fn fill(file: &mut impl Read, content: &mut [u8]) -> std::io::Result<usize> {
     let mut read = 0;
     while read < content.len() {
         match file.read(&mut content[read..]) {

@@ -4,5 +4,6 @@
 mod check;
 mod diagnose;
 mod kernels;
+mod mount;
 mod stand;
 mod store;

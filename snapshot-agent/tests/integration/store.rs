@@ -35,7 +35,7 @@ fn refused(store: &Path, args: &[&str]) -> String {
     text(&done.stdout) + &text(&done.stderr)
 }
 
-fn noise(n: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(n: usize, seed: u64) -> Vec<u8> {
     let mut rng = Rng::new(seed);
     (0..n.div_ceil(8)).flat_map(|_| rng.bits().to_le_bytes()).take(n).collect()
 }

@@ -2,5 +2,6 @@
 
 mod damaged;
 mod hostile;
+mod image;
 mod object;
 mod whole;

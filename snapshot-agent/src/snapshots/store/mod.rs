@@ -6,11 +6,13 @@
 //! objects/<id>.json    manifests: what is here exists, and all that it names was stored before
 //! ```
 
+mod address;
+
 use std::sync::Arc;
 
+pub use address::AddressError;
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use snapshots::leaf::Codec;
@@ -21,13 +23,8 @@ use snapshots::{Index, IndexRecord, LeafId, Manifest, ObjectId, PackId};
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The address leads nowhere.
-    #[error("'{address}' is no store: give a folder that exists")]
-    Address {
-        /// As it was given.
-        address: String,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    #[error(transparent)]
+    Address(#[from] AddressError),
     /// The store did not do what was asked.
     #[error("the store failed at {path}")]
     Backend {
@@ -77,17 +74,12 @@ pub struct Store {
 }
 
 impl Store {
-    /// The store in a folder, which is there.
+    /// The store at an address: a folder that is there, or a bucket.
     ///
     /// # Errors
-    /// It is not, or is no folder.
+    /// There is none, or it cannot be understood.
     pub fn open(address: &str) -> Result<Self, StoreError> {
-        let wrong =
-            |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Address { address: address.into(), source };
-        let folder = std::fs::canonicalize(address).map_err(|e| wrong(e.into()))?;
-        // A manifest must not be there before what it names, a power failure or not.
-        let objects = LocalFileSystem::new_with_prefix(folder).map_err(|e| wrong(e.into()))?.with_fsync(true);
-        Ok(Self { objects: Arc::new(objects) })
+        Ok(Self { objects: address::open(address)? })
     }
 
     fn pack_path(id: PackId) -> Path {
@@ -171,6 +163,15 @@ impl Store {
     /// It is not there.
     pub async fn index(&self, id: ObjectId) -> Result<Vec<u8>, StoreError> {
         self.bytes(Self::index_path(id)).await
+    }
+
+    /// A stretch of a pack's bytes.
+    ///
+    /// # Errors
+    /// It is not there, or not so long.
+    pub async fn pack_range(&self, id: PackId, range: std::ops::Range<u64>) -> Result<Bytes, StoreError> {
+        let path = Self::pack_path(id);
+        self.objects.get_range(&path, range).await.map_err(|source| StoreError::Backend { path, source })
     }
 
     /// A pack's bytes.

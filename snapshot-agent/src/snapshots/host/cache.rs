@@ -1,0 +1,262 @@
+//! Leaves on the host's disk: one file each, named by its content, so that objects share them. A file is there whole or not at
+//! all. It was verified before it was written, and is once more when it is first read after a start: disks forget.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use snapshots::LeafId;
+use snapshots::eviction::Eviction;
+
+/// Files that are kept open.
+const OPEN_MAX: usize = 1024;
+/// What a leaf costs that has to be fetched again, beside its bytes: one request to an object store, seconds.
+const REQUEST_S: f64 = 0.05;
+/// And for its bytes, in bytes a second.
+const FETCH_BYTES_PER_S: f64 = 1e9;
+
+/// Why a folder is no cache.
+#[derive(Debug, thiserror::Error)]
+#[error("{} cannot hold a cache: give a folder that this process may write to", folder.display())]
+pub struct CacheError {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Why.
+    pub source: std::io::Error,
+}
+
+/// The content of a leaf, verified.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// Zeros, which lie nowhere.
+    Zeros,
+    /// In a file of the cache. It can be read even when the cache has let go of it.
+    File(Arc<File>),
+    /// In memory, because the disk would not take it.
+    Memory(Arc<[u8]>),
+}
+
+impl Content {
+    /// Reads from `at` on; the range lies in the leaf.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn read(&self, at: usize, out: &mut [u8]) -> std::io::Result<()> {
+        match self {
+            Self::Zeros => out.fill(0),
+            Self::File(file) => file.read_exact_at(out, at as u64)?,
+            Self::Memory(bytes) => {
+                let range = bytes.get(at..at + out.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?;
+                out.copy_from_slice(range);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a cache did since it was opened.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Leaves that were damaged on the disk, found and thrown away.
+    pub damaged: AtomicU64,
+    /// Leaves that the disk would not take.
+    pub refused: AtomicU64,
+    /// Leaves that had to go.
+    pub evicted: AtomicU64,
+}
+
+/// Leaves on a disk.
+#[derive(Debug)]
+pub struct Cache {
+    folder: PathBuf,
+    state: Mutex<State>,
+    /// What it did.
+    pub counts: Counts,
+}
+
+#[derive(Debug)]
+struct State {
+    eviction: Eviction<LeafId>,
+    /// Open files of leaves that were verified since the start.
+    open: BTreeMap<LeafId, Arc<File>>,
+    /// Leaves that were verified since the start.
+    verified: std::collections::BTreeSet<LeafId>,
+    written: u64,
+}
+
+impl Cache {
+    /// The cache in a folder, which is made if it is not there, with room for `budget_bytes`. What is in it already counts.
+    ///
+    /// # Errors
+    /// The folder cannot be made, read or written to.
+    pub fn open(folder: &Path, budget_bytes: u64) -> Result<Self, CacheError> {
+        let wrong = |source| CacheError { folder: folder.to_owned(), source };
+        let leaves = folder.join("leaves");
+        fs::create_dir_all(&leaves).map_err(wrong)?;
+        // Says now, and not at the first leaf, that it is read-only.
+        tempfile::tempfile_in(folder).map_err(wrong)?;
+        let mut eviction = Eviction::new(budget_bytes);
+        for group in fs::read_dir(&leaves).map_err(wrong)? {
+            let group = group.map_err(wrong)?.path();
+            for entry in fs::read_dir(&group).map_err(wrong)? {
+                let entry = entry.map_err(wrong)?;
+                match entry.file_name().to_str().and_then(|name| name.parse::<LeafId>().ok()) {
+                    Some(id) => {
+                        let bytes = entry.metadata().map_err(wrong)?.len();
+                        eviction.admit(id, bytes, seconds(bytes));
+                    }
+                    // Left by a process that was killed while it wrote.
+                    None => drop(fs::remove_file(entry.path())),
+                }
+            }
+        }
+        let state = State { eviction, open: BTreeMap::new(), verified: [].into(), written: 0 };
+        let cache = Self { folder: folder.to_owned(), state: Mutex::new(state), counts: Counts::default() };
+        let gone = cache.state().eviction.evict();
+        cache.let_go(&gone);
+        Ok(cache)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, id: LeafId) -> PathBuf {
+        let name = id.to_string();
+        self.folder.join("leaves").join(&name[..2]).join(&name)
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Bytes and leaves that it holds.
+    #[must_use]
+    pub fn held(&self) -> (u64, usize) {
+        let state = self.state();
+        (state.eviction.bytes(), state.eviction.entries())
+    }
+
+    /// A leaf that is open already: no I/O, no verification. What a mount's readers meet when it is warm.
+    #[must_use]
+    pub fn ready(&self, id: LeafId) -> Option<Content> {
+        let state = self.state();
+        state.open.get(&id).map(|file| Content::File(file.clone()))
+    }
+
+    /// Whether it is on the disk, verified or not.
+    #[must_use]
+    pub fn holds(&self, id: LeafId) -> bool {
+        self.state().eviction.holds(id)
+    }
+
+    /// A leaf, verified since the start. One that is damaged is thrown away, and counts as not there.
+    #[must_use]
+    pub fn get(&self, id: LeafId) -> Option<Content> {
+        if let Some(content) = self.ready(id) {
+            return Some(content);
+        }
+        if !self.state().eviction.holds(id) {
+            return None;
+        }
+        let file = File::open(self.path(id)).ok();
+        let known = self.state().verified.contains(&id);
+        let Some(file) = file.filter(|file| known || is_whole(id, file)) else {
+            self.counts.damaged.fetch_add(1, Ordering::Relaxed);
+            self.state().eviction.remove(id);
+            drop(fs::remove_file(self.path(id)));
+            return None;
+        };
+        let mut state = self.state();
+        state.eviction.used(id);
+        Some(Content::File(state.keep_open(id, file)))
+    }
+
+    /// Writes a leaf whose content was verified. Where the disk does not take it, the content stays in memory as long as somebody
+    /// holds it.
+    #[must_use]
+    pub fn insert(&self, id: LeafId, content: Vec<u8>) -> Content {
+        match self.write(id, &content) {
+            Ok(file) => {
+                let mut state = self.state();
+                state.eviction.admit(id, content.len() as u64, seconds(content.len() as u64));
+                let kept = state.keep_open(id, file);
+                let gone = state.eviction.evict();
+                for id in &gone {
+                    state.open.remove(id);
+                    state.verified.remove(id);
+                }
+                drop(state);
+                self.let_go(&gone);
+                Content::File(kept)
+            }
+            Err(error) => {
+                if self.counts.refused.fetch_add(1, Ordering::Relaxed) == 0 {
+                    tracing::warn!(
+                        "the cache in {} takes no more: {error}; reads go on without it",
+                        self.folder.display()
+                    );
+                }
+                Content::Memory(content.into())
+            }
+        }
+    }
+
+    fn write(&self, id: LeafId, content: &[u8]) -> std::io::Result<File> {
+        let path = self.path(id);
+        let number = {
+            let mut state = self.state();
+            state.written += 1;
+            state.written
+        };
+        // A name that no leaf has, and no other process that has the same folder.
+        let partial = path.with_file_name(format!("partial-{}-{number}", std::process::id()));
+        if let Some(group) = path.parent() {
+            fs::create_dir_all(group)?;
+        }
+        let written = (|| {
+            let mut file = File::options().read(true).write(true).create_new(true).open(&partial)?;
+            file.write_all(content)?;
+            fs::rename(&partial, &path)?;
+            Ok(file)
+        })();
+        if written.is_err() {
+            drop(fs::remove_file(&partial));
+        }
+        written
+    }
+
+    fn let_go(&self, gone: &[LeafId]) {
+        self.counts.evicted.fetch_add(gone.len() as u64, Ordering::Relaxed);
+        gone.iter().for_each(|id| drop(fs::remove_file(self.path(*id))));
+    }
+}
+
+impl State {
+    fn keep_open(&mut self, id: LeafId, file: File) -> Arc<File> {
+        if self.open.len() >= OPEN_MAX {
+            self.open.clear();
+        }
+        self.verified.insert(id);
+        self.open.entry(id).or_insert_with(|| Arc::new(file)).clone()
+    }
+}
+
+fn seconds(bytes: u64) -> f64 {
+    REQUEST_S + bytes as f64 / FETCH_BYTES_PER_S
+}
+
+fn is_whole(id: LeafId, file: &File) -> bool {
+    let bytes = file.metadata().map(|meta| meta.len()).unwrap_or(u64::MAX);
+    if bytes > snapshots::leaf::LEAF_BYTES as u64 {
+        return false;
+    }
+    let mut content = vec![0; bytes as usize];
+    file.read_exact_at(&mut content, 0).is_ok() && LeafId::of(&content) == id
+}

@@ -1,0 +1,45 @@
+//! Writes above an image: an overlay that keeps them in a folder.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::mount::{MountFlags, UnmountFlags};
+
+/// An overlay, until it is dropped.
+#[derive(Debug)]
+pub struct Overlay {
+    folder: PathBuf,
+}
+
+impl Overlay {
+    /// Mounts an overlay at `folder`, of what is mounted there already and of what `writable` keeps.
+    ///
+    /// # Errors
+    /// The folder cannot keep writes, or the kernel has no overlays.
+    pub fn mount(folder: &Path, writable: &Path) -> anyhow::Result<Self> {
+        let (upper, work) = (writable.join("upper"), writable.join("work"));
+        for made in [&upper, &work] {
+            std::fs::create_dir_all(made).with_context(|| format!("{} cannot keep writes", writable.display()))?;
+        }
+        let path = |path: &Path| -> anyhow::Result<String> {
+            let path = std::fs::canonicalize(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let text = path.to_str().context("an overlay needs paths that are text")?;
+            anyhow::ensure!(
+                !text.contains([',', ':', '\\']),
+                "an overlay takes no path with a comma, colon or backslash: {text}"
+            );
+            Ok(text.to_owned())
+        };
+        let options = format!("lowerdir={},upperdir={},workdir={}", path(folder)?, path(&upper)?, path(&work)?);
+        let options = std::ffi::CString::new(options).context("a path with a zero in it")?;
+        rustix::mount::mount("overlay", folder, "overlay", MountFlags::NODEV, Some(options.as_c_str()))
+            .context("the kernel does not mount an overlay: the folder for writes must lie on a plain filesystem, not on an overlay")?;
+        Ok(Self { folder: folder.to_owned() })
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.folder, UnmountFlags::DETACH);
+    }
+}

@@ -1,0 +1,161 @@
+//! The process that watches the one that serves. If that one ends or hangs, readers get errors from the kernel, what is mounted
+//! is taken away, and it is mounted again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rustix::mount::UnmountFlags;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Options;
+use super::table::{is_left_behind, is_mount_point};
+
+/// How often the serving process is asked for a name.
+const ASK_PERIOD: Duration = Duration::from_secs(2);
+/// How long it may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Starts within a minute before this gives up.
+const STARTS_MAX: usize = 5;
+
+/// Mounts and watches, until somebody unmounts or ends this process.
+///
+/// # Errors
+/// Nothing can be mounted, or what serves ends again and again.
+pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    // A folder at which something dead is mounted has no canonical path.
+    let folder = std::path::absolute(&options.folder).context("the folder has no path")?;
+    while is_left_behind(&folder) {
+        eprintln!("{}: what a dead process left mounted is taken away", folder.display());
+        rustix::mount::unmount(folder.as_path(), UnmountFlags::DETACH).context("it cannot be taken away")?;
+    }
+    let folder = fs::canonicalize(&folder)
+        .with_context(|| format!("{} is no folder to mount at: make it first", options.folder.display()))?;
+    anyhow::ensure!(!is_mount_point(&folder), "something is mounted at {} already", folder.display());
+    fs::create_dir_all(&options.cache).with_context(|| {
+        format!("{} cannot hold a cache: give a folder that this process may write to", options.cache.display())
+    })?;
+    let cache = fs::canonicalize(&options.cache).context("the cache cannot be found")?;
+    let scratch = tempfile::Builder::new().prefix("mount-").tempdir_in(&cache);
+    let scratch = scratch.with_context(|| {
+        format!("{} cannot hold a cache: give a folder that this process may write to", cache.display())
+    })?;
+    let watched =
+        Watched { folder, scratch: scratch.path().to_owned(), patience: Duration::from_secs(options.patience_s) };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let done = runtime.context("cannot start threads")?.block_on(watch(&watched));
+    watched.take_away();
+    done
+}
+
+struct Watched {
+    folder: PathBuf,
+    scratch: PathBuf,
+    /// It hangs if it takes longer for an answer.
+    patience: Duration,
+}
+
+impl Watched {
+    /// Starts what serves, with the words that this process was started with.
+    fn start(&self) -> anyhow::Result<Child> {
+        let program = std::env::current_exe().context("this program cannot be found")?;
+        let mut command = Command::new(program);
+        command.args(std::env::args_os().skip(1)).arg("--unwatched").arg("--scratch").arg(&self.scratch);
+        command.spawn().context("what serves cannot be started")
+    }
+
+    /// Takes away what a dead process left mounted.
+    fn take_away(&self) {
+        for folder in [&self.folder, &self.folder, &self.scratch] {
+            if is_mount_point(folder) {
+                let _ = rustix::mount::unmount(folder.as_path(), UnmountFlags::DETACH);
+            }
+        }
+    }
+
+    /// A name that is not there, so that the kernel has to ask.
+    fn ask(&self, number: u64) -> PathBuf {
+        let served = if is_mount_point(&self.scratch) { &self.scratch } else { &self.folder };
+        served.join(format!(".pilotlight-alive-{number}"))
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "deadlines are of real time")]
+async fn watch(watched: &Watched) -> anyhow::Result<ExitCode> {
+    let mut term = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+    let mut int = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+    let mut starts: Vec<Instant> = Vec::new();
+    let mut was_mounted = false;
+    loop {
+        starts.retain(|start| start.elapsed() < Duration::from_secs(60));
+        anyhow::ensure!(starts.len() < STARTS_MAX, "what serves ended {STARTS_MAX} times in a minute");
+        starts.push(Instant::now());
+        let mut child = watched.start()?;
+        let mut ask = tokio::time::interval(ASK_PERIOD);
+        let mut number = 0;
+        let ended = loop {
+            tokio::select! {
+                _ = term.recv() => return end(child),
+                _ = int.recv() => return end(child),
+                _ = tokio::time::sleep(Duration::from_millis(100)) => {
+                    was_mounted |= is_mount_point(&watched.folder);
+                    if let Some(status) = child.try_wait().context("what serves cannot be watched")? {
+                        break Some(status);
+                    }
+                }
+                _ = ask.tick() => {
+                    number += 1;
+                    if is_mount_point(&watched.folder) && !answers(&watched.ask(number), watched.patience) {
+                        tracing::error!("what serves {} hangs: it is ended, and mounts again", watched.folder.display());
+                        child.kill().context("what serves cannot be ended")?;
+                        child.wait().context("what serves cannot be ended")?;
+                        break None;
+                    }
+                }
+            }
+        };
+        match ended {
+            // Unmounted by somebody.
+            Some(status) if status.success() => return Ok(ExitCode::SUCCESS),
+            // It has said why.
+            Some(_) if !was_mounted => return Ok(ExitCode::FAILURE),
+            Some(status) => {
+                tracing::error!("what serves {} ended with {status}: it mounts again", watched.folder.display())
+            }
+            None => {}
+        }
+        watched.take_away();
+    }
+}
+
+/// Asks what serves to end, and waits.
+#[allow(clippy::disallowed_methods, reason = "deadlines are of real time")]
+fn end(mut child: Child) -> anyhow::Result<ExitCode> {
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).context("what serves cannot be ended")?;
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        if child.try_wait().context("what serves cannot be watched")?.is_some() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().context("what serves cannot be ended")?;
+    child.wait().context("what serves cannot be ended")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the kernel gets an answer for a name. The thread that asks is left behind if not: it ends with what it waits for.
+fn answers(name: &Path, patience: Duration) -> bool {
+    let (tell, told) = mpsc::channel();
+    let name = name.to_owned();
+    std::thread::spawn(move || {
+        let answer = fs::symlink_metadata(&name);
+        // No such name is an answer; a connection that is gone is none.
+        let _ = tell.send(!answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN)));
+    });
+    told.recv_timeout(patience).unwrap_or(false)
+}

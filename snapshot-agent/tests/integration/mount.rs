@@ -1,0 +1,367 @@
+//! `pilotlight-agent mount`, as people run it: by the kernel's EROFS and by FUSE, whole, damaged, killed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::store::noise;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Whether this process may mount. Who may not is told, and nothing is tested.
+fn may_mount() -> bool {
+    let may = rustix::process::geteuid().is_root() && fs::File::open("/dev/fuse").is_ok();
+    if !may {
+        eprintln!("skipped: mounting needs root and /dev/fuse");
+    }
+    may
+}
+
+struct Bed {
+    folder: tempfile::TempDir,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let bed = Self { folder: tempfile::tempdir().expect("a folder") };
+        for name in ["store", "mirror", "mnt", "cache"] {
+            fs::create_dir(bed.path(name)).expect("a folder");
+        }
+        bed
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn agent(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pilotlight-agent"));
+        command.args(args).env("PILOTLIGHT_STORE", self.path("store")).env("PILOTLIGHT_CACHE", self.path("cache"));
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.agent(args).output().expect("runs")
+    }
+
+    fn put(&self, name: &str, more: &[&str]) -> String {
+        let path = self.path(name);
+        let args = [&["store", "put", "--kind", "image", path.to_str().expect("text")], more].concat();
+        let done = self.run(&args);
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8_lossy(&done.stdout).trim().to_owned()
+    }
+
+    /// What a refused mount says.
+    fn refused(&self, args: &[&str]) -> String {
+        let done = self.run(&[&["mount"], args].concat());
+        assert!(!done.status.success());
+        String::from_utf8_lossy(&done.stderr).into_owned()
+    }
+
+    fn mount(&self, id: &str, more: &[&str]) -> Mount {
+        let mnt = self.path("mnt");
+        let log = fs::File::create(self.path("log")).expect("a log");
+        let args = [&["mount", id, mnt.to_str().expect("text")], more].concat();
+        let child = self.agent(&args).stderr(log).stdout(Stdio::null()).spawn().expect("started");
+        let mut mount = Mount { child, folder: mnt.clone(), log: self.path("log") };
+        let log = self.path("log");
+        let mounted = || is_mounted(&mnt) && fs::read_to_string(&log).is_ok_and(|said| said.contains(" by "));
+        mount.wait("it is mounted", mounted);
+        mount
+    }
+
+    /// Every pack of a store.
+    fn packs(&self, store: &str) -> Vec<PathBuf> {
+        files(&self.path(store).join("packs"))
+    }
+}
+
+fn files(below: &Path) -> Vec<PathBuf> {
+    let (mut found, mut left) = (Vec::new(), vec![below.to_owned()]);
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(fs::read_dir(&path).expect("read").map(|entry| entry.expect("read").path()));
+        } else if path.exists() {
+            found.push(path);
+        }
+    }
+    found
+}
+
+fn is_mounted(folder: &Path) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("read");
+    table.lines().any(|line| line.split(' ').nth(4) == folder.to_str())
+}
+
+fn is_other(server: u32) -> bool {
+    !Path::new(&format!("/proc/{server}")).exists()
+}
+
+struct Mount {
+    child: Child,
+    folder: PathBuf,
+    log: PathBuf,
+}
+
+impl Mount {
+    #[allow(clippy::disallowed_methods, reason = "patience is of real time")]
+    fn wait(&mut self, what: &str, done: impl Fn() -> bool) {
+        let began = Instant::now();
+        while !done() {
+            let ended = self.child.try_wait().expect("watched");
+            assert!(ended.is_none() && began.elapsed() < PATIENCE, "{what}: {ended:?}\n{}", self.said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.log).expect("a log")
+    }
+
+    /// Processes that serve it.
+    fn server(&self) -> Option<u32> {
+        let pid = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("read");
+        children.split_whitespace().next().map(|pid| pid.parse().expect("a number"))
+    }
+
+    fn signal(pid: u32, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(pid as i32).expect("a process");
+        rustix::process::kill_process(pid, signal).expect("sent");
+    }
+
+    /// Ends it as a service manager does; what it said.
+    fn end(mut self) -> String {
+        Self::signal(self.child.id(), rustix::process::Signal::TERM);
+        assert!(self.child.wait().expect("ended").success(), "{}", self.said());
+        assert!(!is_mounted(&self.folder));
+        self.said()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            drop(self.child.kill());
+            drop(self.child.wait());
+            let _ = rustix::mount::unmount(&self.folder, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// A root filesystem with a bit of everything.
+fn some_root(root: &Path) {
+    fs::create_dir_all(root.join("usr/lib/python3")).expect("a folder");
+    fs::create_dir(root.join("empty")).expect("a folder");
+    fs::write(root.join("usr/lib/libtorch.so"), noise(9 << 20, 1)).expect("written");
+    fs::write(root.join("usr/lib/zeros"), vec![0; 5 << 20]).expect("written");
+    for n in 0..700 {
+        let name = format!("{}module_{n}.py", if n % 3 == 0 { "a long name to fill folders with_" } else { "" });
+        fs::write(root.join("usr/lib/python3").join(name), format!("x = {n}\n").repeat(n)).expect("written");
+    }
+    fs::write(root.join("no content"), "").expect("written");
+    symlink("usr/lib", root.join("lib")).expect("linked");
+    symlink("x".repeat(4000), root.join("to nowhere")).expect("linked");
+    fs::hard_link(root.join("usr/lib/libtorch.so"), root.join("usr/lib/libtorch.so.2")).expect("linked");
+    fs::set_permissions(root.join("empty"), fs::Permissions::from_mode(0o1777)).expect("set");
+    rustix::fs::mknodat(rustix::fs::CWD, root.join("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("made");
+    let xattr = rustix::fs::setxattr(root.join("no content"), "user.note", b"kept", rustix::fs::XattrFlags::empty());
+    xattr.expect("the test's folder lies on a filesystem with attributes");
+    std::os::unix::fs::chown(root.join("usr/lib/zeros"), Some(1234), Some(56_789)).expect("changed");
+}
+
+/// What is below a folder, by path: all that a program could see.
+fn listing(root: &Path) -> BTreeMap<PathBuf, String> {
+    let (mut found, mut left) = (BTreeMap::new(), vec![root.to_owned()]);
+    while let Some(path) = left.pop() {
+        let meta = fs::symlink_metadata(&path).expect("there");
+        let kind = meta.file_type();
+        let what = if kind.is_dir() {
+            left.extend(fs::read_dir(&path).expect("read").map(|entry| entry.expect("read").path()));
+            "folder".to_owned()
+        } else if kind.is_symlink() {
+            format!("link to {}", fs::read_link(&path).expect("read").display())
+        } else if kind.is_fifo() {
+            "fifo".to_owned()
+        } else {
+            let mut note = [0; 16];
+            let note = rustix::fs::getxattr(&path, "user.note", &mut note).map_or(0, |bytes| bytes);
+            format!("{} bytes, {}, note of {note}", meta.len(), blake3::hash(&fs::read(&path).expect("read")))
+        };
+        let owner = format!("{:o} {}:{} {}.{}", meta.mode(), meta.uid(), meta.gid(), meta.mtime(), meta.mtime_nsec());
+        let links = if kind.is_dir() { 0 } else { meta.nlink() };
+        found.insert(path.strip_prefix(root).expect("below").to_owned(), format!("{owner} {links} {what}"));
+    }
+    found
+}
+
+#[test]
+fn a_tree_is_mounted_as_it_is() {
+    if !may_mount() {
+        return;
+    }
+    for way in ["erofs", "fuse"] {
+        let bed = Bed::new();
+        some_root(&bed.path("root"));
+        let id = bed.put("root", &[]);
+        assert_eq!(id, bed.put("root", &[]), "the same folder is the same image");
+        let mount = bed.mount(&id, &["--way", way]);
+        assert!(mount.said().contains(&format!("by {way}")), "{}", mount.said());
+        let (want, found) = (listing(&bed.path("root")), listing(&bed.path("mnt")));
+        for (path, what) in &want {
+            assert_eq!(found.get(path), Some(what), "{way}: {}", path.display());
+        }
+        assert_eq!(found.len(), want.len());
+        assert!(fs::write(bed.path("mnt/new"), "x").is_err(), "it is read-only");
+        let said = mount.end();
+        assert!(said.contains("0 failed"), "{said}");
+        // What was touched is fetched ahead the next time: without the store it is all there.
+        let mount = bed.mount(&id, &["--way", way, "--no-prefetch"]);
+        bed.packs("store").iter().for_each(|pack| fs::remove_file(pack).expect("removed"));
+        assert_eq!(listing(&bed.path("mnt")), want);
+        mount.end();
+    }
+}
+
+#[test]
+fn what_runs_touched_is_fetched_ahead() {
+    if !may_mount() {
+        return;
+    }
+    let bed = Bed::new();
+    some_root(&bed.path("root"));
+    let id = bed.put("root", &[]);
+    let cached = || files(&bed.path("cache/leaves")).len();
+    let mount = bed.mount(&id, &[]);
+    assert_eq!(cached(), 1, "metadata alone");
+    fs::read(bed.path("mnt/usr/lib/libtorch.so")).expect("read");
+    let touched = cached();
+    mount.end();
+    fs::remove_dir_all(bed.path("cache/leaves")).expect("removed");
+    let mut mount = bed.mount(&id, &[]);
+    mount.wait("what was touched is fetched", || cached() == touched);
+    mount.end();
+}
+
+#[test]
+fn readers_get_an_error_or_another_copy() {
+    if !may_mount() {
+        return;
+    }
+    let bed = Bed::new();
+    some_root(&bed.path("root"));
+    let id = bed.put("root", &[]);
+    let copy = Command::new("cp").arg("-r").args([bed.path("store/."), bed.path("mirror")]).status();
+    assert!(copy.expect("copied").success());
+    let mount = bed.mount(&id, &[]);
+    for pack in bed.packs("store") {
+        let mut bytes = fs::read(&pack).expect("read");
+        let from = bytes.len() / 8;
+        bytes[from..].iter_mut().step_by(100_000).for_each(|byte| *byte ^= 4);
+        fs::write(&pack, bytes).expect("written");
+    }
+    let error = fs::read(bed.path("mnt/usr/lib/libtorch.so")).expect_err("damaged");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    assert!(mount.said().contains("fetch it from another copy"), "{}", mount.said());
+    mount.end();
+    let mirror = bed.path("mirror");
+    let mount = bed.mount(&id, &["--mirror", mirror.to_str().expect("text")]);
+    let want = fs::read(bed.path("root/usr/lib/libtorch.so")).expect("read");
+    assert_eq!(fs::read(bed.path("mnt/usr/lib/libtorch.so")).expect("read"), want);
+    assert!(!mount.end().contains("0 repaired"));
+    // What the disk forgot is found at the next start, and fetched again.
+    for leaf in files(&bed.path("cache/leaves")) {
+        let mut bytes = fs::read(&leaf).expect("read");
+        let at = bytes.len() / 2;
+        bytes[at] ^= 1;
+        fs::write(&leaf, bytes).expect("written");
+    }
+    let mount = bed.mount(&id, &["--no-prefetch", "--mirror", mirror.to_str().expect("text")]);
+    assert_eq!(fs::read(bed.path("mnt/usr/lib/libtorch.so")).expect("read"), want);
+    mount.end();
+}
+
+#[test]
+fn what_ends_or_hangs_is_mounted_again() {
+    if !may_mount() {
+        return;
+    }
+    for way in ["erofs", "fuse"] {
+        let bed = Bed::new();
+        some_root(&bed.path("root"));
+        let id = bed.put("root", &[]);
+        let mut mount = bed.mount(&id, &["--way", way, "--no-prefetch", "--patience-s", "1"]);
+        for signal in [rustix::process::Signal::KILL, rustix::process::Signal::STOP] {
+            let server = mount.server().expect("a process that serves");
+            Mount::signal(server, signal);
+            let file = bed.path("mnt/usr/lib/libtorch.so");
+            // Meanwhile there may be errors, but each comes: nothing hangs.
+            let again = || fs::read(&file).is_ok_and(|bytes| bytes.len() == 9 << 20) && is_other(server);
+            mount.wait("it reads again", again);
+            drop(fs::remove_dir_all(bed.path("cache/leaves")));
+        }
+        let said = mount.said();
+        assert!(said.contains("mounts again") && said.contains("hangs"), "{said}");
+        // Both killed: readers get errors, and the next mount takes what is left away.
+        let server = mount.server().expect("a process that serves");
+        mount.child.kill().expect("killed");
+        mount.child.wait().expect("ended");
+        while !is_other(server) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(fs::read(bed.path("mnt/usr/lib/zeros")));
+        let mount = bed.mount(&id, &["--way", way]);
+        assert_eq!(listing(&bed.path("mnt")), listing(&bed.path("root")));
+        assert!(mount.said().contains("taken away"), "{}", mount.said());
+        mount.end();
+    }
+}
+
+#[test]
+fn writes_go_to_a_folder() {
+    if !may_mount() {
+        return;
+    }
+    let bed = Bed::new();
+    some_root(&bed.path("root"));
+    let id = bed.put("root", &[]);
+    let writable = bed.path("writable");
+    let args = ["--writable", writable.to_str().expect("text")];
+    let mount = bed.mount(&id, &args);
+    fs::write(bed.path("mnt/empty/new"), "new").expect("written");
+    fs::write(bed.path("mnt/usr/lib/zeros"), "changed").expect("written");
+    mount.end();
+    let mount = bed.mount(&id, &args);
+    assert_eq!(fs::read_to_string(bed.path("mnt/empty/new")).expect("read"), "new");
+    assert_eq!(fs::read_to_string(bed.path("mnt/usr/lib/zeros")).expect("read"), "changed");
+    mount.end();
+    assert_eq!(fs::metadata(bed.path("root/usr/lib/zeros")).expect("there").len(), 5 << 20);
+}
+
+#[test]
+fn what_cannot_be_mounted_is_named() {
+    let bed = Bed::new();
+    fs::create_dir(bed.path("root")).expect("a folder");
+    fs::write(bed.path("root/file"), noise(100, 7)).expect("written");
+    let id = bed.put("root", &[]);
+    let root = bed.path("root");
+    let weights = bed.run(&["store", "put", root.to_str().expect("text")]);
+    let weights = String::from_utf8_lossy(&weights.stdout).trim().to_owned();
+    let mnt = bed.path("mnt");
+    let mnt = mnt.to_str().expect("text");
+    assert!(bed.refused(&[&weights, mnt]).contains("store it with --kind image"));
+    assert!(bed.refused(&[&"0".repeat(64), mnt]).contains("the store failed at objects/"));
+    assert!(bed.refused(&[&id, "/nowhere/at/all"]).contains("make it first"));
+    assert!(bed.refused(&[&id, mnt, "--cache", "/proc"]).contains("cannot hold a cache"));
+    assert!(bed.refused(&[&id, mnt, "--cache-gib", "0"]).contains("a number above 0"));
+    assert!(bed.refused(&[&id, mnt, "--store", "/nowhere"]).contains("is no store"));
+    assert!(bed.refused(&[&id, mnt, "--way", "nbd"]).contains("possible values: erofs, fuse"));
+    let file = bed.path("root/file");
+    let done = bed.run(&["store", "put", "--kind", "image", file.to_str().expect("text")]);
+    assert!(String::from_utf8_lossy(&done.stderr).contains("is no folder"), "{done:?}");
+    assert!(!is_mounted(Path::new(mnt)));
+}
