@@ -49,8 +49,10 @@ soak: setup
 
 AWS_FEATURES := cli/aws,e2e/aws
 
+# The servers that stand for clouds in tests: moto for Amazon's, Azurite for Azure's blobs.
 moto: setup
 	@scripts/setup-moto
+	@scripts/setup-azurite
 	target/moto/bin/python -m openapi_spec_validator docs/openapi.json
 
 # The provider for Amazon EC2 and a whole server on it, against moto. The SDK compiles for four minutes the first time.

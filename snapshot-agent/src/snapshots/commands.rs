@@ -97,7 +97,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 /// The store or a file fails.
 #[allow(clippy::print_stdout, reason = "a command prints its answer")]
 pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().build().context("cannot start threads")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     match command {
         Command::Put { path, at, kind, compress, labels } => {
             let store = Store::open(&at.address)?;

@@ -1,6 +1,7 @@
 //! The agent from the outside, on scripted hosts.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod buckets;
 mod check;
 mod diagnose;
 mod kernels;

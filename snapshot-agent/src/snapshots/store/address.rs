@@ -1,11 +1,17 @@
 //! Addresses of stores: a folder, or a bucket by its URL.
 
 use std::error::Error;
+use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
+use object_store::path::Path;
 use object_store::prefix::PrefixStore;
-use object_store::{ObjectStore, ObjectStoreScheme};
+use object_store::{ObjectStore, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
 /// Why an address is no store.
@@ -48,13 +54,51 @@ fn folder(address: &str) -> Result<Arc<dyn ObjectStore>, Box<dyn Error + Send + 
 fn bucket(address: &str) -> Result<Arc<dyn ObjectStore>, Box<dyn Error + Send + Sync>> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let url = Url::parse(address)?;
-    match ObjectStoreScheme::parse(&url)?.0 {
-        ObjectStoreScheme::AmazonS3 | ObjectStoreScheme::GoogleCloudStorage | ObjectStoreScheme::MicrosoftAzure => {}
+    let (scheme, prefix) = ObjectStoreScheme::parse(&url)?;
+    Ok(match scheme {
+        ObjectStoreScheme::AmazonS3 => below(
+            configured(AmazonS3Builder::new(), "AWS_", |builder, key, value| builder.with_config(key, value))
+                .with_url(address)
+                .with_retry(retries())
+                .build()?,
+            prefix,
+        ),
+        ObjectStoreScheme::GoogleCloudStorage => below(
+            configured(GoogleCloudStorageBuilder::new(), "GOOGLE_", |builder, key, value| {
+                builder.with_config(key, value)
+            })
+            .with_url(address)
+            .with_retry(retries())
+            .build()?,
+            prefix,
+        ),
+        ObjectStoreScheme::MicrosoftAzure => below(
+            configured(MicrosoftAzureBuilder::new(), "AZURE_", |builder, key, value| builder.with_config(key, value))
+                .with_url(address)
+                .with_retry(retries())
+                .build()?,
+            prefix,
+        ),
         _ => return Err(Box::new(Scheme(url.scheme().to_owned()))),
-    }
-    let said = std::env::vars().filter(|(name, _)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|p| name.starts_with(p)));
+    })
+}
+
+fn below(store: impl ObjectStore, prefix: Path) -> Arc<dyn ObjectStore> {
+    Arc::new(PrefixStore::new(store, prefix))
+}
+
+/// A builder with what the environment says of its cloud; what it does not know is somebody else's.
+fn configured<B, K: FromStr>(builder: B, of_cloud: &str, set: impl Fn(B, K, String) -> B) -> B {
+    let said = std::env::vars().filter(|(name, _)| name.starts_with(of_cloud));
     let said = said.map(|(name, value)| (name.to_ascii_lowercase(), value));
-    let options = std::iter::once((REQUEST_TIMEOUT.0.to_owned(), REQUEST_TIMEOUT.1.to_owned())).chain(said);
-    let (store, prefix) = object_store::parse_url_opts(&url, options)?;
-    Ok(Arc::new(PrefixStore::new(store, prefix)))
+    let all = std::iter::once((REQUEST_TIMEOUT.0.to_owned(), REQUEST_TIMEOUT.1.to_owned())).chain(said);
+    all.fold(builder, |builder, (name, value)| match name.parse() {
+        Ok(key) => set(builder, key, value),
+        Err(_) => builder,
+    })
+}
+
+/// A store that is away for longer is said to be, rather than waited for.
+fn retries() -> RetryConfig {
+    RetryConfig { max_retries: 6, retry_timeout: Duration::from_secs(60), ..RetryConfig::default() }
 }

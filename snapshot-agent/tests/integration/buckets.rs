@@ -1,0 +1,205 @@
+//! The same commands on every sort of store: a folder, and buckets of real servers (moto's S3, Azurite's blobs). Where a
+//! server is not installed, that is said; `make moto` installs both.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::store::noise;
+
+/// The key of the account that every Azurite has, from its documentation.
+const AZURITE_KEY: &str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+
+/// A store, and the variables with which the agent finds it.
+struct Bed {
+    folder: tempfile::TempDir,
+    address: String,
+    variables: Vec<(&'static str, String)>,
+    server: Option<Child>,
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if let Some(server) = &mut self.server {
+            drop(server.kill());
+            drop(server.wait());
+        }
+    }
+}
+
+impl Bed {
+    fn folder() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = folder.path().join("store");
+        fs::create_dir(&store).expect("a folder");
+        Self { address: store.to_str().expect("text").into(), folder, variables: Vec::new(), server: None }
+    }
+
+    /// moto's S3, if it is installed.
+    fn s3() -> Option<Self> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let port = free_port();
+        let program = installed("MOTO_SERVER", "moto/bin/moto_server")?;
+        let server = start(Command::new(program).args(["-H", "127.0.0.1", "-p", &port.to_string()]), port);
+        let endpoint = format!("http://127.0.0.1:{port}");
+        let made = Command::new("curl").args(["-sf", "-X", "PUT", &format!("{endpoint}/snapshots")]).output();
+        assert!(made.expect("curl").status.success(), "a bucket");
+        let variables = vec![
+            ("AWS_ENDPOINT", endpoint),
+            ("AWS_ALLOW_HTTP", "true".into()),
+            ("AWS_REGION", "us-east-1".into()),
+            ("AWS_ACCESS_KEY_ID", "key".into()),
+            ("AWS_SECRET_ACCESS_KEY", "secret".into()),
+        ];
+        Some(Self { folder, address: "s3://snapshots/some/prefix".into(), variables, server: Some(server) })
+    }
+
+    /// Azurite, if it is installed.
+    fn azure() -> Option<Self> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let port = free_port();
+        let program = installed("AZURITE_BLOB", "azurite/node_modules/.bin/azurite-blob")?;
+        let mut command = Command::new(program);
+        command.args(["--blobPort", &port.to_string(), "--silent", "--skipApiVersionCheck", "--disableTelemetry"]);
+        let server = start(command.arg("--location").arg(folder.path().join("azurite")), port);
+        let endpoint = format!("http://127.0.0.1:{port}/devstoreaccount1");
+        let made = Command::new("python3").arg("-c").arg(MAKE_CONTAINER).args([&endpoint, AZURITE_KEY]).output();
+        let made = made.expect("python3");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let variables = vec![
+            ("AZURE_STORAGE_ACCOUNT_NAME", "devstoreaccount1".into()),
+            ("AZURE_STORAGE_ACCOUNT_KEY", AZURITE_KEY.into()),
+            ("AZURE_ENDPOINT", endpoint),
+            ("AZURE_ALLOW_HTTP", "true".into()),
+        ];
+        Some(Self { folder, address: "az://snapshots/some/prefix".into(), variables, server: Some(server) })
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pilotlight-agent"));
+        command.args(args).env("PILOTLIGHT_STORE", &self.address).env("PILOTLIGHT_CACHE", self.path("cache"));
+        command.envs(self.variables.iter().map(|(name, value)| (name, value))).output().expect("runs")
+    }
+
+    fn ok(&self, args: &[&str]) -> (String, String) {
+        let done = self.run(args);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        assert!(done.status.success(), "{args:?}: {}{}", text(&done.stdout), text(&done.stderr));
+        (text(&done.stdout), text(&done.stderr))
+    }
+
+    fn refused(&self, args: &[&str]) -> String {
+        let done = self.run(args);
+        assert!(!done.status.success(), "{args:?}");
+        String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("text").to_owned()
+    }
+}
+
+/// Signed as the blob service wants it (Microsoft, "Authorize with Shared Key").
+const MAKE_CONTAINER: &str = r#"
+import base64, hashlib, hmac, sys, urllib.request
+from email.utils import formatdate
+endpoint, key = sys.argv[1:]
+date = formatdate(usegmt=True)
+signed = "PUT\n\n\n\n\n\n\n\n\n\n\n\nx-ms-date:%s\nx-ms-version:2021-08-06\n/devstoreaccount1/devstoreaccount1/snapshots\nrestype:container" % date
+mac = base64.b64encode(hmac.new(base64.b64decode(key), signed.encode(), hashlib.sha256).digest()).decode()
+headers = {"x-ms-date": date, "x-ms-version": "2021-08-06", "Authorization": "SharedKey devstoreaccount1:" + mac}
+urllib.request.urlopen(urllib.request.Request(endpoint + "/snapshots?restype=container", headers=headers, method="PUT"))
+"#;
+
+/// A program that a variable names, or that lies below `target`.
+fn installed(variable: &str, below_target: &str) -> Option<PathBuf> {
+    let built = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")).join(below_target);
+    let found = std::env::var_os(variable).map(PathBuf::from).or_else(|| built.exists().then_some(built));
+    if found.is_none() {
+        eprintln!("skipped: {below_target} is not installed; 'make moto' does");
+    }
+    found
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port()
+}
+
+#[allow(clippy::disallowed_methods, reason = "a real server takes real time")]
+fn start(command: &mut Command, port: u16) -> Child {
+    let server = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server starts");
+    let began = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(began.elapsed() < Duration::from_secs(60), "the server does not listen");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    server
+}
+
+/// What every store does.
+fn conforms(bed: &Bed) {
+    let root = bed.path("model/sub");
+    fs::create_dir_all(&root).expect("a folder");
+    fs::write(root.join("weights"), noise((70 << 20) + 5, 1)).expect("written");
+    fs::write(root.join("zeros"), vec![0; 3 << 20]).expect("written");
+    assert!(bed.ok(&["store", "ls"]).0.starts_with("no objects"));
+    let model = bed.text("model");
+    let (id, said) = bed.ok(&["store", "put", &model]);
+    assert!(said.contains("stored 70.00 MiB in 2 packs"), "{said}");
+    let (again, said) = bed.ok(&["store", "put", &model]);
+    assert!(again == id && said.contains("stored 0 B in 0 packs"), "{said}");
+    assert!(bed.ok(&["store", "ls"]).0.contains(&id));
+    bed.ok(&["store", "get", &id, &bed.text("copy")]);
+    for name in ["weights", "zeros"] {
+        assert!(fs::read(bed.path("copy/sub").join(name)).expect("read") == fs::read(root.join(name)).expect("read"));
+    }
+    assert!(bed.ok(&["store", "verify"]).0.contains("all as it was stored"));
+    // Two at the same time, of the same content.
+    fs::write(root.join("more"), noise(9 << 20, 2)).expect("written");
+    let ids: Vec<String> = std::thread::scope(|scope| {
+        let both: Vec<_> = (0..2).map(|_| scope.spawn(|| bed.ok(&["store", "put", &model]).0)).collect();
+        both.into_iter().map(|put| put.join().expect("ended")).collect()
+    });
+    assert_eq!(ids[0], ids[1]);
+    assert!(bed.ok(&["store", "verify"]).0.starts_with("2 objects"));
+    assert!(
+        bed.refused(&["store", "get", &"0".repeat(64), &bed.text("none")]).contains("the store failed at objects/")
+    );
+}
+
+#[test]
+fn a_folder_is_a_store() {
+    conforms(&Bed::folder());
+}
+
+#[test]
+fn an_s3_bucket_is_a_store() {
+    if let Some(mut bed) = Bed::s3() {
+        conforms(&bed);
+        bed.address = "s3://nowhere".into();
+        assert!(bed.refused(&["store", "ls"]).contains("the store failed"));
+    }
+}
+
+#[test]
+fn an_azure_container_is_a_store() {
+    if let Some(bed) = Bed::azure() {
+        conforms(&bed);
+    }
+}
+
+#[test]
+fn an_address_that_is_none_is_named() {
+    let mut bed = Bed::folder();
+    for address in ["memory://x", "ftp://x/y", "s3:/x", "gopher://", "http://example.invalid/x", "://", "s3://"] {
+        bed.address = address.into();
+        let said = bed.refused(&["store", "ls"]);
+        assert!(said.contains("is no store: give a folder that exists, or s3://"), "{address}: {said}");
+    }
+}
