@@ -42,9 +42,11 @@ test-all: moto
 
 # Ten minutes of claims on two servers over one PostgreSQL, one of which is killed every five seconds; then outages of the
 # database up to two minutes, a disk full for a minute, twenty frozen replicas and twenty without power, a thousand edits,
-# a day of the whole server in virtual time. 40 minutes.
+# a day of the whole server in virtual time. 40 minutes. Before that, for ten minutes, bits of stored objects flip and puts,
+# removals and collections are killed.
 soak: setup
 	cargo build --workspace --bins
+	FLIPS=10000 KILLS=500 cargo $(CARGO_TEST) -p snapshot-agent $(if $(findstring nextest,$(CARGO_TEST)),--profile soak -E 'test(every_flipped_bit) or test(killed_at_any_moment)' --no-capture,-- --nocapture --test-threads 1)
 	SOAK_S=600 OUTAGES_S="1 6 25 120" ROUNDS=5 FULL_S=60 FREEZES=20 POWER_CUTS=20 EDITS=1000 DAY_H=24 DAYS_APART=1 cargo $(CARGO_TEST) $(TESTS) $(if $(findstring nextest,$(CARGO_TEST)),--profile soak -E 'package(e2e) and (test(killed_replicas) or test(outages::) or test(shared::) or test(power::)) or test(same_day_twice)' --no-capture,-- --nocapture --test-threads 1)
 
 AWS_FEATURES := cli/aws,e2e/aws

@@ -8,6 +8,7 @@
 //! every hash, and name what is wrong.
 
 pub mod builder;
+pub mod collection;
 pub mod eviction;
 pub mod id;
 pub mod image;

@@ -4,17 +4,21 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use comfy_table::{CellAlignment, Table};
 use indicatif::{ProgressBar, ProgressStyle};
 use snapshots::ObjectId;
+use snapshots::collection::Sweep;
 use snapshots::leaf::Compression;
 use snapshots::manifest::Kind;
 
+use super::collect::Terms;
 use super::store::Store;
-use super::{get, image, put, verify};
+use super::store::lease::Lease;
+use super::{collect, get, image, put, verify};
 
 /// What to do with a store.
 #[derive(Debug, clap::Subcommand)]
@@ -52,8 +56,35 @@ pub enum Command {
         #[command(flatten)]
         at: At,
     },
-    /// Reads and hashes all that objects need. Exit code 1 where something is wrong.
+    /// Removes objects. Their content stays until it is collected.
+    Rm {
+        /// Ids of objects.
+        #[arg(required = true)]
+        ids: Vec<ObjectId>,
+        /// Which store.
+        #[command(flatten)]
+        at: At,
+    },
+    /// Deletes the content that no object needs and nobody reads.
+    Gc {
+        /// Which store.
+        #[command(flatten)]
+        at: At,
+        /// Says what would be deleted, and deletes nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// What is younger stays, hours.
+        #[arg(long, default_value_t = 24.0, value_parser = at_least_zero, value_name = "HOURS")]
+        grace_h: f64,
+        /// How long to wait for objects that are being written, seconds.
+        #[arg(long, default_value_t = 60.0, value_parser = at_least_zero, value_name = "SECONDS")]
+        wait_s: f64,
+    },
+    /// Reads and hashes all that objects need. Exit code 1 where something is wrong and stays so.
     Verify {
+        /// A store with copies, from which what is wrong is written anew; may be given several times.
+        #[arg(long = "repair-from", value_name = "ADDRESS")]
+        mirrors: Vec<String>,
         /// Which store.
         #[command(flatten)]
         at: At,
@@ -122,16 +153,56 @@ pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
         }
         Command::Get { id, folder, at } => {
             let store = Store::open(&at.address)?;
-            let manifest = runtime.block_on(store.manifest(*id))?;
+            let (manifest, lease) = runtime.block_on(Lease::take_to_read(&store, *id))?;
             let bar = bar(manifest.bytes());
-            let bytes = runtime.block_on(get::get(&store, &manifest, folder, |bytes| bar.inc(bytes)))?;
+            let got = runtime.block_on(get::get(&store, &manifest, folder, |bytes| bar.inc(bytes)));
+            if let Some(lease) = lease {
+                runtime.block_on(lease.release())?;
+            }
+            let bytes = got?;
             bar.finish_and_clear();
             eprintln!("{} in {}, every byte verified", size(bytes), folder.display());
         }
         Command::Ls { at } => print!("{}", runtime.block_on(listed(&Store::open(&at.address)?))?),
-        Command::Verify { at } => return verified(&runtime, &Store::open(&at.address)?),
+        Command::Rm { ids, at } => {
+            let store = Store::open(&at.address)?;
+            for id in ids {
+                runtime.block_on(store.remove(*id))?;
+                eprintln!("removed {id}; 'pilotlight-agent store gc' deletes what nothing else needs");
+            }
+        }
+        Command::Gc { at, dry_run, grace_h, wait_s } => {
+            let grace = Duration::from_secs_f64(grace_h * 3600.0);
+            let terms = Terms { grace, patience: Duration::from_secs_f64(*wait_s), dry_run: *dry_run };
+            println!("{}", collected(&runtime.block_on(collect::collect(&Store::open(&at.address)?, terms))?, terms));
+        }
+        Command::Verify { at, mirrors } => {
+            let mirrors: Vec<Store> = mirrors.iter().map(|address| Store::open(address)).collect::<Result<_, _>>()?;
+            return verified(&runtime, &Store::open(&at.address)?, &mirrors);
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn at_least_zero(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if (0.0..=1e6).contains(&number) => Ok(number),
+        _ => Err("give a number from 0 to 1000000".into()),
+    }
+}
+
+fn collected(sweep: &Sweep, terms: Terms) -> String {
+    let verb = if terms.dry_run { "would delete" } else { "deleted" };
+    let (packs, indexes) = (count(sweep.packs.len(), "pack"), count_of(sweep.indexes.len(), "index", "indexes"));
+    let young = match sweep.young {
+        0 => String::new(),
+        young => format!(
+            "; {} that nothing needs stay until older than {} h",
+            count_of(young, "file", "files"),
+            terms.grace.as_secs_f64() / 3600.0
+        ),
+    };
+    format!("{verb} {packs} and {indexes}, {}; {} of packs stay{young}", size(sweep.bytes), size(sweep.kept_bytes))
 }
 
 async fn listed(store: &Store) -> anyhow::Result<String> {
@@ -163,13 +234,13 @@ async fn listed(store: &Store) -> anyhow::Result<String> {
 }
 
 #[allow(clippy::print_stdout, reason = "a command prints its answer")]
-fn verified(runtime: &tokio::runtime::Runtime, store: &Store) -> anyhow::Result<ExitCode> {
+fn verified(runtime: &tokio::runtime::Runtime, store: &Store, mirrors: &[Store]) -> anyhow::Result<ExitCode> {
     let bar = hidden_without_terminal(ProgressBar::new(0));
     let told = |done: usize, all: usize| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     };
-    let found = runtime.block_on(verify::verify(store, told))?;
+    let found = runtime.block_on(verify::verify(store, mirrors, told))?;
     bar.finish_and_clear();
     for fault in &found.faults {
         let fault: &dyn std::error::Error = fault;
@@ -178,10 +249,11 @@ fn verified(runtime: &tokio::runtime::Runtime, store: &Store) -> anyhow::Result<
     }
     found.damaged.iter().for_each(|id| println!("damaged: object {id}"));
     println!(
-        "{}, {}, {} read and hashed: {}",
+        "{}, {}, {} read and hashed: {}{}",
         count(found.objects, "object"),
         count(found.packs, "pack"),
         size(found.bytes),
+        if found.repaired > 0 { format!("{} written anew, ", found.repaired) } else { String::new() },
         match found.faults.len() {
             0 => "all as it was stored".to_owned(),
             faults => format!("{}, {} damaged", count(faults, "fault"), count(found.damaged.len(), "object")),
@@ -191,7 +263,11 @@ fn verified(runtime: &tokio::runtime::Runtime, store: &Store) -> anyhow::Result<
 }
 
 fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+    count_of(n, what, &format!("{what}s"))
+}
+
+fn count_of(n: usize, one: &str, several: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { several })
 }
 
 /// Bytes for people.

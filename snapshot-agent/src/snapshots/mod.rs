@@ -1,5 +1,6 @@
 //! Snapshots on a host: the store that they come from, and what is done there.
 
+pub mod collect;
 pub mod commands;
 pub mod get;
 pub mod host;

@@ -12,6 +12,7 @@ use snapshots::manifest::{Kind, ManifestError, Reference, is_plain_path};
 use snapshots::{IndexRecord, LeafId, ObjectBuilder, ObjectId};
 use tokio::task::JoinSet;
 
+use super::store::lease::Lease;
 use super::store::{self, Store, StoreError};
 
 /// Packs that are stored at the same time: each is 64 MiB of memory.
@@ -126,6 +127,8 @@ pub struct Writer {
     builder: ObjectBuilder<Box<dyn Fn(LeafId) -> Option<Known> + Send>>,
     uploads: Uploads,
     bytes: u64,
+    /// What is there already stays there meanwhile.
+    lease: Lease,
 }
 
 impl std::fmt::Debug for Writer {
@@ -140,8 +143,10 @@ impl Writer {
     /// # Errors
     /// The store cannot be read.
     pub async fn open(store: &Store, compression: Compression) -> Result<Self, StoreError> {
+        let lease = Lease::take_beside_no_collection(store).await?;
         let known = known(store).await?;
         Ok(Self {
+            lease,
             builder: ObjectBuilder::new(compression, Box::new(move |id| known.get(&id).copied())),
             uploads: Uploads { store: store.clone(), running: JoinSet::new(), packs: 0, bytes: 0 },
             bytes: 0,
@@ -184,7 +189,13 @@ impl Writer {
         let store = self.uploads.store.clone();
         let (new_packs, new_bytes) = self.uploads.end().await?;
         let id = finished.manifest.0;
+        if !self.lease.is_held().await? {
+            return Err(StoreError::LeaseLost.into());
+        }
         store.publish(finished.index, finished.manifest).await?;
+        if let Err(error) = self.lease.release().await {
+            tracing::warn!("a lease stays until it ends by itself: {error}");
+        }
         Ok(Done { id, bytes: self.bytes, new_packs, new_bytes })
     }
 }

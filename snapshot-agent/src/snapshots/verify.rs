@@ -1,4 +1,4 @@
-//! All of a store, read and hashed.
+//! All of a store, read and hashed, and what is wrong written anew from where it is whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,24 +17,36 @@ pub struct Found {
     pub bytes: u64,
     /// What is wrong; all of it.
     pub faults: Vec<StoreError>,
+    /// Packs and objects that were written anew from a mirror.
+    pub repaired: usize,
     /// Objects that cannot be read whole.
     pub damaged: BTreeSet<ObjectId>,
 }
 
-/// Reads every object, and every leaf that one needs, once; `told` hears of packs that were read, and of how many there are.
+/// Leaves of a pack, by what they are and where they lie, and the objects that need each.
+type Needed = BTreeMap<(LeafId, u32), (IndexRecord, BTreeSet<ObjectId>)>;
+
+/// Reads every object, and every leaf that one needs, once. What is wrong is written anew from the first of `mirrors` that has
+/// it whole. `told` hears of packs that were read, and of how many there are.
 ///
 /// # Errors
 /// The store cannot be listed. What is wrong with what it holds is in the answer.
-pub async fn verify(store: &Store, told: impl Fn(usize, usize)) -> Result<Found, StoreError> {
+pub async fn verify(store: &Store, mirrors: &[Store], told: impl Fn(usize, usize)) -> Result<Found, StoreError> {
     let mut found = Found::default();
-    let mut needed: BTreeMap<PackId, BTreeMap<LeafId, (IndexRecord, BTreeSet<ObjectId>)>> = BTreeMap::new();
+    let mut needed: BTreeMap<PackId, Needed> = BTreeMap::new();
     for id in store.objects().await? {
         found.objects += 1;
-        match leaves(store, id).await {
+        let mut read = leaves(store, id).await;
+        if read.is_err() && repair_object(store, mirrors, id).await {
+            found.repaired += 1;
+            read = leaves(store, id).await;
+        }
+        match read {
             Ok(records) => {
                 for (pack, record) in records {
                     let leaves = needed.entry(pack).or_default();
-                    leaves.entry(record.id).or_insert((record, BTreeSet::new())).1.insert(id);
+                    let key = (record.id, record.place.offset);
+                    leaves.entry(key).or_insert((record, BTreeSet::new())).1.insert(id);
                 }
             }
             Err(fault) => {
@@ -44,26 +56,60 @@ pub async fn verify(store: &Store, told: impl Fn(usize, usize)) -> Result<Found,
         }
     }
     found.packs = needed.len();
-    let mut content = Vec::new();
     for (done, (pack, leaves)) in needed.into_iter().enumerate() {
-        match store.pack(pack).await {
-            Ok(bytes) => {
-                for (record, objects) in leaves.into_values() {
-                    found.bytes += u64::from(record.place.stored_bytes);
-                    if let Err(fault) = store::leaf(&record, pack, &bytes, &mut content) {
-                        found.damaged.extend(objects);
-                        found.faults.push(fault);
-                    }
-                }
-            }
-            Err(fault) => {
-                found.damaged.extend(leaves.into_values().flat_map(|(_, objects)| objects));
+        found.bytes += leaves.values().map(|(record, _)| u64::from(record.place.stored_bytes)).sum::<u64>();
+        let faults = faults_of(store, pack, &leaves).await.1;
+        if !faults.is_empty() && repair_pack(store, mirrors, pack, &leaves).await {
+            found.repaired += 1;
+        } else {
+            for (fault, objects) in faults {
+                found.damaged.extend(objects);
                 found.faults.push(fault);
             }
         }
         told(done + 1, found.packs);
     }
     Ok(found)
+}
+
+/// A pack's bytes, and what is wrong with the leaves that are needed, with the objects that each fault damages.
+async fn faults_of(store: &Store, pack: PackId, leaves: &Needed) -> (Vec<u8>, Vec<(StoreError, BTreeSet<ObjectId>)>) {
+    let bytes = match store.pack(pack).await {
+        Ok(bytes) => bytes,
+        Err(fault) => {
+            let all = leaves.values().flat_map(|(_, objects)| objects).copied().collect();
+            return (Vec::new(), vec![(fault, all)]);
+        }
+    };
+    let mut content = Vec::new();
+    let mut faults = Vec::new();
+    for (record, objects) in leaves.values() {
+        if let Err(fault) = store::leaf(record, pack, &bytes, &mut content) {
+            faults.push((fault, objects.clone()));
+        }
+    }
+    (bytes, faults)
+}
+
+/// Writes a pack anew from a mirror that has all leaves whole; whether there is one.
+async fn repair_pack(store: &Store, mirrors: &[Store], pack: PackId, leaves: &Needed) -> bool {
+    for mirror in mirrors {
+        let (bytes, faults) = faults_of(mirror, pack, leaves).await;
+        if faults.is_empty() && store.replace_pack(pack, bytes).await.is_ok() {
+            return true;
+        }
+    }
+    false
+}
+
+/// Writes an object's manifest and index anew from a mirror that has both whole; whether there is one.
+async fn repair_object(store: &Store, mirrors: &[Store], id: ObjectId) -> bool {
+    for mirror in mirrors {
+        if leaves(mirror, id).await.is_ok() && store.replace_object(mirror, id).await.is_ok() {
+            return true;
+        }
+    }
+    false
 }
 
 /// The leaves of an object that lie in packs.

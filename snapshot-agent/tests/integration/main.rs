@@ -3,6 +3,7 @@
 
 mod buckets;
 mod check;
+mod collect;
 mod diagnose;
 mod kernels;
 mod mount;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fleet::rng::Rng;
 
-fn agent(store: &Path, args: &[&str]) -> Command {
+pub(crate) fn agent(store: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pilotlight-agent"));
     command.arg("store").args(args).env("PILOTLIGHT_STORE", store);
     command
@@ -22,14 +22,14 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// Runs a command that succeeds; what it printed.
-fn ok(store: &Path, args: &[&str]) -> (String, String) {
+pub(crate) fn ok(store: &Path, args: &[&str]) -> (String, String) {
     let done = run(store, args);
     assert!(done.status.success(), "{args:?}: {}{}", text(&done.stdout), text(&done.stderr));
     (text(&done.stdout), text(&done.stderr))
 }
 
 /// Runs a command that is refused; what it said.
-fn refused(store: &Path, args: &[&str]) -> String {
+pub(crate) fn refused(store: &Path, args: &[&str]) -> String {
     let done = run(store, args);
     assert!(!done.status.success(), "{args:?}: {}", text(&done.stdout));
     text(&done.stdout) + &text(&done.stderr)
@@ -40,13 +40,13 @@ pub(crate) fn noise(n: usize, seed: u64) -> Vec<u8> {
     (0..n.div_ceil(8)).flat_map(|_| rng.bits().to_le_bytes()).take(n).collect()
 }
 
-struct Place {
+pub(crate) struct Place {
     folder: tempfile::TempDir,
 }
 
 impl Place {
     /// A folder with a model's files, and an empty store.
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let model = folder.path().join("model");
         fs::create_dir_all(model.join("tokenizer")).expect("a folder");
@@ -58,16 +58,16 @@ impl Place {
         Self { folder }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.folder.path().join(name).to_str().expect("text").to_owned()
     }
 
-    fn store(&self) -> std::path::PathBuf {
+    pub(crate) fn store(&self) -> std::path::PathBuf {
         self.folder.path().join("store")
     }
 
     /// Every file of the store, by its path.
-    fn stored(&self, below: &str) -> Vec<std::path::PathBuf> {
+    pub(crate) fn stored(&self, below: &str) -> Vec<std::path::PathBuf> {
         let mut found = Vec::new();
         let mut left = vec![self.store().join(below)];
         while let Some(path) = left.pop() {
@@ -148,24 +148,49 @@ fn what_cannot_be_stored_is_named() {
     assert!(ok(&store, &["ls"]).0.starts_with("no objects"), "nothing is half published");
 }
 
-/// Killed at any moment, a put leaves a store whose objects are whole, and the next put ends the work.
+/// So many turns, or as many as a soak asks for.
+pub(crate) fn turns(variable: &str, usual: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|turns| turns.parse().ok()).unwrap_or(usual)
+}
+
+/// Killed at any moment of a put, a removal or a collection, the store has whole objects, and loses none that it should have.
 #[test]
 fn killed_at_any_moment() {
     let place = Place::new();
     let store = place.store();
-    let mut rng = Rng::new(17);
-    for turn in 0..8 {
-        let big = place.folder.path().join("model/model-00002.safetensors");
-        fs::write(&big, noise(80 << 20, 100 + turn)).expect("written");
-        let mut child =
-            agent(&store, &["put", &place.path("model")]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let child = child.as_mut().expect("started");
+    let seed = turns("SEED", 17);
+    let mut rng = Rng::new(seed);
+    let (kept, _) = ok(&store, &["put", &place.path("model")]);
+    let big = place.folder.path().join("model/model-00002.safetensors");
+    for turn in 0..turns("KILLS", 12) {
+        fs::write(&big, noise(80 << 20, 100 + turn % 3)).expect("written");
+        let (put, gc) = (["put", &place.path("model")], ["gc", "--grace-h", "0", "--wait-s", "0"]);
+        let listed = ok(&store, &["ls"]).0;
+        let other =
+            listed.lines().filter_map(|line| line.split_whitespace().next()).find(|id| id.len() == 64 && *id != kept);
+        let remove = ["rm", other.unwrap_or(&kept)];
+        let command = match rng.below(3) {
+            0 => &put[..],
+            1 => &gc,
+            _ if other.is_some() => &remove,
+            _ => &put,
+        };
+        let child = agent(&store, command).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let mut child = child.expect("started");
         std::thread::sleep(Duration::from_micros(rng.below(400_000) as u64));
         child.kill().expect("killed");
         child.wait().expect("ended");
-        assert!(ok(&store, &["verify"]).0.contains("all as it was stored"), "turn {turn}, seed 17");
+        let said = ok(&store, &["verify"]).0;
+        assert!(said.contains("all as it was stored"), "turn {turn} of seed {seed}, {command:?}: {said}");
+        assert!(ok(&store, &["ls"]).0.contains(&kept), "turn {turn} of seed {seed}, {command:?}");
+        // The lease of a dead process ends in half an hour; here, now.
+        for lease in place.stored("leases") {
+            fs::remove_file(lease).expect("removed");
+        }
     }
     let (id, _) = ok(&store, &["put", &place.path("model")]);
     ok(&store, &["get", &id, &place.path("copy")]);
+    ok(&store, &["get", &kept, &place.path("copy of the first")]);
+    ok(&store, &["gc", "--grace-h", "0"]);
     assert!(ok(&store, &["verify"]).0.contains("all as it was stored"));
 }

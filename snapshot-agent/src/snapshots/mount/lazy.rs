@@ -10,7 +10,7 @@ use snapshots::image::Image;
 use snapshots::leaf::Codec;
 use snapshots::manifest::Kind;
 use snapshots::trace::Trace;
-use snapshots::{ObjectId, PackId};
+use snapshots::{Manifest, ObjectId, PackId};
 
 use crate::snapshots::host::{FetchError, Leaves, RUN_BYTES_MAX, Wanted};
 use crate::snapshots::image::{DATA_STREAM, META_STREAM};
@@ -54,8 +54,7 @@ impl LazyImage {
     ///
     /// # Errors
     /// The object is not there, is no image, or makes no sense.
-    pub async fn open(leaves: Arc<Leaves>, store: &Store, id: ObjectId) -> anyhow::Result<Self> {
-        let manifest = store.manifest(id).await?;
+    pub async fn open(leaves: Arc<Leaves>, store: &Store, id: ObjectId, manifest: &Manifest) -> anyhow::Result<Self> {
         let streams: Vec<&str> = manifest.streams.iter().map(|stream| &stream.name[..]).collect();
         anyhow::ensure!(
             manifest.kind == Kind::Image && streams == [META_STREAM, DATA_STREAM],

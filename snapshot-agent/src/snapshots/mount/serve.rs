@@ -16,6 +16,7 @@ use super::table::is_mount_point;
 use super::ways::{Mounted, Place, WAYS};
 use crate::snapshots::host::{Cache, Leaves};
 use crate::snapshots::store::Store;
+use crate::snapshots::store::lease::Lease;
 
 /// How often the run so far is written down: a process that is killed loses this much.
 const TRACE_PERIOD: Duration = Duration::from_secs(30);
@@ -40,13 +41,14 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
 async fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
     let store = Store::open(&options.store)?;
+    let (manifest, lease) = Lease::take_to_read(&store, options.id).await?;
     let mut tiers = vec![store.clone()];
     for mirror in &options.mirrors {
         tiers.push(Store::open(mirror)?);
     }
     let cache = Cache::open(&options.cache, (options.cache_gib * f64::from(1 << 30)) as u64)?;
     let leaves = Leaves::new(cache, tiers);
-    let image = Arc::new(LazyImage::open(leaves.clone(), &store, options.id).await?);
+    let image = Arc::new(LazyImage::open(leaves.clone(), &store, options.id, &manifest).await?);
     let ready_s = began.elapsed().as_secs_f64();
     let scratch = options.scratch.clone().context("a scratch folder is needed")?;
     let folder = std::fs::canonicalize(&options.folder).context("the folder to mount at is gone")?;
@@ -67,6 +69,9 @@ async fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     drop(overlay);
     tokio::task::spawn_blocking(move || drop(mounted)).await.context("unmounting failed")?;
     traces.write(&image);
+    if let Some(lease) = lease {
+        lease.release().await?;
+    }
     let (share, counts) = (image.share(), &leaves.counts);
     let of = |count: &std::sync::atomic::AtomicU64| count.load(std::sync::atomic::Ordering::Relaxed);
     eprintln!(

@@ -7,6 +7,7 @@
 //! ```
 
 mod address;
+pub mod lease;
 
 use std::sync::Arc;
 
@@ -25,6 +26,25 @@ pub enum StoreError {
     /// The address leads nowhere.
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// Others are at work, beside which this cannot run.
+    #[error("process {process} on {host} is writing or collecting: try again when it is done, or wait longer")]
+    Busy {
+        /// Its host.
+        host: String,
+        /// Its number.
+        process: u32,
+    },
+    /// This process stood still for so long that it was taken for dead.
+    #[error("this took so long that the store gave up the lease: try again")]
+    LeaseLost,
+    /// An object that others need.
+    #[error("object {id} is needed by object {by}: remove that one first")]
+    Needed {
+        /// The object.
+        id: ObjectId,
+        /// Who needs it.
+        by: ObjectId,
+    },
     /// The store did not do what was asked.
     #[error("the store failed at {path}")]
     Backend {
@@ -82,12 +102,12 @@ impl Store {
         Ok(Self { objects: address::open(address)? })
     }
 
-    fn pack_path(id: PackId) -> Path {
+    pub(super) fn pack_path(id: PackId) -> Path {
         let id = id.to_string();
         Path::from(format!("packs/{}/{id}", &id[..2]))
     }
 
-    fn index_path(id: ObjectId) -> Path {
+    pub(super) fn index_path(id: ObjectId) -> Path {
         Path::from(format!("indexes/{id}"))
     }
 
@@ -122,12 +142,79 @@ impl Store {
         self.put(Self::manifest_path(manifest.0), manifest.1).await
     }
 
+    /// Writes a pack over what is there under its name.
+    ///
+    /// # Errors
+    /// The store does not take it.
+    pub(super) async fn replace_pack(&self, id: PackId, bytes: Vec<u8>) -> Result<(), StoreError> {
+        self.replace(Self::pack_path(id), bytes).await
+    }
+
+    /// Writes an object's index and manifest over what is there under their names, from a store that was looked at.
+    ///
+    /// # Errors
+    /// That store has it no more, or this one does not take it.
+    pub(super) async fn replace_object(&self, from: &Self, id: ObjectId) -> Result<(), StoreError> {
+        let index = from.manifest(id).await?.index;
+        for path in [Self::index_path(index), Self::manifest_path(id)] {
+            self.replace(path.clone(), from.bytes(path).await?).await?;
+        }
+        Ok(())
+    }
+
+    async fn replace(&self, path: Path, bytes: Vec<u8>) -> Result<(), StoreError> {
+        match self.objects.put(&path, PutPayload::from(bytes)).await {
+            Ok(_) => Ok(()),
+            Err(source) => Err(StoreError::Backend { path, source }),
+        }
+    }
+
     async fn bytes(&self, path: Path) -> Result<Vec<u8>, StoreError> {
         let got = self.objects.get(&path).await;
         match async { got?.bytes().await }.await {
             Ok(bytes) => Ok(bytes.into()),
             Err(source) => Err(StoreError::Backend { path, source }),
         }
+    }
+
+    /// What lies below a folder: path, bytes, and when it was written, seconds by the store's clock.
+    ///
+    /// # Errors
+    /// The store cannot be listed.
+    pub(super) async fn listed(&self, below: &str) -> Result<Vec<(Path, u64, i64)>, StoreError> {
+        let path = Path::from(below);
+        let of = |meta: object_store::ObjectMeta| (meta.location, meta.size, meta.last_modified.timestamp());
+        let listed = self.objects.list(Some(&path)).map_ok(of).try_collect().await;
+        listed.map_err(|source| StoreError::Backend { path, source })
+    }
+
+    /// Deletes what may be gone already.
+    pub(super) async fn delete(&self, path: &Path) -> Result<(), StoreError> {
+        match self.objects.delete(path).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(StoreError::Backend { path: path.clone(), source }),
+        }
+    }
+
+    /// Removes an object that no other one refers to. Its content stays until it is collected.
+    ///
+    /// # Errors
+    /// It is not there, another object refers to it, or the store fails.
+    pub async fn remove(&self, id: ObjectId) -> Result<(), StoreError> {
+        let path = Self::manifest_path(id);
+        self.objects.head(&path).await.map_err(|source| StoreError::Backend { path: path.clone(), source })?;
+        for by in self.objects().await? {
+            let manifest = match self.manifest(by).await {
+                Ok(manifest) if by != id => manifest,
+                // One that cannot be read needs nothing any more.
+                Ok(_) | Err(StoreError::Manifest { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            if manifest.references.iter().any(|reference| reference.id == id) {
+                return Err(StoreError::Needed { id, by });
+            }
+        }
+        self.delete(&path).await
     }
 
     /// Ids of all objects, in order.
