@@ -1,35 +1,68 @@
 //! An object out of a store, as files.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use snapshots::{Manifest, PackId};
+use snapshots::{Index, Manifest, PackId};
+use tokio::task::JoinHandle;
 
 use super::store::{self, Store, StoreError};
 
 /// Packs that are kept while an object is read: what repeats lies near.
 const PACKS_KEPT: usize = 4;
+/// Packs that are fetched at the same time: each is 64 MiB of memory.
+const PACKS_AHEAD: usize = 6;
 
-/// Packs that were read last.
-struct Packs<'a> {
-    store: &'a Store,
+/// Packs in the order in which an object wants them.
+struct Packs {
+    store: Store,
+    /// Those that nobody has asked for yet.
+    next: std::vec::IntoIter<PackId>,
+    ahead: VecDeque<(PackId, JoinHandle<Result<Vec<u8>, StoreError>>)>,
     kept: VecDeque<(PackId, Vec<u8>)>,
 }
 
-impl Packs<'_> {
-    async fn bytes(&mut self, id: PackId) -> Result<&[u8], StoreError> {
+impl Packs {
+    fn new(store: &Store, index: &Index) -> Self {
+        let mut seen = BTreeSet::new();
+        let order: Vec<PackId> = index.stored().map(|(pack, _)| pack).filter(|pack| seen.insert(*pack)).collect();
+        Self { store: store.clone(), next: order.into_iter(), ahead: VecDeque::new(), kept: VecDeque::new() }
+    }
+
+    async fn bytes(&mut self, id: PackId) -> anyhow::Result<&[u8]> {
         let place = match self.kept.iter().position(|(kept, _)| *kept == id) {
             Some(place) => place,
             None => {
                 self.kept.truncate(PACKS_KEPT - 1);
-                self.kept.push_front((id, self.store.pack(id).await?));
+                let bytes = self.fetched(id).await?;
+                self.kept.push_front((id, bytes));
                 0
             }
         };
         Ok(&self.kept[place].1)
+    }
+
+    async fn fetched(&mut self, id: PackId) -> anyhow::Result<Vec<u8>> {
+        while self.ahead.len() < PACKS_AHEAD
+            && let Some(next) = self.next.next()
+        {
+            let store = self.store.clone();
+            self.ahead.push_back((next, tokio::spawn(async move { store.pack(next).await })));
+        }
+        // What is not next was let go of, and is fetched again.
+        match self.ahead.pop_front_if(|(next, _)| *next == id) {
+            Some((_, fetch)) => Ok(fetch.await.context("a fetch ended")??),
+            None => Ok(self.store.pack(id).await?),
+        }
+    }
+}
+
+impl Drop for Packs {
+    fn drop(&mut self) {
+        self.ahead.iter().for_each(|(_, fetch)| fetch.abort());
     }
 }
 
@@ -58,7 +91,7 @@ async fn write(store: &Store, manifest: &Manifest, folder: &Path, told: impl Fn(
     let index_bytes = store.index(manifest.index).await?;
     let index = store::index(&index_bytes, manifest.index)?;
     let ranges = manifest.ranges(&index)?;
-    let mut packs = Packs { store, kept: VecDeque::new() };
+    let mut packs = Packs::new(store, &index);
     let (mut content, mut bytes) = (Vec::new(), 0);
     for (stream, range) in manifest.streams.iter().zip(ranges) {
         // A manifest's names stay below the folder.

@@ -25,13 +25,15 @@ const READAHEAD_BYTES: u32 = 1 << 20;
 pub struct Tree {
     image: Arc<LazyImage>,
     runtime: Handle,
+    /// Whether the kernel may open files and folders without asking.
+    opens_unasked: bool,
 }
 
 impl Tree {
     /// Serves an image's tree; what has to be fetched is fetched on `runtime`.
     #[must_use]
     pub fn new(image: Arc<LazyImage>, runtime: Handle) -> Self {
-        Self { image, runtime }
+        Self { image, runtime, opens_unasked: false }
     }
 
     fn view(&self) -> Result<Image<'_>, Errno> {
@@ -97,8 +99,10 @@ impl Filesystem for Tree {
         if let Err(most) = config.set_max_readahead(READAHEAD_BYTES) {
             let _ = config.set_max_readahead(most);
         }
-        // Links and folders are read once.
+        // Links are read once.
         let _ = config.add_capabilities(InitFlags::FUSE_CACHE_SYMLINKS);
+        let unasked = InitFlags::FUSE_NO_OPEN_SUPPORT | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
+        self.opens_unasked = config.add_capabilities(unasked).is_ok();
         Ok(())
     }
 
@@ -124,12 +128,21 @@ impl Filesystem for Tree {
         }
     }
 
+    // Opening does nothing here. Where the kernel understands this answer it does not ask again, and keeps all pages.
     fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        if self.opens_unasked {
+            reply.error(Errno::ENOSYS);
+        } else {
+            reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        }
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+        if self.opens_unasked {
+            reply.error(Errno::ENOSYS);
+        } else {
+            reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+        }
     }
 
     fn read(
