@@ -7,5 +7,6 @@ mod collect;
 mod diagnose;
 mod kernels;
 mod mount;
+mod oci;
 mod stand;
 mod store;
