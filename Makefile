@@ -1,7 +1,7 @@
 # make run    set up, then the main job on demo data
 # make test   set up, then every test
 # make bench  set up, then every benchmark (release build)
-.PHONY: kernels bench-gate bench-rates bench-weekly bench-yield bench-store setup moto run reports test test-room test-all test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
+.PHONY: kernels bench-gate bench-rates bench-weekly bench-yield bench-store bench-mount bench-staging setup moto run reports test test-room test-all test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
 
 DEMO := target/demo
 # Folder with public traces; what needs them is skipped, and says so, without it.
@@ -68,7 +68,7 @@ lint: setup
 release: setup
 	cargo build --release --workspace --features cli/aws --bins --examples
 
-bench: bench-scale bench-solvers bench-forecast bench-claims bench-simulation bench-store
+bench: bench-scale bench-solvers bench-forecast bench-claims bench-simulation bench-store bench-mount bench-staging
 
 # Catalogue scale: 5,000 offers, 40 classes, 20 and 50 demand paths, 16 periods.
 bench-scale: release
@@ -96,6 +96,16 @@ bench-claims: release
 # Objects written and read on one core, beside hashing the same bytes.
 bench-store: release
 	target/release/examples/ingest
+
+# A tree mounted by each way beside the same tree on the local filesystem; with MODULE also a Python process that imports it from
+# TREE, cold and warm, beside a copy, squashfs and a plain EROFS image. Needs root; TREE is a folder of packages.
+TREE ?= /usr/lib/python3/dist-packages
+bench-mount: release
+	target/release/examples/mount target/release/pilotlight-agent $(TREE) $(MODULE)
+
+# The staging plan of 2,000 hosts and 500 snapshots, beside a linear bound.
+bench-staging: release
+	target/release/examples/staging
 
 # The boot gate on this host's GPUs: twice, against plain copies, 10,000 products, planted faults; the daemon's idle cost.
 bench-gate: release

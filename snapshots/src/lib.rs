@@ -16,6 +16,7 @@ pub mod index;
 pub mod leaf;
 pub mod manifest;
 pub mod pack;
+pub mod staging;
 pub mod trace;
 
 pub use builder::ObjectBuilder;

@@ -4,4 +4,5 @@ mod damaged;
 mod hostile;
 mod image;
 mod object;
+mod staging;
 mod whole;
