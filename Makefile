@@ -1,7 +1,7 @@
 # make run    set up, then the main job on demo data
 # make test   set up, then every test
 # make bench  set up, then every benchmark (release build)
-.PHONY: kernels bench-gate bench-rates bench-weekly bench-yield bench-store bench-mount bench-staging setup moto run reports test test-room test-all test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
+.PHONY: kernels bench-gate bench-rates bench-weekly bench-yield bench-store bench-mount bench-fetch bench-staging setup moto run reports test test-room test-all test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
 
 DEMO := target/demo
 # Folder with public traces; what needs them is skipped, and says so, without it.
@@ -68,7 +68,7 @@ lint: setup
 release: setup
 	cargo build --release --workspace --features cli/aws --bins --examples
 
-bench: bench-scale bench-solvers bench-forecast bench-claims bench-simulation bench-store bench-mount bench-staging
+bench: bench-scale bench-solvers bench-forecast bench-claims bench-simulation bench-store bench-mount bench-fetch bench-staging
 
 # Catalogue scale: 5,000 offers, 40 classes, 20 and 50 demand paths, 16 periods.
 bench-scale: release
@@ -102,6 +102,10 @@ bench-store: release
 TREE ?= /usr/lib/python3/dist-packages
 bench-mount: release
 	target/release/examples/mount target/release/pilotlight-agent $(TREE) $(MODULE)
+
+# An object out of a local S3 server beside a plain parallel download of the same bytes.
+bench-fetch: moto release
+	target/release/examples/fetch target/moto/bin/moto_server
 
 # The staging plan of 2,000 hosts and 500 snapshots, beside a linear bound.
 bench-staging: release

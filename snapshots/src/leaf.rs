@@ -115,6 +115,30 @@ pub(crate) fn encode(id: LeafId, content: &[u8], compression: Compression) -> St
     Stored { id, codec: Codec::Raw, content_bytes, bytes: Cow::Borrowed(content) }
 }
 
+/// The content of a stored leaf of `content_bytes`, verified: what is stored itself where it lies as it is, and `scratch` where
+/// it had to be unpacked.
+///
+/// # Errors
+/// The stored bytes are not this leaf.
+pub fn content<'a>(
+    id: LeafId,
+    codec: Codec,
+    content_bytes: usize,
+    stored: &'a [u8],
+    scratch: &'a mut Vec<u8>,
+) -> Result<&'a [u8], LeafError> {
+    if codec != Codec::Raw {
+        scratch.resize(content_bytes, 0);
+        read(id, codec, stored, scratch)?;
+        return Ok(scratch);
+    }
+    if stored.len() != content_bytes {
+        return Err(LeafError::Length { id, expected: content_bytes, found: stored.len() });
+    }
+    let found = LeafId::of(stored);
+    if found == id { Ok(stored) } else { Err(LeafError::Content { id, found }) }
+}
+
 /// Writes the content of a stored leaf to `out`, whose length is that of the content, and verifies it: what `out` holds after
 /// an error is not the leaf.
 ///

@@ -278,13 +278,13 @@ impl<'a> Choice<'a> {
                 heap.push(candidate);
             }
             if candidate.tier == Tier::Disk {
-                heap.extend(self.into_memory(&candidate, host));
+                heap.extend(self.in_memory(&candidate, host));
             }
         }
     }
 
     /// A copy in the memory of a host whose disk has one.
-    fn into_memory(&self, on_disk: &Candidate, host: HostId) -> Option<Candidate> {
+    fn in_memory(&self, on_disk: &Candidate, host: HostId) -> Option<Candidate> {
         let stays = self.situation.hosts[host.0].staged.get(&on_disk.snapshot) == Some(&Tier::Memory);
         let candidate = Candidate { tier: Tier::Memory, host: Some(host), stays, ..*on_disk };
         let density = self.density(&candidate);

@@ -1,69 +1,29 @@
 //! An object out of a store, as files.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::fs;
-use std::io::Write;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::num::NonZeroU64;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context;
-use snapshots::{Index, Manifest, PackId};
-use tokio::task::JoinHandle;
+use futures::{StreamExt, TryStreamExt};
+use snapshots::{IndexRecord, Manifest, PackId};
 
-use super::store::{self, Store, StoreError};
+use super::store::{self, Store};
 
-/// Packs that are kept while an object is read: what repeats lies near.
-const PACKS_KEPT: usize = 4;
 /// Packs that are fetched at the same time: each is 64 MiB of memory.
-const PACKS_AHEAD: usize = 6;
+const PACKS_AT_ONCE: usize = 6;
 
-/// Packs in the order in which an object wants them.
-struct Packs {
-    store: Store,
-    /// Those that nobody has asked for yet.
-    next: std::vec::IntoIter<PackId>,
-    ahead: VecDeque<(PackId, JoinHandle<Result<Vec<u8>, StoreError>>)>,
-    kept: VecDeque<(PackId, Vec<u8>)>,
-}
-
-impl Packs {
-    fn new(store: &Store, index: &Index) -> Self {
-        let mut seen = BTreeSet::new();
-        let order: Vec<PackId> = index.stored().map(|(pack, _)| pack).filter(|pack| seen.insert(*pack)).collect();
-        Self { store: store.clone(), next: order.into_iter(), ahead: VecDeque::new(), kept: VecDeque::new() }
-    }
-
-    async fn bytes(&mut self, id: PackId) -> anyhow::Result<&[u8]> {
-        let place = match self.kept.iter().position(|(kept, _)| *kept == id) {
-            Some(place) => place,
-            None => {
-                self.kept.truncate(PACKS_KEPT - 1);
-                let bytes = self.fetched(id).await?;
-                self.kept.push_front((id, bytes));
-                0
-            }
-        };
-        Ok(&self.kept[place].1)
-    }
-
-    async fn fetched(&mut self, id: PackId) -> anyhow::Result<Vec<u8>> {
-        while self.ahead.len() < PACKS_AHEAD
-            && let Some(next) = self.next.next()
-        {
-            let store = self.store.clone();
-            self.ahead.push_back((next, tokio::spawn(async move { store.pack(next).await })));
-        }
-        // What is not next was let go of, and is fetched again.
-        match self.ahead.pop_front_if(|(next, _)| *next == id) {
-            Some((_, fetch)) => Ok(fetch.await.context("a fetch ended")??),
-            None => Ok(self.store.pack(id).await?),
-        }
-    }
-}
-
-impl Drop for Packs {
-    fn drop(&mut self) {
-        self.ahead.iter().for_each(|(_, fetch)| fetch.abort());
-    }
+/// Where a leaf goes.
+#[derive(Debug, Clone, Copy)]
+struct Target {
+    record: IndexRecord,
+    /// Number of the stream.
+    stream: usize,
+    /// First byte in it.
+    at: u64,
 }
 
 /// Writes the streams of an object as files below `folder`, which must not be there yet: it appears whole or not at all. Every
@@ -91,27 +51,60 @@ async fn write(store: &Store, manifest: &Manifest, folder: &Path, told: impl Fn(
     let index_bytes = store.index(manifest.index).await?;
     let index = store::index(&index_bytes, manifest.index)?;
     let ranges = manifest.ranges(&index)?;
-    let mut packs = Packs::new(store, &index);
-    let (mut content, mut bytes) = (Vec::new(), 0);
-    for (stream, range) in manifest.streams.iter().zip(ranges) {
+    let mut files = Vec::with_capacity(manifest.streams.len());
+    let mut packs: BTreeMap<PackId, Vec<Target>> = BTreeMap::new();
+    for (number, (stream, range)) in manifest.streams.iter().zip(ranges).enumerate() {
         // A manifest's names stay below the folder.
         let path = folder.join(&stream.name);
         let shown = || format!("cannot write {}", path.display());
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).with_context(shown)?;
         }
-        let mut file = fs::File::create_new(&path).with_context(shown)?;
+        let file = File::create_new(&path).with_context(shown)?;
+        // What is not written are zeros.
+        file.set_len(stream.bytes).with_context(shown)?;
+        files.push(file);
+        let mut at = 0;
         for record in range.filter_map(|i| index.leaf(i)) {
-            let (pack, stored) = match index.pack_of(&record) {
-                None => (PackId([0; 32]), &[][..]),
-                Some(pack) => (pack, packs.bytes(pack).await?),
-            };
-            store::leaf(&record, pack, stored, &mut content)?;
-            file.write_all(&content).with_context(shown)?;
-            bytes += content.len() as u64;
-            told(content.len() as u64);
+            match index.pack_of(&record) {
+                Some(pack) => packs.entry(pack).or_default().push(Target { record, stream: number, at }),
+                // Nothing is written, but that these are the zeros that the index means is.
+                None => {
+                    store::leaf(&record, PackId([0; 32]), &[], &mut Vec::new())?;
+                    told(record.content_bytes.into());
+                }
+            }
+            at += u64::from(record.content_bytes);
         }
-        file.sync_all().with_context(shown)?;
     }
-    Ok(bytes)
+    let files = Arc::new(files);
+    let of = files.clone();
+    let fetches = packs.into_iter().map(move |(pack, targets)| {
+        let (store, files) = (store.clone(), of.clone());
+        async move {
+            let bytes = store.pack(pack).await?;
+            let written = tokio::task::spawn_blocking(move || write_pack(pack, &bytes, &targets, &files));
+            written.await.context("a thread ended")?
+        }
+    });
+    let fetches = futures::stream::iter(fetches).buffer_unordered(PACKS_AT_ONCE);
+    fetches.try_for_each(|written| std::future::ready(Ok(told(written)))).await?;
+    let synced = tokio::task::spawn_blocking(move || files.iter().try_for_each(File::sync_all));
+    synced.await.context("a thread ended")?.context("the files cannot be written to the disk")?;
+    Ok(manifest.bytes())
+}
+
+/// Verifies the leaves of a pack and writes each to where it goes; bytes that were written.
+fn write_pack(pack: PackId, bytes: &[u8], targets: &[Target], files: &[File]) -> anyhow::Result<u64> {
+    let (mut scratch, mut written) = (Vec::new(), 0);
+    for target in targets {
+        let content = store::leaf(&target.record, pack, bytes, &mut scratch)?;
+        let file = &files[target.stream];
+        file.write_all_at(content, target.at).context("the files cannot be written")?;
+        // Has the kernel begin to write them to the disk, so that little is left to wait for at the end.
+        let _ =
+            rustix::fs::fadvise(file, target.at, NonZeroU64::new(content.len() as u64), rustix::fs::Advice::DontNeed);
+        written += content.len() as u64;
+    }
+    Ok(written)
 }

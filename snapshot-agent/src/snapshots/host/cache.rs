@@ -181,8 +181,8 @@ impl Cache {
     /// Writes a leaf whose content was verified. Where the disk does not take it, the content stays in memory as long as somebody
     /// holds it.
     #[must_use]
-    pub fn insert(&self, id: LeafId, content: Vec<u8>) -> Content {
-        match self.write(id, &content) {
+    pub fn insert(&self, id: LeafId, content: &[u8]) -> Content {
+        match self.write(id, content) {
             Ok(file) => {
                 let mut state = self.state();
                 state.eviction.admit(id, content.len() as u64, seconds(content.len() as u64));

@@ -13,7 +13,7 @@ use snapshots::{IndexRecord, LeafId, PackId};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::cache::{Cache, Content};
-use crate::snapshots::store::{Store, StoreError};
+use crate::snapshots::store::{self, Store, StoreError};
 
 /// Most bytes of one request ahead: what object stores answer at their best rate.
 pub const RUN_BYTES_MAX: u32 = 8 << 20;
@@ -265,8 +265,8 @@ impl Leaves {
     fn enter(&self, wanted: &Wanted, pack: PackId, from: u32, bytes: &[u8]) -> Result<Content, Arc<TierError>> {
         let mut record = wanted.record;
         record.place.offset -= from;
-        let mut content = Vec::new();
-        crate::snapshots::store::leaf(&record, pack, bytes, &mut content).map_err(|e| Arc::new(e.into()))?;
+        let mut scratch = Vec::new();
+        let content = store::leaf(&record, pack, bytes, &mut scratch).map_err(|error| Arc::new(error.into()))?;
         self.counts.fetched.fetch_add(1, Ordering::Relaxed);
         Ok(self.cache.insert(record.id, content))
     }

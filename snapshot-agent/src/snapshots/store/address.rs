@@ -14,6 +14,9 @@ use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
+/// Names and values, as an environment has them.
+pub type Variables = std::collections::BTreeMap<String, String>;
+
 /// Why an address is no store.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -38,8 +41,8 @@ const REQUEST_TIMEOUT: (&str, &str) = ("timeout", "300 seconds");
 ///
 /// # Errors
 /// No folder is there, the scheme is unknown, or an option makes no sense.
-pub fn open(address: &str) -> Result<Arc<dyn ObjectStore>, AddressError> {
-    let opened = if address.contains("://") { bucket(address) } else { folder(address) };
+pub fn open(address: &str, variables: &Variables) -> Result<Arc<dyn ObjectStore>, AddressError> {
+    let opened = if address.contains("://") { bucket(address, variables) } else { folder(address) };
     opened.map_err(|source| AddressError { address: address.into(), source })
 }
 
@@ -51,20 +54,22 @@ fn folder(address: &str) -> Result<Arc<dyn ObjectStore>, Box<dyn Error + Send + 
 
 /// A bucket; credentials, endpoints and the rest come from the variables that each cloud's own tools read (`AWS_*`,
 /// `GOOGLE_*`, `AZURE_*`).
-fn bucket(address: &str) -> Result<Arc<dyn ObjectStore>, Box<dyn Error + Send + Sync>> {
+fn bucket(address: &str, variables: &Variables) -> Result<Arc<dyn ObjectStore>, Box<dyn Error + Send + Sync>> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let url = Url::parse(address)?;
     let (scheme, prefix) = ObjectStoreScheme::parse(&url)?;
     Ok(match scheme {
         ObjectStoreScheme::AmazonS3 => below(
-            configured(AmazonS3Builder::new(), "AWS_", |builder, key, value| builder.with_config(key, value))
-                .with_url(address)
-                .with_retry(retries())
-                .build()?,
+            configured(AmazonS3Builder::new(), "AWS_", variables, |builder, key, value| {
+                builder.with_config(key, value)
+            })
+            .with_url(address)
+            .with_retry(retries())
+            .build()?,
             prefix,
         ),
         ObjectStoreScheme::GoogleCloudStorage => below(
-            configured(GoogleCloudStorageBuilder::new(), "GOOGLE_", |builder, key, value| {
+            configured(GoogleCloudStorageBuilder::new(), "GOOGLE_", variables, |builder, key, value| {
                 builder.with_config(key, value)
             })
             .with_url(address)
@@ -73,10 +78,12 @@ fn bucket(address: &str) -> Result<Arc<dyn ObjectStore>, Box<dyn Error + Send + 
             prefix,
         ),
         ObjectStoreScheme::MicrosoftAzure => below(
-            configured(MicrosoftAzureBuilder::new(), "AZURE_", |builder, key, value| builder.with_config(key, value))
-                .with_url(address)
-                .with_retry(retries())
-                .build()?,
+            configured(MicrosoftAzureBuilder::new(), "AZURE_", variables, |builder, key, value| {
+                builder.with_config(key, value)
+            })
+            .with_url(address)
+            .with_retry(retries())
+            .build()?,
             prefix,
         ),
         _ => return Err(Box::new(Scheme(url.scheme().to_owned()))),
@@ -88,9 +95,9 @@ fn below(store: impl ObjectStore, prefix: Path) -> Arc<dyn ObjectStore> {
 }
 
 /// A builder with what the environment says of its cloud; what it does not know is somebody else's.
-fn configured<B, K: FromStr>(builder: B, of_cloud: &str, set: impl Fn(B, K, String) -> B) -> B {
-    let said = std::env::vars().filter(|(name, _)| name.starts_with(of_cloud));
-    let said = said.map(|(name, value)| (name.to_ascii_lowercase(), value));
+fn configured<B, K: FromStr>(builder: B, of_cloud: &str, variables: &Variables, set: impl Fn(B, K, String) -> B) -> B {
+    let said = variables.iter().filter(|(name, _)| name.starts_with(of_cloud));
+    let said = said.map(|(name, value)| (name.to_ascii_lowercase(), value.clone()));
     let all = std::iter::once((REQUEST_TIMEOUT.0.to_owned(), REQUEST_TIMEOUT.1.to_owned())).chain(said);
     all.fold(builder, |builder, (name, value)| match name.parse() {
         Ok(key) => set(builder, key, value),

@@ -99,7 +99,18 @@ impl Store {
     /// # Errors
     /// There is none, or it cannot be understood.
     pub fn open(address: &str) -> Result<Self, StoreError> {
-        Ok(Self { objects: address::open(address)? })
+        // What is no text names nothing of a cloud's.
+        let text =
+            std::env::vars_os().filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok()));
+        Self::open_with(address, text)
+    }
+
+    /// The same, with variables of clouds that are not this process's own.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be understood.
+    pub fn open_with(address: &str, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, StoreError> {
+        Ok(Self { objects: address::open(address, &variables.into_iter().collect())? })
     }
 
     pub(super) fn pack_path(id: PackId) -> Path {
@@ -278,11 +289,16 @@ pub fn index(bytes: &[u8], id: ObjectId) -> Result<Index<'_>, StoreError> {
     Index::read(bytes, id).map_err(|source| StoreError::Index { id, source })
 }
 
-/// Writes the content of a leaf to `out`, from its pack's bytes, verified; `out` gets its length.
+/// The content of a leaf, from its pack's bytes, verified; unpacked into `scratch` where it is compressed.
 ///
 /// # Errors
 /// The pack ends too soon or holds something else there.
-pub fn leaf(record: &IndexRecord, pack: PackId, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), StoreError> {
+pub fn leaf<'a>(
+    record: &IndexRecord,
+    pack: PackId,
+    bytes: &'a [u8],
+    scratch: &'a mut Vec<u8>,
+) -> Result<&'a [u8], StoreError> {
     let from = record.place.offset as usize;
     let stored = match record.codec {
         Codec::Zero => &[][..],
@@ -290,6 +306,6 @@ pub fn leaf(record: &IndexRecord, pack: PackId, bytes: &[u8], out: &mut Vec<u8>)
             .get(from..from + record.place.stored_bytes as usize)
             .ok_or(StoreError::Short { pack, leaf: record.id })?,
     };
-    out.resize(record.content_bytes as usize, 0);
-    snapshots::leaf::read(record.id, record.codec, stored, out).map_err(|source| StoreError::Leaf { pack, source })
+    let content = snapshots::leaf::content(record.id, record.codec, record.content_bytes as usize, stored, scratch);
+    content.map_err(|source| StoreError::Leaf { pack, source })
 }
