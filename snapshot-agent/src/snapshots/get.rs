@@ -88,7 +88,11 @@ async fn write(store: &Store, manifest: &Manifest, folder: &Path, told: impl Fn(
         }
     });
     let fetches = futures::stream::iter(fetches).buffer_unordered(PACKS_AT_ONCE);
-    fetches.try_for_each(|written| std::future::ready(Ok(told(written)))).await?;
+    let tell = |written| {
+        told(written);
+        std::future::ready(Ok(()))
+    };
+    fetches.try_for_each(tell).await?;
     let synced = tokio::task::spawn_blocking(move || files.iter().try_for_each(File::sync_all));
     synced.await.context("a thread ended")?.context("the files cannot be written to the disk")?;
     Ok(manifest.bytes())
