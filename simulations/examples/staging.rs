@@ -103,7 +103,9 @@ fn bound(situation: &Situation) -> f64 {
         rows.push(disk.leq(total(|host| host.disk_bytes)));
         rows.push(memory.leq(total(|host| host.memory_bytes)));
     }
-    rows.into_iter().for_each(|row| drop(model.add_constraint(row)));
+    for row in rows {
+        model.add_constraint(row);
+    }
     model.solve().expect("solved").eval(gain)
 }
 

@@ -86,4 +86,5 @@ async fn main() {
         100.0 * plainly[2] / verified[2]
     );
     server.kill().expect("ended");
+    server.wait().expect("ended");
 }
