@@ -69,10 +69,14 @@ pub fn main(probe: &mut dyn Probe, switches: &Switches) -> ExitCode {
         Command::Check(options) => program().and_then(|p| check::run(options, p, switches)),
     };
     done.unwrap_or_else(|error| {
-        // The cause last, each on its line.
+        // The cause last, each on its line. Some errors say their cause's words themselves.
         eprintln!("error: {error}");
-        for cause in error.chain().skip(1) {
-            eprintln!("  because: {cause}");
+        let mut said = error.to_string();
+        for cause in error.chain().skip(1).map(ToString::to_string) {
+            if !said.contains(&cause) {
+                eprintln!("  because: {cause}");
+                said = cause;
+            }
         }
         ExitCode::FAILURE
     })

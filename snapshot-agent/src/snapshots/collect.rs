@@ -55,17 +55,27 @@ async fn sweep(store: &Store, lease: &Lease, terms: Terms) -> Result<Sweep, Stor
 async fn listing(store: &Store, lease: &Lease, terms: Terms) -> Result<Listing, StoreError> {
     let mut indexes_named = Vec::new();
     for id in store.objects().await? {
-        indexes_named.push(store.manifest(id).await?.index);
+        match store.manifest(id).await {
+            Ok(manifest) => indexes_named.push((manifest.index, true)),
+            // Removed meanwhile.
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
     }
     for (_, lessee) in store.leases().await? {
         if let Work::Read { index } = lessee.work {
-            indexes_named.push(index);
+            indexes_named.push((index, false));
         }
     }
     let mut live = BTreeMap::new();
-    for id in indexes_named {
+    for (id, of_object) in indexes_named {
         if let Entry::Vacant(free) = live.entry(id) {
-            let bytes = store.index(id).await?;
+            let bytes = match store.index(id).await {
+                Ok(bytes) => bytes,
+                // A reader who came too late: there is nothing to keep for it.
+                Err(error) if error.is_not_found() && !of_object => continue,
+                Err(error) => return Err(error),
+            };
             free.insert(store::index(&bytes, id)?.packs().collect());
         }
     }

@@ -138,12 +138,12 @@ pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 let source = image::Source::open(path)?;
                 let bar = bar(source.bytes());
                 let done = image::put(&store, &source, compression, labels, |bytes| bar.inc(bytes));
-                ("an image".to_owned(), (runtime.block_on(done), bar))
+                ("an image".to_owned(), (wait(&runtime, done), bar))
             } else {
                 let sources = put::sources(path)?;
                 let bar = bar(sources.iter().map(|source| source.bytes).sum());
                 let done = put::put(&store, &sources, *kind, compression, labels, |bytes| bar.inc(bytes));
-                (count(sources.len(), "file"), (runtime.block_on(done), bar))
+                (count(sources.len(), "file"), (wait(&runtime, done), bar))
             };
             let (done, bar) = (done.0?, done.1);
             bar.finish_and_clear();
@@ -155,7 +155,7 @@ pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
             let store = Store::open(&at.address)?;
             let (manifest, lease) = runtime.block_on(Lease::take_to_read(&store, *id))?;
             let bar = bar(manifest.bytes());
-            let got = runtime.block_on(get::get(&store, &manifest, folder, |bytes| bar.inc(bytes)));
+            let got = wait(&runtime, get::get(&store, &manifest, folder, |bytes| bar.inc(bytes)));
             if let Some(lease) = lease {
                 runtime.block_on(lease.release())?;
             }
@@ -174,7 +174,7 @@ pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Gc { at, dry_run, grace_h, wait_s } => {
             let grace = Duration::from_secs_f64(grace_h * 3600.0);
             let terms = Terms { grace, patience: Duration::from_secs_f64(*wait_s), dry_run: *dry_run };
-            println!("{}", collected(&runtime.block_on(collect::collect(&Store::open(&at.address)?, terms))?, terms));
+            println!("{}", collected(&wait(&runtime, collect::collect(&Store::open(&at.address)?, terms))?, terms));
         }
         Command::Verify { at, mirrors } => {
             let mirrors: Vec<Store> = mirrors.iter().map(|address| Store::open(address)).collect::<Result<_, _>>()?;
@@ -182,6 +182,19 @@ pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for work, or breaks it off when the user does, so that it can give back what others would wait for.
+fn wait<T, E: Into<anyhow::Error>>(
+    runtime: &tokio::runtime::Runtime,
+    work: impl Future<Output = Result<T, E>>,
+) -> anyhow::Result<T> {
+    runtime.block_on(async {
+        tokio::select! {
+            done = work => done.map_err(Into::into),
+            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("broken off")),
+        }
+    })
 }
 
 fn at_least_zero(text: &str) -> Result<f64, String> {
@@ -240,7 +253,7 @@ fn verified(runtime: &tokio::runtime::Runtime, store: &Store, mirrors: &[Store])
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     };
-    let found = runtime.block_on(verify::verify(store, mirrors, told))?;
+    let found = wait(runtime, verify::verify(store, mirrors, told))?;
     bar.finish_and_clear();
     for fault in &found.faults {
         let fault: &dyn std::error::Error = fault;

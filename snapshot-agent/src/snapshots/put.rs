@@ -83,7 +83,12 @@ pub fn sources(root: &Path) -> anyhow::Result<Vec<Source>> {
 async fn known(store: &Store) -> Result<BTreeMap<LeafId, Known>, StoreError> {
     let mut known = BTreeMap::new();
     for id in store.objects().await? {
-        let manifest = store.manifest(id).await?;
+        let manifest = match store.manifest(id).await {
+            Ok(manifest) => manifest,
+            // Removed meanwhile.
+            Err(error) if error.is_not_found() => continue,
+            Err(error) => return Err(error),
+        };
         let bytes = store.index(manifest.index).await?;
         let index = store::index(&bytes, manifest.index)?;
         let of = |(pack, leaf): (_, IndexRecord)| (leaf.id, Known { pack, place: leaf.place, codec: leaf.codec });

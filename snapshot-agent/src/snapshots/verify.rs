@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use snapshots::{IndexRecord, LeafId, ObjectId, PackId};
 
+use super::store::lease::Lease;
 use super::store::{self, Store, StoreError};
 
 /// What was found.
@@ -32,6 +33,8 @@ type Needed = BTreeMap<(LeafId, u32), (IndexRecord, BTreeSet<ObjectId>)>;
 /// # Errors
 /// The store cannot be listed. What is wrong with what it holds is in the answer.
 pub async fn verify(store: &Store, mirrors: &[Store], told: impl Fn(usize, usize)) -> Result<Found, StoreError> {
+    // What is written anew must not be collected meanwhile.
+    let lease = if mirrors.is_empty() { None } else { Some(Lease::take_beside_no_collection(store).await?) };
     let mut found = Found::default();
     let mut needed: BTreeMap<PackId, Needed> = BTreeMap::new();
     for id in store.objects().await? {
@@ -69,6 +72,9 @@ pub async fn verify(store: &Store, mirrors: &[Store], told: impl Fn(usize, usize
         }
         told(done + 1, found.packs);
     }
+    if let Some(lease) = lease {
+        lease.release().await?;
+    }
     Ok(found)
 }
 
@@ -94,7 +100,13 @@ async fn faults_of(store: &Store, pack: PackId, leaves: &Needed) -> (Vec<u8>, Ve
 /// Writes a pack anew from a mirror that has all leaves whole; whether there is one.
 async fn repair_pack(store: &Store, mirrors: &[Store], pack: PackId, leaves: &Needed) -> bool {
     for mirror in mirrors {
-        let (bytes, faults) = faults_of(mirror, pack, leaves).await;
+        let (mut bytes, faults) = faults_of(mirror, pack, leaves).await;
+        // Only what is damaged here comes from there: other leaves may be whole here alone.
+        if let Ok(own) = store.pack(pack).await
+            && own.len() == bytes.len()
+        {
+            bytes = patched(own, &bytes, pack, leaves);
+        }
         if faults.is_empty() && store.replace_pack(pack, bytes).await.is_ok() {
             return true;
         }
@@ -102,10 +114,27 @@ async fn repair_pack(store: &Store, mirrors: &[Store], pack: PackId, leaves: &Ne
     false
 }
 
+/// A pack with its damaged leaves from a copy that has them whole.
+fn patched(mut own: Vec<u8>, copy: &[u8], pack: PackId, leaves: &Needed) -> Vec<u8> {
+    let mut scratch = Vec::new();
+    for (record, _) in leaves.values() {
+        if store::leaf(record, pack, &own, &mut scratch).is_err() {
+            let from = record.place.offset as usize;
+            let range = from..from + record.place.stored_bytes as usize;
+            if let (Some(own), Some(copy)) = (own.get_mut(range.clone()), copy.get(range)) {
+                own.copy_from_slice(copy);
+            }
+        }
+    }
+    own
+}
+
 /// Writes an object's manifest and index anew from a mirror that has both whole; whether there is one.
 async fn repair_object(store: &Store, mirrors: &[Store], id: ObjectId) -> bool {
     for mirror in mirrors {
-        if leaves(mirror, id).await.is_ok() && store.replace_object(mirror, id).await.is_ok() {
+        let there = store.objects().await.is_ok_and(|ids| ids.contains(&id));
+        // Removed meanwhile: it is not brought back.
+        if there && leaves(mirror, id).await.is_ok() && store.replace_object(mirror, id).await.is_ok() {
             return true;
         }
     }
@@ -118,5 +147,6 @@ async fn leaves(store: &Store, id: ObjectId) -> Result<Vec<(PackId, IndexRecord)
     let bytes = store.index(manifest.index).await?;
     let index = store::index(&bytes, manifest.index)?;
     manifest.ranges(&index).map_err(|source| StoreError::Manifest { id, source })?;
+    store::check_zeros(&index)?;
     Ok(index.stored().collect())
 }

@@ -332,6 +332,10 @@ fn writes_go_to_a_folder() {
     let writable = bed.path("writable");
     let args = ["--writable", writable.to_str().expect("text")];
     let mount = bed.mount(&id, &args);
+    // Nobody becomes root by a file of an image, below the overlay or above it.
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("read");
+    let here: Vec<&str> = table.lines().filter(|line| line.split(' ').nth(4) == bed.path("mnt").to_str()).collect();
+    assert!(here.len() == 2 && here.iter().all(|line| line.contains("nosuid") && line.contains("nodev")), "{here:?}");
     fs::write(bed.path("mnt/empty/new"), "new").expect("written");
     fs::write(bed.path("mnt/usr/lib/zeros"), "changed").expect("written");
     mount.end();

@@ -58,7 +58,8 @@ pub fn lay_out(tree: &Tree) -> Result<Laid, TooLarge> {
         let data_bytes = data_bytes(tree, inode.id);
         let tail = data_bytes % BLOCK;
         let head = f::INODE_BYTES + xattrs(tree, inode.id).len();
-        let fits = |at: usize| (at + head) % BLOCK + tail <= BLOCK && at % BLOCK + f::INODE_BYTES <= BLOCK;
+        // In one block with its inode: kernels before 2024 look for a link's end there.
+        let fits = |at: usize| at % BLOCK + head + tail <= BLOCK;
         let next = end.next_multiple_of(f::SLOT_BYTES as usize);
         let whole = |at: usize| if at % BLOCK + f::INODE_BYTES <= BLOCK { at } else { at.next_multiple_of(BLOCK) };
         let inline = [next, next.next_multiple_of(BLOCK)].into_iter().find(|at| fits(*at)).filter(|_| tail > 0);

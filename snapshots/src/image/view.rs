@@ -189,6 +189,9 @@ impl<'a> Image<'a> {
             0o14 => NodeKind::Socket,
             _ => return Err(Fault::Form),
         };
+        if u32_at(head, 40) >= 1_000_000_000 {
+            return Err(Fault::Form);
+        }
         let inode = InodeView {
             kind,
             permissions: mode & 0o7777,
@@ -301,7 +304,13 @@ impl<'a> Image<'a> {
         let wrong = |nid: Nid, fault| ViewError::Inode { nid: nid.0, fault };
         let (mut folders, mut others) = (BTreeSet::from([self.root]), BTreeSet::new());
         let mut left = vec![(self.root, self.root)];
+        // Folders that share their names would be walked for ever.
+        let mut names_bytes = 0_u64;
         while let Some((folder, parent)) = left.pop() {
+            names_bytes = names_bytes.saturating_add(self.inode(folder)?.bytes);
+            if names_bytes > self.meta.len() as u64 {
+                return Err(wrong(folder, Fault::Names));
+            }
             self.xattrs(folder)?;
             for entry in self.entries(folder)? {
                 match entry.name {

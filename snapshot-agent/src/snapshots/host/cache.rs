@@ -13,7 +13,7 @@ use snapshots::LeafId;
 use snapshots::eviction::Eviction;
 
 /// Files that are kept open.
-const OPEN_MAX: usize = 1024;
+const OPEN_MAX: usize = 400;
 /// What a leaf costs that has to be fetched again, beside its bytes: one request to an object store, seconds.
 const REQUEST_S: f64 = 0.05;
 /// And for its bytes, in bytes a second.
@@ -101,16 +101,18 @@ impl Cache {
         tempfile::tempfile_in(folder).map_err(wrong)?;
         let mut eviction = Eviction::new(budget_bytes);
         for group in fs::read_dir(&leaves).map_err(wrong)? {
-            let group = group.map_err(wrong)?.path();
-            for entry in fs::read_dir(&group).map_err(wrong)? {
-                let entry = entry.map_err(wrong)?;
-                match entry.file_name().to_str().and_then(|name| name.parse::<LeafId>().ok()) {
-                    Some(id) => {
-                        let bytes = entry.metadata().map_err(wrong)?.len();
-                        eviction.admit(id, bytes, seconds(bytes));
+            // What is no folder is not ours, and what is gone was taken by another process that has the same cache.
+            let Ok(entries) = fs::read_dir(group.map_err(wrong)?.path()) else { continue };
+            for entry in entries.filter_map(Result::ok) {
+                let name = entry.file_name();
+                match name.to_str().map(|name| (name, name.parse::<LeafId>())) {
+                    Some((_, Ok(id))) => {
+                        if let Ok(meta) = entry.metadata() {
+                            eviction.admit(id, meta.len(), seconds(meta.len()));
+                        }
                     }
-                    // Left by a process that was killed while it wrote.
-                    None => drop(fs::remove_file(entry.path())),
+                    Some((name, Err(_))) if is_left_over(name) => drop(fs::remove_file(entry.path())),
+                    _ => {}
                 }
             }
         }
@@ -165,7 +167,12 @@ impl Cache {
         if !self.state().eviction.holds(id) {
             return None;
         }
-        let file = File::open(self.path(id)).ok();
+        let file = match File::open(self.path(id)) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            // Too many open files, say: nothing is known against the leaf.
+            Err(_) => return None,
+        };
         let known = self.state().verified.contains(&id);
         let Some(file) = file.filter(|file| known || is_whole(id, file)) else {
             self.counts.damaged.fetch_add(1, Ordering::Relaxed);
@@ -246,6 +253,12 @@ impl State {
         self.verified.insert(id);
         self.open.entry(id).or_insert_with(|| Arc::new(file)).clone()
     }
+}
+
+/// Whether a file is what a process that is gone was writing.
+fn is_left_over(name: &str) -> bool {
+    let process = name.strip_prefix("partial-").and_then(|rest| rest.split('-').next());
+    process.is_some_and(|process| !Path::new("/proc").join(process).exists())
 }
 
 fn seconds(bytes: u64) -> f64 {

@@ -78,6 +78,22 @@ pub struct Counts {
     pub failed: AtomicU64,
 }
 
+/// A reader who waits, until it is dropped.
+struct Waits<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Waits<'a> {
+    fn new(waiting: &'a watch::Sender<usize>) -> Self {
+        waiting.send_modify(|n| *n += 1);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n -= 1);
+    }
+}
+
 type Outcome = Result<Content, FetchError>;
 type Running = Shared<BoxFuture<'static, Outcome>>;
 
@@ -130,13 +146,16 @@ impl Leaves {
         if let Some(content) = self.ready(&wanted) {
             return Ok(content);
         }
-        self.waiting.send_modify(|n| *n += 1);
-        // The semaphore is never closed.
-        let permit = self.now.acquire().await;
-        let outcome = self.run(vec![wanted]).remove(0).await;
-        drop(permit);
-        self.waiting.send_modify(|n| *n -= 1);
-        outcome
+        let _waits = Waits::new(&self.waiting);
+        let brought = async {
+            // The semaphore is never closed.
+            let _permit = self.now.acquire().await;
+            self.run(vec![wanted]).remove(0).await
+        };
+        // Every tier has its own; one more for the disk and for those who stand before.
+        let patience = TIER_PATIENCE * (self.tiers.len() as u32 + 1);
+        let late = |_| Err(FetchError { leaf: wanted.record.id, tiers: vec![Arc::new(TierError::Slow)] });
+        tokio::time::timeout(patience, brought).await.unwrap_or_else(late)
     }
 
     /// Has leaves of one pack, that lie in one stretch of at most [`RUN_BYTES_MAX`], on the disk before anybody asks.

@@ -327,6 +327,7 @@ impl Layers {
 
 /// The parts of an entry's path, which stays in the image.
 fn parts(path: &[u8]) -> anyhow::Result<Vec<Vec<u8>>> {
+    ensure!(path.len() <= 4096, "a path of {} bytes", path.len());
     let parts: Vec<Vec<u8>> =
         path.split(|byte| *byte == b'/').filter(|part| !matches!(part, [] | [b'.'])).map(<[u8]>::to_vec).collect();
     ensure!(!parts.iter().any(|part| part == b".."), "a path that leads out of the image");
@@ -366,6 +367,10 @@ fn meta(entry: &mut Entry<'_, &mut dyn Read>) -> anyhow::Result<Meta> {
             continue;
         }
         let text = std::str::from_utf8(value).unwrap_or_default();
+        ensure!(
+            !key.starts_with(b"GNU.sparse."),
+            "a sparse file in the form of extended headers, which this build does not read"
+        );
         match key {
             b"mtime" => {
                 let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));

@@ -16,6 +16,9 @@ use crate::snapshots::host::{FetchError, Leaves, RUN_BYTES_MAX, Wanted};
 use crate::snapshots::image::{DATA_STREAM, META_STREAM};
 use crate::snapshots::store::{self, Store};
 
+/// Most bytes of an image's metadata, which lie in memory: ten million files.
+const META_BYTES_MAX: u64 = 1 << 30;
+
 /// An image on this host: all of its metadata, and content as far as it was touched.
 #[derive(Debug)]
 pub struct LazyImage {
@@ -62,9 +65,15 @@ impl LazyImage {
             manifest.streams.len(),
             manifest.kind.name()
         );
+        let meta_bytes = manifest.streams[0].bytes;
+        anyhow::ensure!(
+            meta_bytes <= META_BYTES_MAX,
+            "object {id} has {meta_bytes} bytes of metadata: at most {META_BYTES_MAX} are mounted"
+        );
         let index_bytes = store.index(manifest.index).await?;
         let index = store::index(&index_bytes, manifest.index)?;
         let ranges = manifest.ranges(&index).with_context(|| format!("object {id}"))?;
+        store::check_zeros(&index)?;
         let mut starts = Vec::with_capacity(index.leaves());
         let (mut wanted, mut bytes) = (Vec::with_capacity(index.leaves()), 0);
         for record in (0..index.leaves()).filter_map(|i| index.leaf(i)) {

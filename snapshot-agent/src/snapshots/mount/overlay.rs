@@ -16,7 +16,7 @@ impl Overlay {
     ///
     /// # Errors
     /// The folder cannot keep writes, or the kernel has no overlays.
-    pub fn mount(folder: &Path, writable: &Path) -> anyhow::Result<Self> {
+    pub fn mount(folder: &Path, writable: &Path, suid: bool) -> anyhow::Result<Self> {
         let (upper, work) = (writable.join("upper"), writable.join("work"));
         for made in [&upper, &work] {
             std::fs::create_dir_all(made).with_context(|| format!("{} cannot keep writes", writable.display()))?;
@@ -32,7 +32,9 @@ impl Overlay {
         };
         let options = format!("lowerdir={},upperdir={},workdir={}", path(folder)?, path(&upper)?, path(&work)?);
         let options = std::ffi::CString::new(options).context("a path with a zero in it")?;
-        rustix::mount::mount("overlay", folder, "overlay", MountFlags::NODEV, Some(options.as_c_str()))
+        // The image's own flags do not count above it.
+        let flags = MountFlags::NODEV | if suid { MountFlags::empty() } else { MountFlags::NOSUID };
+        rustix::mount::mount("overlay", folder, "overlay", flags, Some(options.as_c_str()))
             .context("the kernel does not mount an overlay: the folder for writes must lie on a plain filesystem, not on an overlay")?;
         Ok(Self { folder: folder.to_owned() })
     }

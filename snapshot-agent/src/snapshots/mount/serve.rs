@@ -33,6 +33,10 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     // Nobody would take away what hangs here: readers get errors instead.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .context("cannot tie this process to the one that watches it")?;
+    // Open leaves, requests and connections: as many as this process may have.
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let most = rustix::process::Rlimit { current: files.maximum, ..files };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, most);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     runtime.block_on(serve(options))
 }
@@ -55,7 +59,7 @@ async fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     let place = Place { folder, scratch, suid: options.suid };
     let (way, mounted) = mount(options, &image, &place)?;
     let overlay = match &options.writable {
-        Some(writable) => Some(Overlay::mount(&place.folder, writable)?),
+        Some(writable) => Some(Overlay::mount(&place.folder, writable, place.suid)?),
         None => None,
     };
     let size = indicatif::BinaryBytes(image.bytes);
@@ -114,7 +118,7 @@ async fn until_unmounted(folder: &Path, now_and_then: impl Fn()) -> anyhow::Resu
             _ = term.recv() => return Ok(()),
             _ = int.recv() => return Ok(()),
             _ = look.tick() => {
-                if !is_mount_point(folder) {
+                if is_mount_point(folder) == Some(false) {
                     return Ok(());
                 }
                 if written.elapsed() > TRACE_PERIOD {

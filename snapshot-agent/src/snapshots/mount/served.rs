@@ -68,7 +68,7 @@ impl Filesystem for Served {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.attr(IMAGE).filter(|_| parent == INodeNo::ROOT && name == IMAGE_FILE) {
             Some(attr) => reply.entry(&TTL, &attr, Generation(0)),
-            None => reply.error(Errno::ENOENT),
+            None => not_there(&self.runtime, reply),
         }
     }
 
@@ -101,6 +101,11 @@ impl Filesystem for Served {
     ) {
         answer(&self.image, &self.runtime, offset, size as usize, reply);
     }
+}
+
+/// Says that a name is not there, by way of what fetches content: the watchdog asks for such names, and means that.
+pub(super) fn not_there(runtime: &Handle, reply: ReplyEntry) {
+    runtime.spawn_blocking(move || reply.error(Errno::ENOENT));
 }
 
 /// Answers at once what is on the host, and the rest when it is there: readers of warm content never wait for those of cold.

@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+/// Names by which a serving process is asked whether it lives, with a number behind.
+pub const ALIVE: &str = ".pilotlight-alive-";
+
 /// A line of the table.
 struct Line {
     folder: PathBuf,
@@ -9,7 +12,8 @@ struct Line {
     source: PathBuf,
 }
 
-fn table() -> Vec<Line> {
+/// `None` if the kernel does not show it.
+fn table() -> Option<Vec<Line>> {
     // Spaces, tabs, newlines and backslashes stand there as octal numbers.
     let plain =
         |text: &str| text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
@@ -22,26 +26,29 @@ fn table() -> Vec<Line> {
             source: plain(after.next()?).into(),
         })
     };
-    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    text.lines().filter_map(line).collect()
+    // Other mounts may have names that are no text.
+    let bytes = std::fs::read("/proc/self/mountinfo").ok()?;
+    Some(String::from_utf8_lossy(&bytes).lines().filter_map(line).collect())
 }
 
-/// Whether something is mounted at a folder.
-pub fn is_mount_point(folder: &Path) -> bool {
-    table().iter().any(|line| line.folder == folder)
+/// Whether something is mounted at a folder; `None` if that cannot be told.
+pub fn is_mount_point(folder: &Path) -> Option<bool> {
+    Some(table()?.iter().any(|line| line.folder == folder))
 }
 
 /// Whether what is mounted at a folder is what a dead process of ours left there.
 pub fn is_left_behind(folder: &Path) -> bool {
     // A name that is not there: what is known of the folder itself stays known when who served it is dead.
     let dead = |path: &Path| {
-        let answer = path.join(".pilotlight-alive-0").symlink_metadata();
+        let answer = path.join(format!("{ALIVE}0")).symlink_metadata();
         answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
     };
     // The last line is what is seen; an overlay stands above its image.
-    table().iter().rev().filter(|line| line.folder == folder).any(|line| match line.filesystem.as_str() {
-        // A folder that is gone was that of a process that is gone.
-        "erofs" => line.source.parent().is_some_and(|scratch| dead(scratch) || !scratch.exists()),
-        filesystem => filesystem.starts_with("fuse") && dead(folder),
+    table().unwrap_or_default().iter().rev().filter(|line| line.folder == folder).any(|line| {
+        match line.filesystem.as_str() {
+            // A folder that is gone was that of a process that is gone.
+            "erofs" => line.source.parent().is_some_and(|scratch| dead(scratch) || !scratch.exists()),
+            filesystem => filesystem.starts_with("fuse") && dead(folder),
+        }
     })
 }

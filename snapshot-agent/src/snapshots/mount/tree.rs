@@ -14,7 +14,8 @@ use snapshots::image::{DeviceKind, Image, InodeView, Nid, NodeKind};
 use tokio::runtime::Handle;
 
 use super::lazy::LazyImage;
-use super::served::answer;
+use super::served::{answer, not_there};
+use super::table::ALIVE;
 
 /// Nothing changes here.
 const TTL: Duration = Duration::from_secs(3600);
@@ -109,6 +110,7 @@ impl Filesystem for Tree {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.child(parent, name) {
             Ok(attr) => reply.entry(&TTL, &attr, Generation(0)),
+            Err(_) if name.as_bytes().starts_with(ALIVE.as_bytes()) => not_there(&self.runtime, reply),
             Err(error) => reply.error(error),
         }
     }
@@ -167,24 +169,19 @@ impl Filesystem for Tree {
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let listed = || -> Result<Vec<(INodeNo, FileType, &OsStr)>, Errno> {
+        let mut list = || -> Result<(), Errno> {
             let view = self.view()?;
             let entries = view.entries(self.nid(ino)?).map_err(|_| Errno::ENOTDIR)?;
-            let of = |entry: &snapshots::image::Entry<'_>| {
+            for (next, entry) in entries.iter().enumerate().skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
                 let kind = view.inode(entry.nid).map_err(|_| Errno::EIO)?.kind;
-                Ok((self.ino(entry.nid)?, file_type(kind)))
-            };
-            entries.iter().map(|e| of(e).map(|(ino, kind)| (ino, kind, OsStr::from_bytes(e.name)))).collect()
-        };
-        match listed() {
-            Ok(entries) => {
-                for (next, (ino, kind, name)) in entries.into_iter().enumerate().skip(offset as usize) {
-                    if reply.add(ino, next as u64 + 1, kind, name) {
-                        break;
-                    }
+                if reply.add(self.ino(entry.nid)?, next as u64 + 1, file_type(kind), OsStr::from_bytes(entry.name)) {
+                    break;
                 }
-                reply.ok();
             }
+            Ok(())
+        };
+        match list() {
+            Ok(()) => reply.ok(),
             Err(error) => reply.error(error),
         }
     }

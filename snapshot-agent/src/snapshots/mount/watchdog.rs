@@ -12,7 +12,7 @@ use rustix::mount::UnmountFlags;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Options;
-use super::table::{is_left_behind, is_mount_point};
+use super::table::{ALIVE, is_left_behind, is_mount_point};
 
 /// How often the serving process is asked for a name.
 const ASK_PERIOD: Duration = Duration::from_secs(2);
@@ -34,7 +34,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     }
     let folder = fs::canonicalize(&folder)
         .with_context(|| format!("{} is no folder to mount at: make it first", options.folder.display()))?;
-    anyhow::ensure!(!is_mount_point(&folder), "something is mounted at {} already", folder.display());
+    anyhow::ensure!(is_mount_point(&folder) == Some(false), "something is mounted at {} already", folder.display());
     fs::create_dir_all(&options.cache).with_context(|| {
         format!("{} cannot hold a cache: give a folder that this process may write to", options.cache.display())
     })?;
@@ -70,7 +70,7 @@ impl Watched {
     /// Takes away what a dead process left mounted.
     fn take_away(&self) {
         for folder in [&self.folder, &self.folder, &self.scratch] {
-            if is_mount_point(folder) {
+            if is_mount_point(folder) != Some(false) {
                 let _ = rustix::mount::unmount(folder.as_path(), UnmountFlags::DETACH);
             }
         }
@@ -78,8 +78,8 @@ impl Watched {
 
     /// A name that is not there, so that the kernel has to ask.
     fn ask(&self, number: u64) -> PathBuf {
-        let served = if is_mount_point(&self.scratch) { &self.scratch } else { &self.folder };
-        served.join(format!(".pilotlight-alive-{number}"))
+        let served = if is_mount_point(&self.scratch) == Some(true) { &self.scratch } else { &self.folder };
+        served.join(format!("{ALIVE}{number}"))
     }
 }
 
@@ -101,14 +101,14 @@ async fn watch(watched: &Watched) -> anyhow::Result<ExitCode> {
                 _ = term.recv() => return end(child),
                 _ = int.recv() => return end(child),
                 _ = tokio::time::sleep(Duration::from_millis(100)) => {
-                    was_mounted |= is_mount_point(&watched.folder);
+                    was_mounted |= is_mount_point(&watched.folder) == Some(true);
                     if let Some(status) = child.try_wait().context("what serves cannot be watched")? {
                         break Some(status);
                     }
                 }
                 _ = ask.tick() => {
                     number += 1;
-                    if is_mount_point(&watched.folder) && !answers(&watched.ask(number), watched.patience) {
+                    if is_mount_point(&watched.folder) == Some(true) && !answers(&watched.ask(number), watched.patience) {
                         tracing::error!("what serves {} hangs: it is ended, and mounts again", watched.folder.display());
                         child.kill().context("what serves cannot be ended")?;
                         child.wait().context("what serves cannot be ended")?;

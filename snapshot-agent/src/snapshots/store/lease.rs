@@ -7,6 +7,7 @@ use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutPayload};
 use serde::{Deserialize, Serialize};
 use snapshots::{Manifest, ObjectId};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinHandle;
 
 use super::{Store, StoreError};
@@ -17,6 +18,9 @@ const RENEW_PERIOD: Duration = Duration::from_secs(300);
 pub const LEASE_S: i64 = 1800;
 /// How often it is looked whether others are done.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
+
+/// Most bytes of a document.
+const LEASE_BYTES_MAX: u64 = 64 << 10;
 
 /// What is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +54,7 @@ pub struct Lease {
     store: Store,
     path: Path,
     renewal: JoinHandle<()>,
+    released: bool,
 }
 
 impl Lease {
@@ -61,25 +66,29 @@ impl Lease {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let lessee = Lessee { work, host, process: std::process::id() };
         let document = serde_json::to_vec(&lessee).unwrap_or_default();
-        // A name that nobody else takes: a temporary file's is random.
-        let name =
-            tempfile::Builder::new().rand_bytes(16).prefix("").tempfile().map_err(|error| StoreError::Backend {
-                path: Path::from("leases"),
-                source: object_store::Error::Generic { store: "lease", source: error.into() },
-            })?;
-        let name = name.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let path = Path::from(format!("leases/{name}.json"));
+        // A name that nobody else takes.
+        let mut random = [0; 16];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).map_err(|error| {
+            let source = object_store::Error::Generic { store: "lease", source: std::io::Error::from(error).into() };
+            StoreError::Backend { path: Path::from("leases"), source }
+        })?;
+        let name = u128::from_le_bytes(random);
+        let path = Path::from(format!("leases/{name:032x}.json"));
         write(store, &path, &document).await?;
         let renewed = (store.clone(), path.clone());
         let renewal = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(RENEW_PERIOD).await;
+                // Who was taken for dead stays dead: others have gone on.
+                if matches!(renewed.0.objects.head(&renewed.1).await, Err(object_store::Error::NotFound { .. })) {
+                    return;
+                }
                 if let Err(error) = write(&renewed.0, &renewed.1, &document).await {
                     tracing::warn!("a lease cannot be renewed: {error}");
                 }
             }
         });
-        Ok(Self { store: store.clone(), path, renewal })
+        Ok(Self { store: store.clone(), path, renewal, released: false })
     }
 
     /// Takes a lease for work that no collection may run beside: waits until none does.
@@ -170,8 +179,9 @@ impl Lease {
     ///
     /// # Errors
     /// The store fails; the lease ends by itself.
-    pub async fn release(self) -> Result<(), StoreError> {
+    pub async fn release(mut self) -> Result<(), StoreError> {
         self.renewal.abort();
+        self.released = true;
         match self.store.objects.delete(&self.path).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(StoreError::Backend { path: self.path.clone(), source }),
@@ -182,6 +192,12 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.renewal.abort();
+        // The work failed or was broken off: nobody should wait for it.
+        if let (false, Ok(runtime)) = (self.released, Handle::try_current())
+            && runtime.runtime_flavor() == RuntimeFlavor::MultiThread
+        {
+            let _ = tokio::task::block_in_place(|| runtime.block_on(self.store.objects.delete(&self.path)));
+        }
     }
 }
 
@@ -204,7 +220,7 @@ impl Store {
                 self.delete(&path).await?;
                 continue;
             }
-            match self.bytes(path.clone()).await {
+            match self.bytes(path.clone(), LEASE_BYTES_MAX).await {
                 Ok(bytes) => {
                     let unknown = || Lessee { work: Work::Write, host: "an unknown host".into(), process: 0 };
                     leases.push((path, serde_json::from_slice(&bytes).unwrap_or_else(|_| unknown())));

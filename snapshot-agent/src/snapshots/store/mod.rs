@@ -17,8 +17,12 @@ use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use snapshots::leaf::Codec;
-use snapshots::manifest::ManifestError;
+use snapshots::manifest::{MANIFEST_BYTES_MAX, ManifestError};
+use snapshots::pack::PACK_BYTES;
 use snapshots::{Index, IndexRecord, LeafId, Manifest, ObjectId, PackId};
+
+/// Most bytes of an index that is read: 20 million leaves, 40 TiB.
+const INDEX_BYTES_MAX: u64 = 1 << 30;
 
 /// What went wrong with a store, and where.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +56,16 @@ pub enum StoreError {
         path: Path,
         /// Its words.
         source: object_store::Error,
+    },
+    /// Something is longer than anything of its sort.
+    #[error("{path} has {bytes} bytes, where at most {most} make sense; fetch it from another copy")]
+    TooLong {
+        /// Where.
+        path: Path,
+        /// Its length.
+        bytes: u64,
+        /// The limit.
+        most: u64,
     },
     /// A manifest cannot be used.
     #[error("object {id}")]
@@ -91,6 +105,14 @@ pub enum StoreError {
 #[derive(Debug, Clone)]
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
+}
+
+impl StoreError {
+    /// Whether what was asked for is not there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Backend { source: object_store::Error::NotFound { .. }, .. })
+    }
 }
 
 impl Store {
@@ -168,7 +190,7 @@ impl Store {
     pub(super) async fn replace_object(&self, from: &Self, id: ObjectId) -> Result<(), StoreError> {
         let index = from.manifest(id).await?.index;
         for path in [Self::index_path(index), Self::manifest_path(id)] {
-            self.replace(path.clone(), from.bytes(path).await?).await?;
+            self.replace(path.clone(), from.bytes(path, INDEX_BYTES_MAX).await?).await?;
         }
         Ok(())
     }
@@ -180,8 +202,12 @@ impl Store {
         }
     }
 
-    async fn bytes(&self, path: Path) -> Result<Vec<u8>, StoreError> {
-        let got = self.objects.get(&path).await;
+    /// What lies at a path, if it has at most so many bytes.
+    async fn bytes(&self, path: Path, most: u64) -> Result<Vec<u8>, StoreError> {
+        let got = match self.objects.get(&path).await {
+            Ok(got) if got.meta.size > most => return Err(StoreError::TooLong { path, bytes: got.meta.size, most }),
+            got => got,
+        };
         match async { got?.bytes().await }.await {
             Ok(bytes) => Ok(bytes.into()),
             Err(source) => Err(StoreError::Backend { path, source }),
@@ -218,7 +244,11 @@ impl Store {
             let manifest = match self.manifest(by).await {
                 Ok(manifest) if by != id => manifest,
                 // One that cannot be read needs nothing any more.
-                Ok(_) | Err(StoreError::Manifest { .. }) => continue,
+                Ok(_)
+                | Err(StoreError::Manifest {
+                    source: ManifestError::Hash { .. } | ManifestError::Syntax(_) | ManifestError::TooLong(_),
+                    ..
+                }) => continue,
                 Err(error) => return Err(error),
             };
             if manifest.references.iter().any(|reference| reference.id == id) {
@@ -251,7 +281,7 @@ impl Store {
     /// # Errors
     /// It is not there, or not what its id says.
     pub async fn manifest(&self, id: ObjectId) -> Result<Manifest, StoreError> {
-        let bytes = self.bytes(Self::manifest_path(id)).await?;
+        let bytes = self.bytes(Self::manifest_path(id), MANIFEST_BYTES_MAX as u64).await?;
         Manifest::read(&bytes, id).map_err(|source| StoreError::Manifest { id, source })
     }
 
@@ -260,7 +290,7 @@ impl Store {
     /// # Errors
     /// It is not there.
     pub async fn index(&self, id: ObjectId) -> Result<Vec<u8>, StoreError> {
-        self.bytes(Self::index_path(id)).await
+        self.bytes(Self::index_path(id), INDEX_BYTES_MAX).await
     }
 
     /// A stretch of a pack's bytes.
@@ -277,7 +307,7 @@ impl Store {
     /// # Errors
     /// It is not there.
     pub async fn pack(&self, id: PackId) -> Result<Vec<u8>, StoreError> {
-        self.bytes(Self::pack_path(id)).await
+        self.bytes(Self::pack_path(id), PACK_BYTES as u64).await
     }
 }
 
@@ -287,6 +317,19 @@ impl Store {
 /// It is not what its id says.
 pub fn index(bytes: &[u8], id: ObjectId) -> Result<Index<'_>, StoreError> {
     Index::read(bytes, id).map_err(|source| StoreError::Index { id, source })
+}
+
+/// That leaves which an index calls zeros are: nothing of them is stored that could be verified.
+///
+/// # Errors
+/// One is not.
+pub fn check_zeros(index: &Index) -> Result<(), StoreError> {
+    let mut seen = std::collections::BTreeSet::new();
+    let zeros = (0..index.leaves()).filter_map(|i| index.leaf(i)).filter(|leaf| leaf.codec == Codec::Zero);
+    for record in zeros.filter(|leaf| seen.insert((leaf.id, leaf.content_bytes))) {
+        leaf(&record, PackId([0; 32]), &[], &mut Vec::new())?;
+    }
+    Ok(())
 }
 
 /// The content of a leaf, from its pack's bytes, verified; unpacked into `scratch` where it is compressed.
