@@ -119,6 +119,9 @@ fn label(text: &str) -> Result<(String, String), String> {
     if name.is_empty() {
         return Err("a label has a name: NAME=TEXT".into());
     }
+    if text.chars().any(char::is_control) {
+        return Err("a label is one line of text".into());
+    }
     Ok((name.into(), value.into()))
 }
 
@@ -193,8 +196,16 @@ fn wait<T, E: Into<anyhow::Error>>(
         tokio::select! {
             done = work => done.map_err(Into::into),
             _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("broken off")),
+            _ = terminated() => Err(anyhow::anyhow!("broken off")),
         }
     })
+}
+
+async fn terminated() {
+    match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        Ok(mut signal) => drop(signal.recv().await),
+        Err(_) => std::future::pending().await,
+    }
 }
 
 fn at_least_zero(text: &str) -> Result<f64, String> {
@@ -230,7 +241,7 @@ async fn listed(store: &Store) -> anyhow::Result<String> {
     let ids = store.objects().await?;
     for id in &ids {
         let manifest = store.manifest(*id).await?;
-        let labels: Vec<String> = manifest.labels.iter().map(|(name, text)| format!("{name}={text}")).collect();
+        let labels: Vec<String> = manifest.labels.iter().map(|(name, text)| shown(&format!("{name}={text}"))).collect();
         rows.add_row([
             id.to_string(),
             manifest.kind.name().into(),
@@ -273,6 +284,11 @@ fn verified(runtime: &tokio::runtime::Runtime, store: &Store, mirrors: &[Store])
         }
     );
     Ok(if found.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Text that others wrote, without what a terminal would obey.
+fn shown(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 fn count(n: usize, what: &str) -> String {

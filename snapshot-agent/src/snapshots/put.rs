@@ -114,6 +114,7 @@ pub async fn put(
     for source in sources {
         let shown = || format!("cannot read {}", source.path.display());
         let mut file = File::open(&source.path).with_context(shown)?;
+        let before = file.metadata().with_context(shown)?;
         writer.stream(&source.name);
         loop {
             let read = fill(&mut file, &mut content).with_context(shown)?;
@@ -123,6 +124,9 @@ pub async fn put(
             writer.leaf(&content[..read]).await?;
             told(read as u64);
         }
+        let after = file.metadata().with_context(shown)?;
+        let same = before.len() == after.len() && before.modified().ok() == after.modified().ok();
+        anyhow::ensure!(same, "{} changed while it was read; try again", source.path.display());
     }
     writer.publish(kind, Vec::new(), labels).await
 }

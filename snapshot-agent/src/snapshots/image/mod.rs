@@ -7,7 +7,7 @@ mod put;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -96,6 +96,17 @@ impl Source {
             }
         }
         files.into_values().sum()
+    }
+
+    /// That a file is as it was when the tree was read.
+    fn check_unchanged(&self, id: InodeId) -> anyhow::Result<()> {
+        if let Some(Place::File(path)) = self.content.get(&id) {
+            let now = std::fs::symlink_metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let was = &self.tree.inode(id).meta;
+            let same = (now.mtime(), now.mtime_nsec()) == (was.mtime_s, i64::from(was.mtime_ns));
+            anyhow::ensure!(same, "{} changed while it was read; try again", path.display());
+        }
+        Ok(())
     }
 
     fn shown(&self, id: InodeId) -> String {

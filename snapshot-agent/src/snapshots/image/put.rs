@@ -46,6 +46,7 @@ pub async fn put(
             "{} became longer while it was read; try again",
             source.shown(file.inode)
         );
+        source.check_unchanged(file.inode)?;
         let padding = file.bytes.next_multiple_of(BLOCK_BYTES) - file.bytes;
         waiting.resize(waiting.len() + padding as usize, 0);
     }

@@ -61,8 +61,7 @@ impl LazyImage {
         let streams: Vec<&str> = manifest.streams.iter().map(|stream| &stream.name[..]).collect();
         anyhow::ensure!(
             manifest.kind == Kind::Image && streams == [META_STREAM, DATA_STREAM],
-            "object {id} is {} of kind '{}', not an image of a root filesystem: store it with --kind image",
-            manifest.streams.len(),
+            "object {id} is of kind '{}', not the image of a root filesystem: store it with --kind image",
             manifest.kind.name()
         );
         let meta_bytes = manifest.streams[0].bytes;

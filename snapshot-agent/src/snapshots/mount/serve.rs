@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Options;
 use super::lazy::LazyImage;
 use super::overlay::Overlay;
-use super::table::is_mount_point;
+use super::table::mounts_at;
 use super::ways::{Mounted, Place, WAYS};
 use crate::snapshots::host::{Cache, Leaves};
 use crate::snapshots::store::Store;
@@ -69,7 +69,7 @@ async fn serve(options: &Options) -> anyhow::Result<ExitCode> {
         let (image, trace) = (image.clone(), traces.earlier.clone());
         tokio::spawn(async move { image.prefetch(&trace).await });
     }
-    until_unmounted(&place.folder, || traces.write(&image)).await?;
+    until_unmounted(&place.folder, 1 + usize::from(overlay.is_some()), || traces.write(&image)).await?;
     drop(overlay);
     tokio::task::spawn_blocking(move || drop(mounted)).await.context("unmounting failed")?;
     traces.write(&image);
@@ -108,7 +108,7 @@ fn mount(options: &Options, image: &Arc<LazyImage>, place: &Place) -> anyhow::Re
 
 /// Waits until somebody unmounts or wants this process to end; calls `now_and_then` meanwhile.
 #[allow(clippy::disallowed_methods, reason = "traces are written in real time")]
-async fn until_unmounted(folder: &Path, now_and_then: impl Fn()) -> anyhow::Result<()> {
+async fn until_unmounted(folder: &Path, all: usize, now_and_then: impl Fn()) -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate()).context("cannot wait for signals")?;
     let mut int = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
     let mut look = tokio::time::interval(LOOK_PERIOD);
@@ -118,7 +118,8 @@ async fn until_unmounted(folder: &Path, now_and_then: impl Fn()) -> anyhow::Resu
             _ = term.recv() => return Ok(()),
             _ = int.recv() => return Ok(()),
             _ = look.tick() => {
-                if is_mount_point(folder) == Some(false) {
+                // An image without its overlay would show what was overwritten.
+                if mounts_at(folder).is_some_and(|mounts| mounts < all) {
                     return Ok(());
                 }
                 if written.elapsed() > TRACE_PERIOD {

@@ -31,9 +31,14 @@ fn table() -> Option<Vec<Line>> {
     Some(String::from_utf8_lossy(&bytes).lines().filter_map(line).collect())
 }
 
+/// How many mounts lie one above the other at a folder; `None` if that cannot be told.
+pub fn mounts_at(folder: &Path) -> Option<usize> {
+    Some(table()?.iter().filter(|line| line.folder == folder).count())
+}
+
 /// Whether something is mounted at a folder; `None` if that cannot be told.
 pub fn is_mount_point(folder: &Path) -> Option<bool> {
-    Some(table()?.iter().any(|line| line.folder == folder))
+    Some(mounts_at(folder)? > 0)
 }
 
 /// Whether what is mounted at a folder is what a dead process of ours left there.

@@ -18,6 +18,8 @@ use super::table::{ALIVE, is_left_behind, is_mount_point};
 const ASK_PERIOD: Duration = Duration::from_secs(2);
 /// How long it may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Beginning of the names of scratch folders; the number of their process follows.
+const SCRATCH: &str = "mount-";
 /// Starts within a minute before this gives up.
 const STARTS_MAX: usize = 5;
 
@@ -34,12 +36,15 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     }
     let folder = fs::canonicalize(&folder)
         .with_context(|| format!("{} is no folder to mount at: make it first", options.folder.display()))?;
+    anyhow::ensure!(folder.is_dir(), "{} is no folder to mount at", folder.display());
     anyhow::ensure!(is_mount_point(&folder) == Some(false), "something is mounted at {} already", folder.display());
     fs::create_dir_all(&options.cache).with_context(|| {
         format!("{} cannot hold a cache: give a folder that this process may write to", options.cache.display())
     })?;
     let cache = fs::canonicalize(&options.cache).context("the cache cannot be found")?;
-    let scratch = tempfile::Builder::new().prefix("mount-").tempdir_in(&cache);
+    sweep(&cache);
+    let prefix = format!("{SCRATCH}{}-", std::process::id());
+    let scratch = tempfile::Builder::new().prefix(&prefix).tempdir_in(&cache);
     let scratch = scratch.with_context(|| {
         format!("{} cannot hold a cache: give a folder that this process may write to", cache.display())
     })?;
@@ -49,6 +54,19 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let done = runtime.context("cannot start threads")?.block_on(watch(&watched));
     watched.take_away();
     done
+}
+
+/// Takes away what dead processes left in a cache.
+fn sweep(cache: &Path) {
+    let Ok(entries) = fs::read_dir(cache) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name.strip_prefix(SCRATCH).and_then(|rest| rest.split('-').next());
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            let _ = rustix::mount::unmount(entry.path().as_path(), UnmountFlags::DETACH);
+            drop(fs::remove_dir(entry.path()));
+        }
+    }
 }
 
 struct Watched {
@@ -92,6 +110,8 @@ async fn watch(watched: &Watched) -> anyhow::Result<ExitCode> {
     loop {
         starts.retain(|start| start.elapsed() < Duration::from_secs(60));
         anyhow::ensure!(starts.len() < STARTS_MAX, "what serves ended {STARTS_MAX} times in a minute");
+        // A store that is away for a moment is not the end.
+        tokio::time::sleep(Duration::from_secs(2) * starts.len() as u32).await;
         starts.push(Instant::now());
         let mut child = watched.start()?;
         let mut ask = tokio::time::interval(ASK_PERIOD);

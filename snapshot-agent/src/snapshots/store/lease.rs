@@ -44,8 +44,30 @@ pub struct Lessee {
     pub work: Work,
     /// Where: for people.
     pub host: String,
-    /// By which process: for people.
+    /// By which process.
     pub process: u32,
+    /// Where that number means something: this start of the machine and its namespace of processes.
+    #[serde(default)]
+    pub processes_of: String,
+}
+
+impl Lessee {
+    /// Whether it was a process of this machine that is gone.
+    fn is_gone(&self) -> bool {
+        !self.processes_of.is_empty()
+            && self.processes_of == processes()
+            && !std::path::Path::new("/proc").join(self.process.to_string()).exists()
+    }
+}
+
+/// Where numbers of processes mean what they do here; nothing if that cannot be told.
+fn processes() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    let namespace = std::fs::read_link("/proc/self/ns/pid");
+    match (boot, namespace) {
+        (Ok(boot), Ok(namespace)) => format!("{} {}", boot.trim(), namespace.display()),
+        _ => String::new(),
+    }
 }
 
 /// A lease that is held, until it is released or dropped.
@@ -64,7 +86,7 @@ impl Lease {
     /// The store does not take the document.
     pub async fn take(store: &Store, work: Work) -> Result<Self, StoreError> {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let lessee = Lessee { work, host, process: std::process::id() };
+        let lessee = Lessee { work, host, process: std::process::id(), processes_of: processes() };
         let document = serde_json::to_vec(&lessee).unwrap_or_default();
         // A name that nobody else takes.
         let mut random = [0; 16];
@@ -222,8 +244,18 @@ impl Store {
             }
             match self.bytes(path.clone(), LEASE_BYTES_MAX).await {
                 Ok(bytes) => {
-                    let unknown = || Lessee { work: Work::Write, host: "an unknown host".into(), process: 0 };
-                    leases.push((path, serde_json::from_slice(&bytes).unwrap_or_else(|_| unknown())));
+                    let unknown = || Lessee {
+                        work: Work::Write,
+                        host: "an unknown host".into(),
+                        process: 0,
+                        processes_of: String::new(),
+                    };
+                    let lessee: Lessee = serde_json::from_slice(&bytes).unwrap_or_else(|_| unknown());
+                    if lessee.is_gone() {
+                        self.delete(&path).await?;
+                    } else {
+                        leases.push((path, lessee));
+                    }
                 }
                 // Given back meanwhile.
                 Err(StoreError::Backend { source: object_store::Error::NotFound { .. }, .. }) => {}

@@ -31,7 +31,9 @@ pub enum StoreError {
     #[error(transparent)]
     Address(#[from] AddressError),
     /// Others are at work, beside which this cannot run.
-    #[error("process {process} on {host} is writing or collecting: try again when it is done, or wait longer")]
+    #[error(
+        "process {process} on {host} is writing or collecting: try again when it is done, or wait longer; what a dead process left ends after half an hour"
+    )]
     Busy {
         /// Its host.
         host: String,
@@ -67,6 +69,9 @@ pub enum StoreError {
         /// The limit.
         most: u64,
     },
+    /// There is no such object.
+    #[error("there is no object {0}: 'pilotlight-agent store ls' lists those that are")]
+    NoObject(ObjectId),
     /// A manifest cannot be used.
     #[error("object {id}")]
     Manifest {
@@ -111,7 +116,7 @@ impl StoreError {
     /// Whether what was asked for is not there.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Backend { source: object_store::Error::NotFound { .. }, .. })
+        matches!(self, Self::NoObject(_) | Self::Backend { source: object_store::Error::NotFound { .. }, .. })
     }
 }
 
@@ -239,7 +244,11 @@ impl Store {
     /// It is not there, another object refers to it, or the store fails.
     pub async fn remove(&self, id: ObjectId) -> Result<(), StoreError> {
         let path = Self::manifest_path(id);
-        self.objects.head(&path).await.map_err(|source| StoreError::Backend { path: path.clone(), source })?;
+        match self.objects.head(&path).await {
+            Err(object_store::Error::NotFound { .. }) => return Err(StoreError::NoObject(id)),
+            Err(source) => return Err(StoreError::Backend { path, source }),
+            Ok(_) => {}
+        }
         for by in self.objects().await? {
             let manifest = match self.manifest(by).await {
                 Ok(manifest) if by != id => manifest,
@@ -281,7 +290,10 @@ impl Store {
     /// # Errors
     /// It is not there, or not what its id says.
     pub async fn manifest(&self, id: ObjectId) -> Result<Manifest, StoreError> {
-        let bytes = self.bytes(Self::manifest_path(id), MANIFEST_BYTES_MAX as u64).await?;
+        let bytes = match self.bytes(Self::manifest_path(id), MANIFEST_BYTES_MAX as u64).await {
+            Err(error) if error.is_not_found() => return Err(StoreError::NoObject(id)),
+            got => got?,
+        };
         Manifest::read(&bytes, id).map_err(|source| StoreError::Manifest { id, source })
     }
 
