@@ -49,6 +49,7 @@ async fn sweep(store: &Store, lease: &Lease, terms: Terms) -> Result<Sweep, Stor
         }
         store.delete(&path).await?;
     }
+    store.delete_unfinished(terms.grace).map_err(StoreError::Unfinished)?;
     Ok(sweep)
 }
 

@@ -9,7 +9,9 @@
 mod address;
 pub mod lease;
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use address::AddressError;
 use bytes::Bytes;
@@ -40,6 +42,9 @@ pub enum StoreError {
         /// Its number.
         process: u32,
     },
+    /// What killed processes left cannot be deleted.
+    #[error("what killed processes left cannot be deleted")]
+    Unfinished(#[source] std::io::Error),
     /// This process stood still for so long that it was taken for dead.
     #[error("this took so long that the store gave up the lease: try again")]
     LeaseLost,
@@ -110,6 +115,8 @@ pub enum StoreError {
 #[derive(Debug, Clone)]
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
+    /// Where it is, if it is a folder.
+    folder: Option<PathBuf>,
 }
 
 impl StoreError {
@@ -137,7 +144,9 @@ impl Store {
     /// # Errors
     /// There is none, or it cannot be understood.
     pub fn open_with(address: &str, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, StoreError> {
-        Ok(Self { objects: address::open(address, &variables.into_iter().collect())? })
+        let objects = address::open(address, &variables.into_iter().collect())?;
+        let folder = (!address.contains("://")).then(|| PathBuf::from(address));
+        Ok(Self { objects, folder })
     }
 
     pub(super) fn pack_path(id: PackId) -> Path {
@@ -228,6 +237,27 @@ impl Store {
         let of = |meta: object_store::ObjectMeta| (meta.location, meta.size, meta.last_modified.timestamp());
         let listed = self.objects.list(Some(&path)).map_ok(of).try_collect().await;
         listed.map_err(|source| StoreError::Backend { path, source })
+    }
+
+    /// Deletes what killed processes were writing to a folder, if it is older than `grace`: files that get their names when they
+    /// are whole. In a bucket nothing is seen of such.
+    pub(super) fn delete_unfinished(&self, grace: Duration) -> std::io::Result<()> {
+        let mut left: Vec<PathBuf> = match &self.folder {
+            Some(folder) => ["packs", "indexes", "objects", "leases"].iter().map(|part| folder.join(part)).collect(),
+            None => return Ok(()),
+        };
+        while let Some(path) = left.pop() {
+            if path.is_dir() {
+                left.extend(std::fs::read_dir(path)?.filter_map(Result::ok).map(|entry| entry.path()));
+            } else if is_unfinished(&path) {
+                // A clock that went back makes it young.
+                let age = std::fs::metadata(&path)?.modified()?.elapsed().unwrap_or_default();
+                if age >= grace {
+                    std::fs::remove_file(path)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Deletes what may be gone already.
@@ -321,6 +351,13 @@ impl Store {
     pub async fn pack(&self, id: PackId) -> Result<Vec<u8>, StoreError> {
         self.bytes(Self::pack_path(id), PACK_BYTES as u64).await
     }
+}
+
+/// Whether a file has a name that `object_store` gives to what is not whole yet: another, a hash sign and a number.
+fn is_unfinished(path: &std::path::Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let number = name.rsplit_once('#').map(|(_, number)| number.to_owned());
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// An index, checked against its id.
