@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -134,24 +134,9 @@ pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     match command {
         Command::Put { path, at, kind, compress, labels } => {
-            let store = Store::open(&at.address)?;
             let compression = if *compress { Compression::IfWorthwhile } else { Compression::Never };
             let labels: BTreeMap<String, String> = labels.iter().cloned().collect();
-            let (what, done) = if *kind == Kind::Image {
-                let source = image::Source::open(path)?;
-                let bar = bar(source.bytes());
-                let done = image::put(&store, &source, compression, labels, |bytes| bar.inc(bytes));
-                ("an image".to_owned(), (wait(&runtime, done), bar))
-            } else {
-                let sources = put::sources(path)?;
-                let bar = bar(sources.iter().map(|source| source.bytes).sum());
-                let done = put::put(&store, &sources, *kind, compression, labels, |bytes| bar.inc(bytes));
-                (count(sources.len(), "file"), (wait(&runtime, done), bar))
-            };
-            let (done, bar) = (done.0?, done.1);
-            bar.finish_and_clear();
-            let packs = count(done.new_packs, "pack");
-            eprintln!("{what}, {}; stored {} in {packs}", size(done.bytes), size(done.new_bytes));
+            let done = stored(&runtime, &Store::open(&at.address)?, path, *kind, compression, labels)?;
             println!("{}", done.id);
         }
         Command::Get { id, folder, at } => {
@@ -185,6 +170,32 @@ pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Stores what is at a path, and says how much of it was new.
+fn stored(
+    runtime: &tokio::runtime::Runtime,
+    store: &Store,
+    path: &Path,
+    kind: Kind,
+    compression: Compression,
+    labels: BTreeMap<String, String>,
+) -> anyhow::Result<put::Done> {
+    let (what, done) = if kind == Kind::Image {
+        let source = image::Source::open(path)?;
+        let bar = bar(source.bytes());
+        let done = wait(runtime, image::put(store, &source, compression, labels, |bytes| bar.inc(bytes)))?;
+        bar.finish_and_clear();
+        ("an image".to_owned(), done)
+    } else {
+        let sources = put::sources(path)?;
+        let bar = bar(sources.iter().map(|source| source.bytes).sum());
+        let done = wait(runtime, put::put(store, &sources, kind, compression, labels, |bytes| bar.inc(bytes)))?;
+        bar.finish_and_clear();
+        (count(sources.len(), "file"), done)
+    };
+    eprintln!("{what}, {}; stored {} in {}", size(done.bytes), size(done.new_bytes), count(done.new_packs, "pack"));
+    Ok(done)
 }
 
 /// Waits for work, or breaks it off when the user does, so that it can give back what others would wait for.
