@@ -294,7 +294,7 @@ fn what_ends_or_hangs_is_mounted_again() {
         let bed = Bed::new();
         some_root(&bed.path("root"));
         let id = bed.put("root", &[]);
-        let mut mount = bed.mount(&id, &["--way", way, "--no-prefetch", "--patience-s", "1"]);
+        let mut mount = bed.mount(&id, &["--way", way, "--no-prefetch", "--patience-s", "2"]);
         for signal in [rustix::process::Signal::KILL, rustix::process::Signal::STOP] {
             let server = mount.server().expect("a process that serves");
             Mount::signal(server, signal);
