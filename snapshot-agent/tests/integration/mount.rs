@@ -97,7 +97,13 @@ fn is_mounted(folder: &Path) -> bool {
     table.lines().any(|line| line.split(' ').nth(4) == folder.to_str())
 }
 
-fn is_other(server: u32) -> bool {
+/// The process that a watchdog has started.
+fn server_of(watchdog: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{watchdog}/task/{watchdog}/children")).expect("read");
+    children.split_whitespace().next().map(|pid| pid.parse().expect("a number"))
+}
+
+fn is_gone(server: u32) -> bool {
     !Path::new(&format!("/proc/{server}")).exists()
 }
 
@@ -122,11 +128,15 @@ impl Mount {
         fs::read_to_string(&self.log).expect("a log")
     }
 
-    /// Processes that serve it.
     fn server(&self) -> Option<u32> {
-        let pid = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("read");
-        children.split_whitespace().next().map(|pid| pid.parse().expect("a number"))
+        server_of(self.child.id())
+    }
+
+    /// Waits until another process than `server` serves, and a file can be read.
+    fn wait_for_another(&mut self, server: u32, file: &Path) {
+        let watchdog = self.child.id();
+        let another = move || server_of(watchdog).is_some_and(|now| now != server);
+        self.wait("another process serves", || another() && fs::read(file).is_ok());
     }
 
     fn signal(pid: u32, signal: rustix::process::Signal) {
@@ -300,8 +310,7 @@ fn what_ends_or_hangs_is_mounted_again() {
             Mount::signal(server, signal);
             let file = bed.path("mnt/usr/lib/libtorch.so");
             // Meanwhile there may be errors, but each comes: nothing hangs.
-            let again = || fs::read(&file).is_ok_and(|bytes| bytes.len() == 9 << 20) && is_other(server);
-            mount.wait("it reads again", again);
+            mount.wait_for_another(server, &file);
             drop(fs::remove_dir_all(bed.path("cache/leaves")));
         }
         let said = mount.said();
@@ -310,7 +319,7 @@ fn what_ends_or_hangs_is_mounted_again() {
         let server = mount.server().expect("a process that serves");
         mount.child.kill().expect("killed");
         mount.child.wait().expect("ended");
-        while !is_other(server) {
+        while !is_gone(server) {
             std::thread::sleep(Duration::from_millis(10));
         }
         drop(fs::read(bed.path("mnt/usr/lib/zeros")));
@@ -319,6 +328,29 @@ fn what_ends_or_hangs_is_mounted_again() {
         assert!(mount.said().contains("taken away"), "{}", mount.said());
         mount.end();
     }
+}
+
+/// Removed and collected as far as may be: what is mounted is read to the end, by another process if that must be.
+#[test]
+fn a_removed_image_lasts_as_long_as_its_mount() {
+    if !may_mount() {
+        return;
+    }
+    let bed = Bed::new();
+    some_root(&bed.path("root"));
+    let id = bed.put("root", &[]);
+    let mut mount = bed.mount(&id, &["--no-prefetch"]);
+    assert!(bed.run(&["store", "rm", &id]).status.success());
+    let collect = || String::from_utf8_lossy(&bed.run(&["store", "gc", "--grace-h", "0"]).stdout).into_owned();
+    assert!(collect().starts_with("deleted 0 packs and 0 indexes"));
+    let server = mount.server().expect("a process that serves");
+    Mount::signal(server, rustix::process::Signal::KILL);
+    let want = listing(&bed.path("root"));
+    let file = bed.path("mnt/usr/lib/libtorch.so");
+    mount.wait_for_another(server, &file);
+    assert_eq!(listing(&bed.path("mnt")), want);
+    mount.end();
+    assert!(collect().starts_with("deleted 1 pack and 1 index"), "nobody reads it any more");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use snapshots::{Manifest, ObjectId, PackId};
 
 use crate::snapshots::host::{FetchError, Leaves, RUN_BYTES_MAX, Wanted};
 use crate::snapshots::image::{DATA_STREAM, META_STREAM};
-use crate::snapshots::store::{self, Store};
+use crate::snapshots::store;
 
 /// Most bytes of an image's metadata, which lie in memory: ten million files.
 const META_BYTES_MAX: u64 = 1 << 30;
@@ -53,11 +53,16 @@ pub struct Share {
 }
 
 impl LazyImage {
-    /// The image of a store. Its metadata is fetched and checked here: what a kernel could be harmed with is refused.
+    /// The image of a manifest and an index. Its metadata is fetched and checked here: what a kernel could be harmed with is refused.
     ///
     /// # Errors
-    /// The object is not there, is no image, or makes no sense.
-    pub async fn open(leaves: Arc<Leaves>, store: &Store, id: ObjectId, manifest: &Manifest) -> anyhow::Result<Self> {
+    /// The object is no image, or makes no sense.
+    pub async fn open(
+        leaves: Arc<Leaves>,
+        id: ObjectId,
+        manifest: &Manifest,
+        index_bytes: &[u8],
+    ) -> anyhow::Result<Self> {
         let streams: Vec<&str> = manifest.streams.iter().map(|stream| &stream.name[..]).collect();
         anyhow::ensure!(
             manifest.kind == Kind::Image && streams == [META_STREAM, DATA_STREAM],
@@ -69,8 +74,7 @@ impl LazyImage {
             meta_bytes <= META_BYTES_MAX,
             "object {id} has {meta_bytes} bytes of metadata: at most {META_BYTES_MAX} are mounted"
         );
-        let index_bytes = store.index(manifest.index).await?;
-        let index = store::index(&index_bytes, manifest.index)?;
+        let index = store::index(index_bytes, manifest.index)?;
         let ranges = manifest.ranges(&index).with_context(|| format!("object {id}"))?;
         store::check_zeros(&index)?;
         let mut starts = Vec::with_capacity(index.leaves());

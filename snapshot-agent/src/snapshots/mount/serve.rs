@@ -6,17 +6,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use snapshots::Manifest;
 use snapshots::trace::Trace;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Options;
+use super::kept::Kept;
 use super::lazy::LazyImage;
 use super::overlay::Overlay;
 use super::table::mounts_at;
 use super::ways::{Mounted, Place, WAYS};
 use crate::snapshots::host::{Cache, Leaves};
 use crate::snapshots::store::Store;
-use crate::snapshots::store::lease::Lease;
+use crate::snapshots::store::lease::{Lease, Work};
 
 /// How often the run so far is written down: a process that is killed loses this much.
 const TRACE_PERIOD: Duration = Duration::from_secs(30);
@@ -45,14 +47,14 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
 async fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
     let store = Store::open(&options.store)?;
-    let (manifest, lease) = Lease::take_to_read(&store, options.id).await?;
+    let (manifest, index_bytes, lease) = known(&store, options).await?;
     let mut tiers = vec![store.clone()];
     for mirror in &options.mirrors {
         tiers.push(Store::open(mirror)?);
     }
     let cache = Cache::open(&options.cache, (options.cache_gib * f64::from(1 << 30)) as u64)?;
     let leaves = Leaves::new(cache, tiers);
-    let image = Arc::new(LazyImage::open(leaves.clone(), &store, options.id, &manifest).await?);
+    let image = Arc::new(LazyImage::open(leaves.clone(), options.id, &manifest, &index_bytes).await?);
     let ready_s = began.elapsed().as_secs_f64();
     let scratch = options.scratch.clone().context("a scratch folder is needed")?;
     let folder = std::fs::canonicalize(&options.folder).context("the folder to mount at is gone")?;
@@ -88,6 +90,33 @@ async fn serve(options: &Options) -> anyhow::Result<ExitCode> {
         of(&counts.failed),
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// The image's manifest and index, from the store or, where it has them no more, from this host; and a lease, so that content stays.
+async fn known(store: &Store, options: &Options) -> anyhow::Result<(Manifest, Vec<u8>, Option<Lease>)> {
+    let (id, kept) = (options.id, Kept::open(&options.cache));
+    let of_store = async {
+        let (manifest, lease) = Lease::take_to_read(store, id).await?;
+        let index = store.index(manifest.index).await?;
+        let document = store.manifest_bytes(id).await?;
+        anyhow::Ok((manifest, index, lease, document))
+    };
+    match of_store.await {
+        Ok((manifest, index, lease, document)) => {
+            if let Err(error) = kept.keep(id, &document, &index) {
+                tracing::warn!(
+                    "what the mount must know cannot be kept: {error}; it will not start again without the store"
+                );
+            }
+            Ok((manifest, index, lease))
+        }
+        Err(error) => {
+            let Some((manifest, index)) = kept.get(id) else { return Err(error) };
+            tracing::warn!("{error:#}; what this host knows of it from before is used");
+            let lease = Lease::take(store, Work::Read { index: manifest.index }).await.ok();
+            Ok((manifest, index, lease))
+        }
+    }
 }
 
 /// The best way that this host can go, or the one that was asked for.

@@ -320,11 +320,18 @@ impl Store {
     /// # Errors
     /// It is not there, or not what its id says.
     pub async fn manifest(&self, id: ObjectId) -> Result<Manifest, StoreError> {
-        let bytes = match self.bytes(Self::manifest_path(id), MANIFEST_BYTES_MAX as u64).await {
-            Err(error) if error.is_not_found() => return Err(StoreError::NoObject(id)),
-            got => got?,
-        };
-        Manifest::read(&bytes, id).map_err(|source| StoreError::Manifest { id, source })
+        Manifest::read(&self.manifest_bytes(id).await?, id).map_err(|source| StoreError::Manifest { id, source })
+    }
+
+    /// The bytes of a manifest, to be read with [`Manifest::read`].
+    ///
+    /// # Errors
+    /// It is not there.
+    pub async fn manifest_bytes(&self, id: ObjectId) -> Result<Vec<u8>, StoreError> {
+        match self.bytes(Self::manifest_path(id), MANIFEST_BYTES_MAX as u64).await {
+            Err(error) if error.is_not_found() => Err(StoreError::NoObject(id)),
+            got => got,
+        }
     }
 
     /// The bytes of an index, to be read with [`Index::read`].
