@@ -13,6 +13,7 @@
 //! ```
 
 use crate::leaf::{Codec, LEAF_BYTES};
+use crate::numbers::{u32_at, u64_at};
 use crate::pack::{PACK_BYTES, Place};
 use crate::{LeafId, ObjectId, PackId};
 
@@ -255,12 +256,4 @@ pub fn write(packs: &[PackId], leaves: &[IndexRecord]) -> (ObjectId, Vec<u8>) {
 
 fn content_bytes(record: &[u8; RECORD_BYTES]) -> u32 {
     u32::from_le_bytes([record[44], record[45], record[46], 0])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }

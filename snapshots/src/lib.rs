@@ -15,6 +15,7 @@ pub mod image;
 pub mod index;
 pub mod leaf;
 pub mod manifest;
+mod numbers;
 pub mod pack;
 pub mod staging;
 pub mod trace;

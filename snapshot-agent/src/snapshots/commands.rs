@@ -18,7 +18,7 @@ use snapshots::manifest::Kind;
 use super::collect::Terms;
 use super::store::Store;
 use super::store::lease::Lease;
-use super::{collect, get, image, put, verify};
+use super::{collect, get, image, in_one_line, put, verify};
 
 /// What to do with a store.
 #[derive(Debug, clap::Subcommand)]
@@ -278,9 +278,7 @@ fn verified(runtime: &tokio::runtime::Runtime, store: &Store, mirrors: &[Store])
     let found = wait(runtime, verify::verify(store, mirrors, told))?;
     bar.finish_and_clear();
     for fault in &found.faults {
-        let fault: &dyn std::error::Error = fault;
-        let causes = std::iter::successors(Some(fault), |error| error.source());
-        println!("FAULT: {}", causes.map(ToString::to_string).collect::<Vec<_>>().join(": "));
+        println!("FAULT: {}", in_one_line(fault));
     }
     found.damaged.iter().for_each(|id| println!("damaged: object {id}"));
     println!(

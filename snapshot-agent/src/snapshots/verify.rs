@@ -61,8 +61,8 @@ pub async fn verify(store: &Store, mirrors: &[Store], told: impl Fn(usize, usize
     found.packs = needed.len();
     for (done, (pack, leaves)) in needed.into_iter().enumerate() {
         found.bytes += leaves.values().map(|(record, _)| u64::from(record.place.stored_bytes)).sum::<u64>();
-        let faults = faults_of(store, pack, &leaves).await.1;
-        if !faults.is_empty() && repair_pack(store, mirrors, pack, &leaves).await {
+        let (bytes, faults) = faults_of(store, pack, &leaves).await;
+        if !faults.is_empty() && repair_pack(store, mirrors, pack, bytes, &leaves).await {
             found.repaired += 1;
         } else {
             for (fault, objects) in faults {
@@ -98,16 +98,15 @@ async fn faults_of(store: &Store, pack: PackId, leaves: &Needed) -> (Vec<u8>, Ve
 }
 
 /// Writes a pack anew from a mirror that has all leaves whole; whether there is one.
-async fn repair_pack(store: &Store, mirrors: &[Store], pack: PackId, leaves: &Needed) -> bool {
+async fn repair_pack(store: &Store, mirrors: &[Store], pack: PackId, own: Vec<u8>, leaves: &Needed) -> bool {
     for mirror in mirrors {
-        let (mut bytes, faults) = faults_of(mirror, pack, leaves).await;
-        // Only what is damaged here comes from there: other leaves may be whole here alone.
-        if let Ok(own) = store.pack(pack).await
-            && own.len() == bytes.len()
-        {
-            bytes = patched(own, &bytes, pack, leaves);
+        let (copy, faults) = faults_of(mirror, pack, leaves).await;
+        if !faults.is_empty() {
+            continue;
         }
-        if faults.is_empty() && store.replace_pack(pack, bytes).await.is_ok() {
+        // Only what is damaged here comes from there: other leaves may be whole here alone.
+        let bytes = if own.len() == copy.len() { patched(own.clone(), &copy, pack, leaves) } else { copy };
+        if store.replace_pack(pack, bytes).await.is_ok() {
             return true;
         }
     }

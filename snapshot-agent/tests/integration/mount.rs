@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::store::noise;
+use crate::store::{files, noise};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -78,18 +78,6 @@ impl Bed {
     fn packs(&self, store: &str) -> Vec<PathBuf> {
         files(&self.path(store).join("packs"))
     }
-}
-
-fn files(below: &Path) -> Vec<PathBuf> {
-    let (mut found, mut left) = (Vec::new(), vec![below.to_owned()]);
-    while let Some(path) = left.pop() {
-        if path.is_dir() {
-            left.extend(fs::read_dir(&path).expect("read").map(|entry| entry.expect("read").path()));
-        } else if path.exists() {
-            found.push(path);
-        }
-    }
-    found
 }
 
 fn is_mounted(folder: &Path) -> bool {

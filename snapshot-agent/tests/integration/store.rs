@@ -68,17 +68,21 @@ impl Place {
 
     /// Every file of the store, by its path.
     pub(crate) fn stored(&self, below: &str) -> Vec<std::path::PathBuf> {
-        let mut found = Vec::new();
-        let mut left = vec![self.store().join(below)];
-        while let Some(path) = left.pop() {
-            if path.is_dir() {
-                left.extend(fs::read_dir(&path).expect("read").map(|entry| entry.expect("read").path()));
-            } else if path.exists() {
-                found.push(path);
-            }
-        }
-        found
+        files(&self.store().join(below))
     }
+}
+
+/// Every file below a folder.
+pub(crate) fn files(below: &Path) -> Vec<std::path::PathBuf> {
+    let (mut found, mut left) = (Vec::new(), vec![below.to_owned()]);
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(fs::read_dir(&path).expect("read").map(|entry| entry.expect("read").path()));
+        } else if path.exists() {
+            found.push(path);
+        }
+    }
+    found
 }
 
 #[test]

@@ -157,15 +157,6 @@ impl Tree {
         Ok(self.entries(parent, name)?.remove(name).is_some())
     }
 
-    /// Takes all names of a folder away.
-    ///
-    /// # Errors
-    /// It is no folder.
-    pub fn clear(&mut self, folder: InodeId) -> Result<(), TreeError> {
-        self.entries(folder, b"all")?.clear();
-        Ok(())
-    }
-
     /// Another owner, times and attributes for an inode.
     ///
     /// # Errors

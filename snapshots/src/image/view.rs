@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use super::format as f;
 use super::tree::is_name;
 use super::{BLOCK_BYTES, DeviceKind};
+use crate::numbers::{u16_at, u32_at, u64_at};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
@@ -382,16 +383,4 @@ fn xattrs(all: &[u8]) -> Option<Xattrs<'_>> {
         rest = rest.get(padded..)?;
     }
     Some(found)
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }

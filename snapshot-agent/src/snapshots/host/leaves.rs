@@ -13,6 +13,7 @@ use snapshots::{IndexRecord, LeafId, PackId};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::cache::{Cache, Content};
+use crate::snapshots::in_one_line;
 use crate::snapshots::store::{self, Store, StoreError};
 
 /// Most bytes of one request ahead: what object stores answer at their best rate.
@@ -34,19 +35,12 @@ pub struct Wanted {
 
 /// Why a leaf is not there: what each tier said, in their order.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("leaf {leaf} is in no tier: {}", .tiers.iter().map(|error| causes(error)).collect::<Vec<_>>().join("; "))]
+#[error("leaf {leaf} is in no tier: {}", .tiers.iter().map(|error| in_one_line(&**error)).collect::<Vec<_>>().join("; "))]
 pub struct FetchError {
     /// The leaf.
     pub leaf: LeafId,
     /// By tier.
     pub tiers: Vec<Arc<TierError>>,
-}
-
-/// An error with its causes, in one line.
-fn causes(error: &TierError) -> String {
-    let error: &dyn std::error::Error = error;
-    let all = std::iter::successors(Some(error), |error| error.source());
-    all.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// What a tier said.

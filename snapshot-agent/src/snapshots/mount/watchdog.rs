@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Options;
 use super::table::{ALIVE, is_left_behind, is_mount_point};
+use crate::snapshots::host::CacheError;
 
 /// How often the serving process is asked for a name.
 const ASK_PERIOD: Duration = Duration::from_secs(2);
@@ -38,16 +39,12 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("{} is no folder to mount at: make it first", options.folder.display()))?;
     anyhow::ensure!(folder.is_dir(), "{} is no folder to mount at", folder.display());
     anyhow::ensure!(is_mount_point(&folder) == Some(false), "something is mounted at {} already", folder.display());
-    fs::create_dir_all(&options.cache).with_context(|| {
-        format!("{} cannot hold a cache: give a folder that this process may write to", options.cache.display())
-    })?;
+    let no_cache = |source| CacheError { folder: options.cache.clone(), source };
+    fs::create_dir_all(&options.cache).map_err(no_cache)?;
     let cache = fs::canonicalize(&options.cache).context("the cache cannot be found")?;
     sweep(&cache);
     let prefix = format!("{SCRATCH}{}-", std::process::id());
-    let scratch = tempfile::Builder::new().prefix(&prefix).tempdir_in(&cache);
-    let scratch = scratch.with_context(|| {
-        format!("{} cannot hold a cache: give a folder that this process may write to", cache.display())
-    })?;
+    let scratch = tempfile::Builder::new().prefix(&prefix).tempdir_in(&cache).map_err(no_cache)?;
     let watched =
         Watched { folder, scratch: scratch.path().to_owned(), patience: Duration::from_secs(options.patience_s) };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
