@@ -52,6 +52,11 @@ enum Command {
     /// Demand that you know of before it comes.
     #[command(subcommand)]
     Forecast(commands::client::forecasts::Command),
+    /// Snapshots that claims start from: what they are, how many copies lie on hosts, how soon claims are ready.
+    Snapshots(commands::client::snapshots::Snapshots),
+    /// Copies of snapshots on hosts.
+    #[command(subcommand)]
+    Stage(commands::client::snapshots::Stage),
     /// Stop acting on plans; claims go on.
     Pause(commands::client::Remote),
     /// Act on plans again.
@@ -114,6 +119,8 @@ pub fn main() -> ExitCode {
         Command::Class(command) => commands::client::classes::run(&command),
         Command::Budget(command) => commands::client::budget::run(&command),
         Command::Forecast(command) => commands::client::forecasts::run(&command),
+        Command::Snapshots(args) => commands::client::snapshots::run(&args),
+        Command::Stage(command) => commands::client::snapshots::stage(&command),
         Command::Pause(remote) => commands::client::status::switch(&remote, "/v1/pause"),
         Command::Resume(remote) => commands::client::status::switch(&remote, "/v1/resume"),
         Command::Plan(args) => commands::plan::run(&args),

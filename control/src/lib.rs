@@ -15,4 +15,5 @@ pub mod outcomes;
 pub mod plan;
 pub mod reports;
 pub mod sampler;
+pub mod staging;
 pub mod weekly;

@@ -21,7 +21,8 @@ fn short(text: &str, most: usize) -> String {
 
 /// What a node's state makes its agent do.
 #[must_use]
-pub fn desired(id: u64, node: Option<&Node>) -> Desired {
+pub fn desired(book: &Book, id: u64) -> Desired {
+    let node = book.nodes().get(&id);
     // A node that the book has forgotten has ended.
     let state = node.map_or(NodeState::Terminated, |n| n.state);
     let reboots = node.and_then(|n| n.care.as_ref()).is_some_and(|c| c.remedy == Remedy::Reboot);
@@ -43,7 +44,10 @@ pub fn desired(id: u64, node: Option<&Node>) -> Desired {
         NodeState::Terminating | NodeState::Terminated => Work::End,
     };
     let (version, of_health) = node.map_or((i64::MAX, i64::MAX), |n| (n.desired.all, n.desired.health));
-    Desired { node: format!("n-{id}"), state, health: HealthOrder { work, version: of_health }, version }
+    // One that is to end, or that nobody trusts, fetches nothing and throws nothing away.
+    let stages = |node: &&Node| node.state.in_service() || node.state.is_arriving();
+    let staging = node.filter(stages).map(|node| crate::staging::order(book, node));
+    Desired { node: format!("n-{id}"), state, health: HealthOrder { work, version: of_health }, staging, version }
 }
 
 /// What conditions ask for.

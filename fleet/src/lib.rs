@@ -18,6 +18,7 @@ pub mod offer;
 pub mod placement;
 pub mod remedy;
 pub mod rng;
+pub mod staged;
 
 pub use admission::{Caps, Refusal, offer_share};
 pub use cause::{Cause, Cell};
@@ -30,3 +31,4 @@ pub use money::{MoneyError, UsdMicros};
 pub use node::{NodeEvent, NodeState};
 pub use offer::{Market, Offer, OfferKey};
 pub use remedy::Remedy;
+pub use staged::{CopyState, Prediction, Presence, Readiness, Snapshot, StagedCopy, StagingRoom, Tier};

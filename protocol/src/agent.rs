@@ -9,6 +9,8 @@ use health::gate::Scope;
 use health::policy::Effect;
 use serde::{Deserialize, Serialize};
 
+use crate::staging::StagingOrder;
+
 /// The protocol that this version speaks. 1: one version number for all that is desired. 2: health's order has its own.
 pub const PROTOCOL: u32 = 2;
 /// The oldest that the control plane still understands.
@@ -120,6 +122,9 @@ pub struct Desired {
     pub state: NodeState,
     /// What the health subsystem is to do.
     pub health: HealthOrder,
+    /// What the snapshot subsystem is to have on the host; none: it leaves all as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staging: Option<StagingOrder>,
     /// Rises with each change of anything here; send it back as `known` to hear of the next change.
     pub version: i64,
 }

@@ -8,8 +8,10 @@ pub mod budget;
 pub mod class;
 pub mod forecast;
 pub mod offers;
+pub mod staging;
 
 pub use budget::{BudgetSpec, QuotaSpec};
 pub use class::{ClassError, ClassSpec, GpuSpec};
 pub use forecast::ForecastSpec;
 pub use offers::Matching;
+pub use staging::SnapshotSpec;

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, bail};
 use control::sampler;
+use fleet::Snapshot;
 use fleet::book::ClassRule;
-use protocol::ClassSpec;
+use protocol::{ClassSpec, SnapshotSpec};
 use providers::{Clock, SimProvider};
 use tokio::sync::{Notify, watch};
 
@@ -74,6 +75,9 @@ pub async fn assemble(
     let ledger = Ledger::start(&store, options).await?;
     for spec in &config.class {
         seed_class(&store, &ledger, spec).await?;
+    }
+    for (name, spec) in &config.snapshot {
+        seed_snapshot(&store, &ledger, name, spec).await?;
     }
     if let Some(part) = &config.demo
         && store.demand(0).await?.is_empty()
@@ -194,6 +198,16 @@ async fn seed_class(store: &Store, ledger: &Ledger, spec: &ClassSpec) -> anyhow:
     let written = ledger.edit(DocumentKey::Class(spec.name.clone()), body, Some(0), None).await?;
     // Another replica may have been faster, with the same class.
     drop(written);
+    Ok(())
+}
+
+async fn seed_snapshot(store: &Store, ledger: &Ledger, name: &str, spec: &SnapshotSpec) -> anyhow::Result<()> {
+    if store.named::<Snapshot>(name).await?.is_some() {
+        return Ok(());
+    }
+    let body = text_of(&spec.snapshot(name).map_err(|what| anyhow::anyhow!(what))?, "documents")?;
+    // Another replica may be faster, with the same snapshot.
+    drop(ledger.edit(DocumentKey::Snapshot(name.to_owned()), body, Some(0), None).await?);
     Ok(())
 }
 

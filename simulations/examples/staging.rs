@@ -40,7 +40,7 @@ fn situation(rng: &mut Rng, memory_gib: f64, disk_gib: f64) -> Situation {
         let mean = 60.0 / (1.0 + n as f64).powf(0.8);
         Snapshot {
             bytes: (gib * GIB) as u64,
-            host_class: rng.below(CLASSES),
+            host_classes: [rng.below(CLASSES)].into(),
             gpus,
             memory_s: 1.0 + gib / 45.0,
             disk_s: 1.0 + gib / 6.0,
@@ -70,8 +70,9 @@ fn bound(situation: &Situation) -> f64 {
     let mut room: BTreeMap<(usize, usize), [Expression; 2]> = BTreeMap::new();
     let alike = |zone, class| situation.hosts.iter().filter(move |host| (host.zone, host.class) == (zone, class));
     for snapshot in &situation.snapshots {
+        let class = *snapshot.host_classes.first().expect("one");
         for (zone, at_least) in &snapshot.at_least {
-            let hosts = alike(*zone, snapshot.host_class).count() as f64;
+            let hosts = alike(*zone, class).count() as f64;
             let gib = snapshot.bytes as f64 / GIB;
             // What is larger than a host's room lies nowhere.
             let fits = |room: u64| if snapshot.bytes <= room { hosts } else { 0.0 };
@@ -93,7 +94,7 @@ fn bound(situation: &Situation) -> f64 {
             rows.push((disk - slots * (copies[0] - copies[1])).leq(0.0));
             rows.push((memory - slots * copies[1]).leq(0.0));
             rows.push((copies[1] - copies[0]).leq(0.0));
-            let rooms = room.entry((*zone, snapshot.host_class)).or_default();
+            let rooms = room.entry((*zone, class)).or_default();
             (0..2).for_each(|tier| rooms[tier] += gib * copies[tier]);
         }
     }

@@ -8,6 +8,8 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
+pub use fleet::Tier;
+
 /// Number of a snapshot in [`Situation::snapshots`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapshotId(pub usize);
@@ -16,22 +18,13 @@ pub struct SnapshotId(pub usize);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostId(pub usize);
 
-/// Where on a host a copy lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Tier {
-    /// On its NVMe.
-    Disk,
-    /// In its pinned memory. Its disk has a copy too: memory does not outlast a restart.
-    Memory,
-}
-
 /// A snapshot, and who will ask for it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Snapshot {
     /// Bytes of a copy.
     pub bytes: u64,
-    /// The class of hosts that it runs on: hardware, driver and the rest that it was taken with.
-    pub host_class: usize,
+    /// The classes of hosts that it runs on: hardware, driver and the rest that it was taken with.
+    pub host_classes: BTreeSet<usize>,
     /// GPUs of one replica, at least 1.
     pub gpus: u32,
     /// Seconds to readiness from memory, from the disk, and from farther away; each at least the one before.
@@ -220,7 +213,7 @@ impl<'a> Choice<'a> {
 
     fn runs_on(&self, snapshot: &Snapshot, group: usize) -> bool {
         let (kind, _) = &self.groups[group];
-        snapshot.host_class == kind.class && (1..=kind.gpus).contains(&snapshot.gpus)
+        snapshot.host_classes.contains(&kind.class) && (1..=kind.gpus).contains(&snapshot.gpus)
     }
 
     fn on_disk(&self, snapshot: SnapshotId, group: usize, host: Option<HostId>) -> Option<Candidate> {

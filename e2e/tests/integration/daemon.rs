@@ -113,10 +113,15 @@ fn daemon(stand: &Stand, url: &str, secret: &str) -> Running {
 }
 
 pub fn daemon_of(instance: &str, stand: &Stand, url: &str, secret: &str) -> Running {
+    daemon_with(instance, stand, url, secret, "")
+}
+
+/// The same, with more lines at the end of what it joins by.
+pub fn daemon_with(instance: &str, stand: &Stand, url: &str, secret: &str, more: &str) -> Running {
     let config = stand.root().join("join.toml");
     let dcgmi = stand.root().join("dcgmi");
     let text = format!(
-        "url = \"{url}\"\nsecret = \"{secret}\"\ninstance = \"{instance}\"\ngpus = 2\ndcgmi = \"{}\"\n",
+        "url = \"{url}\"\nsecret = \"{secret}\"\ninstance = \"{instance}\"\ngpus = 2\ndcgmi = \"{}\"\n{more}",
         dcgmi.display()
     );
     std::fs::write(&config, text).unwrap();

@@ -18,6 +18,7 @@ mod process;
 mod replicas;
 mod serving;
 mod shared;
+mod staging;
 #[path = "../../../snapshot-agent/tests/integration/stand.rs"]
 #[allow(dead_code, reason = "the agent's own tests use the rest")]
 mod stand;

@@ -150,6 +150,9 @@ mod tests {
             hit: Some(true),
             borrowed: false,
             called_back_at_ms: None,
+            snapshot: None,
+            prediction: None,
+            ready_s: None,
             ended_at_ms: None,
             reason: String::new(),
         }

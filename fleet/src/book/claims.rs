@@ -24,6 +24,8 @@ pub struct ClaimRequest {
     pub wait_ms: Option<i64>,
     /// Time between heartbeats, milliseconds; the class's lease without it.
     pub lease_ms: Option<i64>,
+    /// The snapshot that it starts from: a node that has it is rather taken.
+    pub snapshot: Option<String>,
     /// The client does not wait for an answer beyond this moment, milliseconds since 1970.
     pub answer_by_ms: Option<i64>,
 }
@@ -41,6 +43,7 @@ impl ClaimRequest {
             on_empty: None,
             wait_ms: None,
             lease_ms: None,
+            snapshot: None,
             answer_by_ms: None,
         }
     }
@@ -66,6 +69,14 @@ pub enum ClaimError {
     /// There is no such class.
     #[error("there is no class '{0}'")]
     UnknownClass(String),
+    /// The class has no such snapshot.
+    #[error("class '{class}' has no snapshot '{snapshot}'")]
+    UnknownSnapshot {
+        /// The class.
+        class: String,
+        /// The snapshot.
+        snapshot: String,
+    },
     /// There is no such claim, or it has ended long ago.
     #[error("there is no claim c-{0}")]
     UnknownClaim(u64),
@@ -194,6 +205,11 @@ impl Book {
         in_range("count", count, 1, i64::from(limits.count_max))?;
         let wait_ms = limits.wait_ms(ask.wait_ms.unwrap_or(rule.wait_ms))?;
         let lease_ms = limits.lease_ms(ask.lease_ms.unwrap_or(rule.lease_ms))?;
+        if let Some(name) = &ask.snapshot
+            && self.snapshots.get(name).is_none_or(|snapshot| snapshot.class != ask.class)
+        {
+            return Err(ClaimError::UnknownSnapshot { class: ask.class, snapshot: name.clone() });
+        }
         Ok(Claim {
             id: 0,
             class: ask.class,
@@ -213,6 +229,9 @@ impl Book {
             hit: None,
             borrowed: rule.class.borrows(),
             called_back_at_ms: None,
+            snapshot: ask.snapshot,
+            prediction: None,
+            ready_s: None,
             ended_at_ms: None,
             reason: "no GPUs are free".into(),
         })
@@ -276,6 +295,9 @@ impl Book {
         claim.lease_until_ms = now_ms + claim.lease_ms.min(confirm_ms);
         self.due.insert((claim.lease_until_ms, id));
         claim.parts = parts;
+        let prediction = self.claims.get(&id).and_then(|claim| self.predict(claim));
+        let Some(claim) = self.claims.get_mut(&id) else { return };
+        claim.prediction = prediction;
         if claim.borrowed {
             self.borrowed.insert(id);
         }

@@ -10,6 +10,7 @@ use crate::claim::ClaimState;
 use crate::intent::{IntentState, LaunchAnswer};
 use crate::node::{NodeEvent, NodeState};
 use crate::offer::OfferKey;
+use crate::staged::CopyState;
 
 /// One state change with its reason.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +33,8 @@ pub enum What {
     Claim(ClaimChange),
     /// An intent.
     Intent(IntentChange),
+    /// A copy of a snapshot on a node.
+    Copy(CopyChange),
 }
 
 /// A node went from one state to another.
@@ -112,6 +115,21 @@ pub struct IntentChange {
     pub action: Asked,
 }
 
+/// A copy of a snapshot on a node went from one state to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyChange {
+    /// The node.
+    pub node: u64,
+    /// Of which object.
+    pub object: String,
+    /// The snapshot that it is, in words; the first letters of the object where it is none any more.
+    pub snapshot: String,
+    /// State before; none where there was nothing.
+    pub from: Option<CopyState>,
+    /// State after; none where nothing is left.
+    pub to: Option<CopyState>,
+}
+
 /// What an intent asks for, and how a launch was answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
@@ -134,13 +152,14 @@ pub enum Asked {
 }
 
 impl What {
-    /// `node`, `claim` or `intent`.
+    /// `node`, `claim`, `intent` or `copy`.
     #[must_use]
     pub fn subject(&self) -> &'static str {
         match self {
             Self::Node(_) => "node",
             Self::Claim(_) => "claim",
             Self::Intent(_) => "intent",
+            Self::Copy(_) => "copy",
         }
     }
 
@@ -151,6 +170,7 @@ impl What {
             Self::Node(n) => format!("n-{}", n.id),
             Self::Claim(c) => format!("c-{}", c.id),
             Self::Intent(i) => format!("i-{}", i.id),
+            Self::Copy(c) => format!("{} on n-{}", c.snapshot, c.node),
         }
     }
 
@@ -161,6 +181,7 @@ impl What {
             Self::Node(n) => n.id,
             Self::Claim(c) => c.id,
             Self::Intent(i) => i.id,
+            Self::Copy(c) => c.node,
         }
     }
 
@@ -171,6 +192,7 @@ impl What {
             Self::Node(n) => (n.from.map_or("", NodeState::name), n.to.name()),
             Self::Claim(c) => (c.from.map_or("", ClaimState::name), c.to.name()),
             Self::Intent(i) => (i.from.map_or("", IntentState::name), i.to.name()),
+            Self::Copy(c) => (c.from.map_or("", CopyState::name), c.to.map_or("gone", CopyState::name)),
         }
     }
 }

@@ -27,6 +27,9 @@ impl Book {
         let gpus = class.gpus_per_claim;
         let spans = class.multi_node;
         if claim.count == 1 {
+            if let Some(id) = self.best_staged(offers, claim, gpus) {
+                return Some(vec![self.part(id, gpus)?]);
+            }
             let shelves = offers.iter().map(|p| (*p, &self.shelves[*p]));
             if let Some((_, _, id)) = first_fit(shelves, gpus) {
                 return Some(vec![self.part(id, gpus)?]);

@@ -15,21 +15,25 @@ mod intents;
 mod nodes;
 mod records;
 mod shelves;
+mod staging;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::admission;
 use crate::offer::{Offer, OfferKey};
 use crate::placement::Shelf;
+use crate::staged::{Readiness, Snapshot, Tier};
 
 pub use care::{Gate, Pending, Repair};
 pub use claims::{ClaimError, ClaimRequest, Taken};
 pub use diagnoses::Diagnosis;
-pub use events::{Asked, Change, ClaimChange, IntentChange, NodeChange, NodeFacts, What};
+pub use events::{Asked, Change, ClaimChange, CopyChange, IntentChange, NodeChange, NodeFacts, What};
 pub use holds::{Held, HeldCause, Identity};
 pub use intents::IntentError;
 pub use nodes::NodeError;
 pub use records::{Claim, ClassRule, DesiredVersion, Intent, IntentAction, Limits, Node, Part, Tally};
+pub use staging::CopyFact;
 
 /// What an operation changed, to be written before anybody is told.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -83,6 +87,10 @@ pub struct Book {
     tallies: BTreeMap<String, Tally>,
     intents: BTreeMap<u64, Intent>,
     shelves: Vec<Shelf>,
+    snapshots: BTreeMap<String, Snapshot>,
+    readiness: Readiness,
+    /// By object, nodes with a copy that claims can be served from, the best first.
+    copies: BTreeMap<String, BTreeSet<(Reverse<Tier>, u64)>>,
     /// Causes for which nothing is reset or ended.
     held: Held,
     /// Nodes that are in diagnostics, or in the short gate after them.

@@ -88,6 +88,8 @@ impl Book {
             domain: None,
             desired: DesiredVersion::at(now_ms),
             sent_back: false,
+            copies: BTreeMap::new(),
+            staging: None,
             cause: None,
             reason: String::new(),
         };
@@ -158,6 +160,7 @@ impl Book {
             }
         };
         self.node_event(id, event, "its agent registered", now_ms)?;
+        self.forget_presence(id, now_ms)?;
         self.edit_node(id, |node| {
             node.boot = Some(boot.to_owned());
             node.report_seq = None;

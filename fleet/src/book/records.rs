@@ -1,5 +1,7 @@
 //! The records of a book.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::care::{Pending, Repair};
@@ -12,6 +14,7 @@ use crate::intent::IntentState;
 use crate::node::NodeState;
 use crate::offer::OfferKey;
 use crate::remedy::Remedy;
+use crate::staged::{Prediction, StagedCopy, StagingRoom};
 
 /// A class with the rules of its claims.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -138,6 +141,12 @@ pub struct Node {
     /// How far what its agent is to do has come.
     #[serde(default)]
     pub desired: DesiredVersion,
+    /// Copies of snapshots on it, by object.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub copies: BTreeMap<String, StagedCopy>,
+    /// What it can keep of them; none where its agent keeps none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staging: Option<StagingRoom>,
     /// Its last fault.
     #[serde(default)]
     pub cause: Option<Cause>,
@@ -154,12 +163,15 @@ pub struct DesiredVersion {
     pub all: i64,
     /// What `all` was when health's part last changed.
     pub health: i64,
+    /// What `all` was when the copies that it is to have last changed.
+    #[serde(default)]
+    pub staging: i64,
 }
 
 impl DesiredVersion {
     /// The first, of a time, milliseconds since 1970.
     pub(super) fn at(now_ms: i64) -> Self {
-        Self { all: now_ms, health: now_ms }
+        Self { all: now_ms, health: now_ms, staging: now_ms }
     }
 
     /// Of a record that has none: agents of that time were told when the state last changed.
@@ -171,6 +183,12 @@ impl DesiredVersion {
     pub(super) fn health_changed(&mut self, now_ms: i64) {
         self.all = now_ms.max(self.all + 1);
         self.health = self.all;
+    }
+
+    /// The copies that it is to have have changed.
+    pub(super) fn staging_changed(&mut self, now_ms: i64) {
+        self.all = now_ms.max(self.all + 1);
+        self.staging = self.all;
     }
 }
 
@@ -266,6 +284,15 @@ pub struct Claim {
     /// When it was called back, milliseconds since 1970.
     #[serde(default)]
     pub called_back_at_ms: Option<i64>,
+    /// The snapshot that it starts from, if it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+    /// How soon after the grant it will be ready, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<Prediction>,
+    /// How soon it was, seconds, once its client says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_s: Option<f64>,
     /// When it ended, milliseconds since 1970.
     pub ended_at_ms: Option<i64>,
     /// Why it is in its state.

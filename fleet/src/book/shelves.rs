@@ -82,9 +82,11 @@ impl Book {
         {
             self.shelves[p].put(id, node.free.count(), node.claimed_last);
         }
+        self.index_copies(id);
     }
 
     fn take_off(&mut self, id: u64) {
+        self.unindex_copies(id);
         let Some(node) = self.nodes.get(&id) else { return };
         if let Some(p) = self.offer_of(node) {
             self.shelves[p].take(id, node.free.count(), node.claimed_last);

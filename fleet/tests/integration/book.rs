@@ -1,9 +1,9 @@
 //! Whatever happens, in whatever order: no GPU is given twice, and what is stored is what is known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use fleet::book::{Book, ClaimRequest, ClassRule, Gate, Limits, Pending};
-use fleet::{Cause, NodeState, OnEmpty, Remedy, UsdMicros};
+use fleet::book::{Book, ClaimRequest, ClassRule, CopyFact, Gate, Limits, Pending};
+use fleet::{Cause, NodeState, OnEmpty, Presence, Remedy, StagingRoom, Tier, UsdMicros};
 use proptest::prelude::*;
 
 use crate::fleets::{ask, book, class, idle_nodes};
@@ -45,6 +45,18 @@ fn happen(book: &mut Book, what: (u8, u64, u8), now_ms: i64) {
         21 => drop(book.diagnosed(node, "boot-1", "passed", now_ms)),
         22 => drop(book.call_back(node, "by hand", now_ms)),
         23 => book.take_last(&nodes.iter().copied().filter(|n| n % 3 == pick % 3).collect()),
+        24 => {
+            let tier = if more % 2 == 0 { Tier::Disk } else { Tier::Memory };
+            let wanted = (0..more % 3).map(|n| (format!("s{n}"), tier)).collect();
+            drop(book.stage(node, &wanted, now_ms));
+        }
+        25 => {
+            let presence = [Presence::Absent, Presence::Fetching, Presence::Disk, Presence::Memory];
+            let fact =
+                |n: u8| CopyFact { presence: presence[usize::from(more.wrapping_add(n) % 4)], ..CopyFact::default() };
+            let facts = (0..pick as u8 % 4).map(|n| (format!("s{n}"), fact(n))).collect();
+            drop(book.staged(node, "boot-1", (&StagingRoom::default(), &facts), now_ms));
+        }
         17 => drop(book.intend_release(1, node, now_ms)),
         18 => {
             if let Ok(intent) = book.intend_end(node, "by hand", now_ms) {
@@ -63,7 +75,7 @@ proptest! {
 
     #[test]
     fn nothing_is_given_twice_and_nothing_is_forgotten(
-        steps in proptest::collection::vec((0_u8..26, any::<u64>(), any::<u8>(), 0_i64..20_000), 1..120)
+        steps in proptest::collection::vec((0_u8..28, any::<u64>(), any::<u8>(), 0_i64..20_000), 1..120)
     ) {
         let mut book = book();
         let mut batch = class("batch", 2, &[("H100", None)]);
@@ -91,7 +103,7 @@ proptest! {
             let held = |n: &fleet::book::Node| n.care.as_ref().is_some_and(|c| c.remedy > Remedy::Recheck) && !book.may_repair(n.id, now_ms);
             let careless = |n: &fleet::book::Node| n.care.is_some() && n.state == NodeState::Idle && !held(n);
             // One that waits for its turn is asked after each second.
-            let ticked = kind >= 24;
+            let ticked = kind >= 26;
             prop_assert!(!ticked || !book.nodes().values().any(careless), "an empty node that needs care gets it");
             let repairing = book.nodes().values().filter(|n| n.state == NodeState::Repairing).count();
             prop_assert!(repairing <= 3, "one in each cell at the same time, where cells are small");
@@ -106,6 +118,11 @@ proptest! {
             prop_assert_eq!(book.borrowed().iter().copied().collect::<Vec<_>>(), borrowed);
             let late = |c: &fleet::book::Claim| c.called_back_at_ms.is_some_and(|at| c.lease_until_ms > at + book.limits().call_back_ms);
             prop_assert!(!book.claims().values().any(late), "called back, and kept for longer");
+            // Claims are served from what hosts have, and from nothing else.
+            for name in ["s0", "s1", "s2", "s3"] {
+                let there = book.nodes().values().filter(|n| n.copies.get(name).is_some_and(|c| c.presence >= Presence::Disk));
+                prop_assert_eq!(book.copies_of(name).collect::<BTreeSet<u64>>(), there.map(|n| n.id).collect());
+            }
             let changes = book.take_changes();
             for id in &changes.nodes { stored_nodes.insert(*id, book.nodes()[id].clone()); }
             for id in &changes.claims { stored_claims.insert(*id, book.claims()[id].clone()); }
@@ -120,7 +137,7 @@ proptest! {
         stored_claims.into_values().for_each(|c| again.load_claim(c));
         stored_intents.into_values().for_each(|i| again.load_intent(i));
         prop_assert_eq!(again.breaches(), vec![]);
-        let heard = |n: &fleet::book::Node| (n.id, n.state, n.free, n.boot.clone(), n.reason.clone(), n.diagnosis.clone(), n.claimed_last);
+        let heard = |n: &fleet::book::Node| (n.id, n.state, n.free, n.boot.clone(), n.reason.clone(), n.diagnosis.clone(), n.claimed_last, n.copies.clone());
         prop_assert_eq!(again.nodes().values().map(heard).collect::<Vec<_>>(), book.nodes().values().map(heard).collect::<Vec<_>>());
         prop_assert_eq!(again.claims(), book.claims());
         prop_assert_eq!(again.intents(), book.intents());

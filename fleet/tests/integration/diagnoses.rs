@@ -141,5 +141,8 @@ fn each_order_has_a_version_of_its_own() {
     book.heard(nodes[0], "boot-1", None, 1500).expect("its boot");
     assert_eq!(desired(&book), back, "a heartbeat changes nothing");
     book.raise_desired(nodes[0]).expect("a node");
-    assert_eq!(desired(&book), fleet::book::DesiredVersion { all: back.all + 1, health: back.health });
+    assert_eq!(
+        desired(&book),
+        fleet::book::DesiredVersion { all: back.all + 1, health: back.health, staging: back.staging }
+    );
 }

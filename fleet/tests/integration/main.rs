@@ -7,3 +7,4 @@ mod claims;
 mod diagnoses;
 mod fleets;
 mod holds;
+mod staging;

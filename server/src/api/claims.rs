@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use fleet::book::{Book, Claim, ClaimRequest, Taken};
-use fleet::{ClaimState, OnEmpty};
+use fleet::{ClaimState, OnEmpty, Tier};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use utoipa::{IntoParams, ToSchema};
@@ -42,6 +42,9 @@ pub struct NewClaim {
     /// Time between heartbeats that it may take, seconds; the class's lease without it.
     #[serde(default)]
     pub lease_s: Option<f64>,
+    /// Name of the snapshot that it starts from; the one of its class without it. A node that has it is rather taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
     /// An answer after so many milliseconds is of no use: nothing is taken then.
     #[serde(default)]
     pub answer_within_ms: Option<i64>,
@@ -64,6 +67,19 @@ pub struct GpusView {
     pub gpu: String,
     /// Indices of its GPUs.
     pub indices: Vec<u32>,
+}
+
+/// How soon after the grant a claim will be ready.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ReadyView {
+    /// Where the copy that is restored lies: `memory` or `disk`; `cold` where its nodes have none.
+    pub from: String,
+    /// In half of all cases after at most so many seconds.
+    pub p50_s: f64,
+    /// In nine of ten.
+    pub p90_s: f64,
+    /// Starts that this was learnt from; 0: it is what was declared.
+    pub learnt_from: u32,
 }
 
 /// A claim.
@@ -97,6 +113,10 @@ pub struct ClaimView {
     pub granted_at_ms: Option<i64>,
     /// Until when it keeps them without a heartbeat, milliseconds since 1970.
     pub lease_until_ms: Option<i64>,
+    /// How soon after the grant it will be ready; absent where no snapshot is known that it starts from.
+    pub ready: Option<ReadyView>,
+    /// How soon it was, as its client said.
+    pub ready_s: Option<f64>,
     /// When it ended, milliseconds since 1970.
     pub ended_at_ms: Option<i64>,
     /// Why it is in its state.
@@ -133,6 +153,13 @@ impl ClaimView {
             deadline_at_ms: claim.deadline_at_ms,
             granted_at_ms: claim.granted_at_ms,
             lease_until_ms: claim.state.is_live().then_some(claim.lease_until_ms),
+            ready: claim.prediction.map(|p| ReadyView {
+                from: p.tier.map_or("cold", Tier::name).into(),
+                p50_s: p.p50_s,
+                p90_s: p.p90_s,
+                learnt_from: p.learnt_from,
+            }),
+            ready_s: claim.ready_s,
             ended_at_ms: claim.ended_at_ms,
             reason: claim.reason.clone(),
         }
@@ -178,6 +205,7 @@ fn request(ask: NewClaim, headers: &HeaderMap, now_ms: i64) -> Result<ClaimReque
         on_empty: ask.on_empty,
         wait_ms: milliseconds("wait_s", ask.wait_s)?,
         lease_ms: milliseconds("lease_s", ask.lease_s)?,
+        snapshot: ask.snapshot,
         answer_by_ms: ask.answer_within_ms.map(|ms| now_ms.saturating_add(ms)),
     })
 }
@@ -315,6 +343,9 @@ pub struct Heartbeat {
     /// A new time between heartbeats, seconds: this is how a claim is extended.
     #[serde(default)]
     pub lease_s: Option<f64>,
+    /// Once what was started is ready: seconds from the grant until then. Predictions learn from it.
+    #[serde(default)]
+    pub ready_s: Option<f64>,
 }
 
 /// Keeps a claim for another lease; the first one confirms it.
@@ -332,8 +363,15 @@ pub async fn heartbeat(
     caller.may(Role::Scheduler)?;
     let id = number(&id, 'c')?;
     let lease_ms = milliseconds("lease_s", beat.lease_s)?;
-    let kept = app.ledger.write(move |book, now_ms| book.heartbeat(id, lease_ms, now_ms)).await?;
-    told(&app, id, kept).await
+    let kept = app.ledger.write(move |book, now_ms| {
+        book.heartbeat(id, lease_ms, now_ms)?;
+        beat.ready_s.map_or(Ok(None), |ready_s| book.is_ready(id, ready_s))
+    });
+    let kept = kept.await?;
+    if let (Ok(Some(predicted)), Some(ready_s)) = (&kept, beat.ready_s) {
+        app.metrics.ready(predicted, ready_s);
+    }
+    told(&app, id, kept.map(drop)).await
 }
 
 /// Gives a claim back.

@@ -19,6 +19,7 @@ mod openapi;
 mod plans;
 mod problem;
 mod rates;
+mod snapshots;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,6 +91,10 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(agents::register))
         .routes(routes!(agents::report::report))
         .routes(routes!(agents::desired))
+        .routes(routes!(agents::staged::staged))
+        .routes(routes!(snapshots::list))
+        .routes(routes!(snapshots::get, snapshots::put, snapshots::delete))
+        .routes(routes!(snapshots::copies))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics))

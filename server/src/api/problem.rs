@@ -159,7 +159,7 @@ impl From<ClaimError> for ApiError {
     fn from(error: ClaimError) -> Self {
         let code = match &error {
             ClaimError::UnknownClass(_) => Code::UnknownClass,
-            ClaimError::UnknownClaim(_) => Code::NotFound,
+            ClaimError::UnknownClaim(_) | ClaimError::UnknownSnapshot { .. } => Code::NotFound,
             ClaimError::OutOfRange { .. } => Code::OutOfRange,
             ClaimError::KeyReused(_) => Code::KeyReused,
             ClaimError::Empty { .. } => Code::Empty,

@@ -2,6 +2,7 @@
 
 mod provider;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,7 @@ use fleet::UsdMicros;
 use fleet::book::Limits;
 use planner::input::{LeadTime, Policy};
 use planner::rolling::Rules;
-use protocol::{BudgetSpec, ClassSpec};
+use protocol::{BudgetSpec, ClassSpec, SnapshotSpec};
 use serde::Deserialize;
 
 pub use provider::{AwsPart, AwsRegionPart, ProviderPart, sim_offer};
@@ -42,6 +43,8 @@ pub struct Config {
     pub provider: Vec<ProviderPart>,
     /// Classes that are written down when there is none of that name.
     pub class: Vec<ClassSpec>,
+    /// Snapshots by name, that are written down when there is none of that name.
+    pub snapshot: BTreeMap<String, SnapshotSpec>,
     /// Clients that claim and release, to see something move.
     pub demo: Option<DemoPart>,
     /// Folder that paths are relative to.
@@ -63,6 +66,7 @@ impl Default for Config {
             diagnostics: Diagnostics::default(),
             provider: Vec::new(),
             class: Vec::new(),
+            snapshot: BTreeMap::new(),
             demo: None,
             folder: PathBuf::new(),
         }
@@ -229,6 +233,9 @@ impl Config {
         for spec in &self.class {
             let rule = spec.rule_of_server()?;
             self.limits.allow(&rule).with_context(|| format!("class '{}' is beyond [limits]", spec.name))?;
+        }
+        for (name, spec) in &self.snapshot {
+            spec.snapshot(name).map_err(|what| anyhow::anyhow!("snapshot.{name}: {what}"))?;
         }
         self.budget.check().map_err(|what| anyhow::anyhow!("budget.{what}"))?;
         self.diagnostics.check().map_err(|what| anyhow::anyhow!(what))?;

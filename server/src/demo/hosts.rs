@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use fleet::{NodeState, Remedy};
+use fleet::{NodeState, Presence, Remedy, StagingRoom};
 use health::Verdict;
 use protocol::agent::{Checks, Desired, Diagnosis, Gate, HealthReport, PROTOCOL, Register, Registered, Work};
+use protocol::staging::{CopyOrder, CopyReport, StagingReport};
 use providers::sim_provider::SimHost;
 use providers::{Clock, SimProvider};
 use tokio::sync::watch;
@@ -20,6 +21,8 @@ struct Agent {
     /// What it got when it registered.
     token: Option<String>,
     stage: Stage,
+    /// When each copy is whole, milliseconds since 1970, by object.
+    copies: BTreeMap<String, i64>,
 }
 
 /// Where an agent is.
@@ -154,10 +157,40 @@ async fn next(api: &Caller, host: &SimHost, agent: &mut Agent, beat_ms: i64, now
                     api.post(&path, &report(Checks::Diagnosis(diagnosis), Verdict::Pass)).await;
                 }
             }
+            stage_copies(api, id, (&boot, agent), now_ms).await;
             // Heard again after a silence: the gate follows.
             let again = state == Some(NodeState::Checking);
             agent.stage = if again { Stage::Registered } else { Stage::Passed { beat_at_ms: now_ms + beat_ms } };
         }
         Stage::Failed => {}
     }
+}
+
+/// What a simulated host keeps, and how fast it fetches.
+const DISK_BYTES: u64 = 2_000_000_000_000;
+const FETCH_BYTES_PER_S: f64 = 2e9;
+
+/// Has copies come as they would on a host, one after the other.
+async fn stage_copies(api: &Caller, id: &str, (boot, agent): (&str, &mut Agent), now_ms: i64) {
+    let desired = api.get(&format!("/v1/agents/{id}/desired?wait_s=0")).await;
+    let order = serde_json::from_value::<Desired>(desired).ok().and_then(|desired| desired.staging);
+    let Some(order) = order else { return };
+    let wanted: BTreeSet<&str> = order.copies.iter().map(|copy| copy.object.as_str()).collect();
+    agent.copies.retain(|object, _| wanted.contains(object.as_str()));
+    let mut free_at_ms = agent.copies.values().copied().max().unwrap_or(now_ms).max(now_ms);
+    for copy in &order.copies {
+        if !agent.copies.contains_key(&copy.object) {
+            free_at_ms += (copy.bytes as f64 / FETCH_BYTES_PER_S * 1000.0) as i64;
+            agent.copies.insert(copy.object.clone(), free_at_ms);
+        }
+    }
+    let report = |copy: &CopyOrder| {
+        let whole = agent.copies.get(&copy.object).is_some_and(|at_ms| *at_ms <= now_ms);
+        let (presence, bytes) = if whole { (Presence::Disk, copy.bytes) } else { (Presence::Fetching, 0) };
+        CopyReport { object: copy.object.clone(), presence, bytes, problem: String::new() }
+    };
+    let room =
+        StagingRoom { disk_bytes: DISK_BYTES, fetch_bytes_per_s: Some(FETCH_BYTES_PER_S), ..StagingRoom::default() };
+    let report = StagingReport { boot: boot.to_owned(), room, copies: order.copies.iter().map(report).collect() };
+    api.post(&format!("/v1/agents/{id}/staged"), &report).await;
 }

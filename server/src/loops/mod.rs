@@ -12,6 +12,7 @@ mod offers;
 mod plan;
 mod reserve;
 mod sample;
+mod stage;
 mod weekly;
 
 use std::fmt;
@@ -126,11 +127,13 @@ pub enum Loop {
     Reserve,
     /// Writes demand down for the forecast.
     Sample,
+    /// Decides which snapshots lie on which hosts.
+    Stage,
 }
 
 impl Loop {
     /// All of them, in the order of the data.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Offers,
         Self::Observe,
         Self::Plan,
@@ -140,6 +143,7 @@ impl Loop {
         Self::Weekly,
         Self::Reserve,
         Self::Sample,
+        Self::Stage,
     ];
 
     /// Its name.
@@ -155,6 +159,7 @@ impl Loop {
             Self::Weekly => "weekly",
             Self::Reserve => "reserve",
             Self::Sample => "sample",
+            Self::Stage => "stage",
         }
     }
 
@@ -169,6 +174,7 @@ impl Loop {
             Self::Weekly => "test idle nodes",
             Self::Reserve => "call tests back as claims take idle nodes",
             Self::Sample => "write demand down for the forecast",
+            Self::Stage => "decide which snapshots lie on which hosts",
         }
     }
 
@@ -176,7 +182,7 @@ impl Loop {
         Duration::from_secs_f64(match self {
             Self::Offers => 60.0,
             Self::Observe => context.planning.observe_every_s,
-            Self::Plan => context.planning.every_s,
+            Self::Plan | Self::Stage => context.planning.every_s,
             Self::Act | Self::Reserve => 1.0,
             Self::Learn | Self::Breakers | Self::Sample => 5.0,
             Self::Weekly => context.diagnostics.every_s,
@@ -207,6 +213,7 @@ impl Loop {
             Self::Weekly => weekly::run(context, term).await,
             Self::Reserve => reserve::run(context, term).await,
             Self::Sample => sample::run(context, term).await,
+            Self::Stage => stage::run(context, term).await,
         }
     }
 }

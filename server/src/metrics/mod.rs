@@ -1,14 +1,15 @@
 //! What Prometheus reads at `/metrics`. Counts are kept as things happen, levels are read from the book when asked.
 
 mod plans;
+mod staging;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use fleet::NodeState;
 use fleet::book::{Book, ClaimError, Taken};
 use fleet::invariants::{Breach, Invariant};
+use fleet::{NodeState, Prediction};
 use parking_lot::Mutex;
 use planner::input::PlanInput;
 use planner::plan::Plan;
@@ -21,6 +22,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use plans::{Forecast, PlanMetrics};
+use staging::StagingMetrics;
 
 /// How a claim was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -109,6 +111,7 @@ pub struct Metrics {
     breakers: Gauge,
     breaches: Family<OfInvariant, Counter>,
     plan: PlanMetrics,
+    staging: StagingMetrics,
     /// Forecasts for moments that are to come.
     ahead: Mutex<VecDeque<Forecast>>,
     start: Instant,
@@ -156,6 +159,7 @@ impl Default for Metrics {
             breakers: Gauge::default(),
             breaches: Family::default(),
             plan: PlanMetrics::default(),
+            staging: StagingMetrics::default(),
             ahead: Mutex::default(),
             start: now(),
         };
@@ -199,6 +203,7 @@ impl Default for Metrics {
         r.register("nodes_test_due", "Nodes whose diagnostics are due", made.tests_due.clone());
         r.register("nodes_test_stale", "Nodes whose last full pass is too old", made.tests_stale.clone());
         made.plan.register(r);
+        made.staging.register(r);
         made
     }
 }
@@ -310,6 +315,16 @@ impl Metrics {
         self.tests_stale.set(i64::try_from(stale).unwrap_or(i64::MAX));
     }
 
+    /// A claim was ready so many seconds after its grant, for which this had been predicted.
+    pub fn ready(&self, predicted: &Prediction, ready_s: f64) {
+        self.staging.ready(predicted, ready_s);
+    }
+
+    /// Snapshots are to lie as this plan says.
+    pub fn staged(&self, saved_s: f64, fetch_bytes: u64) {
+        self.staging.planned(saved_s, fetch_bytes);
+    }
+
     /// Whether this replica leads.
     pub fn set_leads(&self, leads: bool) {
         self.leads.set(i64::from(leads));
@@ -342,6 +357,7 @@ impl Metrics {
             };
             self.nodes.get_or_create(&labels).inc_by(count);
         }
+        self.staging.read(book);
         let free: u64 = (0..book.offers().len()).map(|p| book.free_gpus(p)).sum();
         self.gpus_free.set(free.cast_signed());
         self.gpus_lent.set(book.lent_gpus().cast_signed());

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use control::breakers::{Closed, FaultLog};
 use control::learning::Learnt;
 use control::weekly::WeeklyMemory;
-use fleet::Offer;
 use fleet::book::{ClassRule, Held};
+use fleet::{Offer, Readiness, Snapshot};
 use health::gate::Learned;
 use planner::rolling;
 use protocol::{BudgetSpec, ForecastSpec};
@@ -24,6 +24,8 @@ pub enum DocumentKey {
     Class(String),
     /// A declared forecast, by its name.
     Forecast(String),
+    /// A snapshot, by its name.
+    Snapshot(String),
     /// The offer table.
     Offers,
     /// What may be spent and launched.
@@ -34,6 +36,8 @@ pub enum DocumentKey {
     Learnt,
     /// What hosts of each kind have been measured at.
     HostLimits,
+    /// What starts of claims took, for every replica's book.
+    Readiness,
     /// What the planner remembers from plan to plan.
     Planner,
     /// What the weekly schedule remembers.
@@ -57,6 +61,8 @@ pub enum DocumentKind {
     Class,
     /// Declared forecasts.
     Forecast,
+    /// Snapshots.
+    Snapshot,
 }
 
 impl DocumentKind {
@@ -66,6 +72,7 @@ impl DocumentKind {
         match self {
             Self::Class => "class",
             Self::Forecast => "forecast",
+            Self::Snapshot => "snapshot",
         }
     }
 
@@ -75,6 +82,7 @@ impl DocumentKind {
         match self {
             Self::Class => DocumentKey::Class(name),
             Self::Forecast => DocumentKey::Forecast(name),
+            Self::Snapshot => DocumentKey::Snapshot(name),
         }
     }
 }
@@ -86,11 +94,13 @@ impl DocumentKey {
         match self {
             Self::Class(name) => ("class", name),
             Self::Forecast(name) => ("forecast", name),
+            Self::Snapshot(name) => ("snapshot", name),
             Self::Offers => ("offers", "all"),
             Self::Budget => ("budget", "fleet"),
             Self::Paused => ("switch", "paused"),
             Self::Learnt => ("learnt", "supply"),
             Self::HostLimits => ("learnt", "limits"),
+            Self::Readiness => ("learnt", "readiness"),
             Self::Planner => ("learnt", "planner"),
             Self::Weekly => ("learnt", "weekly"),
             Self::Faults => ("breakers", "memory"),
@@ -104,7 +114,7 @@ impl DocumentKey {
     /// Whether every replica's book has to know of it.
     #[must_use]
     pub fn is_of_book(&self) -> bool {
-        matches!(self, Self::Class(_) | Self::Offers | Self::Held)
+        matches!(self, Self::Class(_) | Self::Offers | Self::Held | Self::Snapshot(_) | Self::Readiness)
     }
 }
 
@@ -154,6 +164,7 @@ singles! {
     Paused = Paused;
     Learnt = Learnt;
     HostLimits = HostLimits;
+    Readiness = Readiness;
     rolling::RollingMemory = Planner;
     WeeklyMemory = Weekly;
     FaultLog = Faults;
@@ -163,6 +174,10 @@ singles! {
 
 impl Named for ClassRule {
     const KIND: DocumentKind = DocumentKind::Class;
+}
+
+impl Named for Snapshot {
+    const KIND: DocumentKind = DocumentKind::Snapshot;
 }
 
 impl Named for ForecastSpec {
@@ -226,11 +241,13 @@ mod tests {
         let keys = [
             DocumentKey::Class("x".into()),
             DocumentKey::Forecast("x".into()),
+            DocumentKey::Snapshot("x".into()),
             DocumentKey::Offers,
             DocumentKey::Budget,
             DocumentKey::Paused,
             DocumentKey::Learnt,
             DocumentKey::HostLimits,
+            DocumentKey::Readiness,
             DocumentKey::Planner,
             DocumentKey::Weekly,
             DocumentKey::Faults,

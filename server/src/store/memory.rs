@@ -292,12 +292,17 @@ impl Session {
             match (key, read((key, row))) {
                 (DocumentKey::Offers, Some(found)) => news.offers = Some(found.record()?),
                 (DocumentKey::Held, Some(found)) => news.held = Some(found.record()?),
+                (DocumentKey::Readiness, Some(found)) => news.readiness = Some(found.record()?),
                 _ => {}
             }
         }
         if changed.iter().any(|(key, _)| matches!(key, DocumentKey::Class(_))) {
             let classes = tables.documents.iter().filter(|(key, _)| matches!(key, DocumentKey::Class(_)));
             news.classes = Some(classes.filter_map(read).map(|d| d.record()).collect::<Result<_, _>>()?);
+        }
+        if changed.iter().any(|(key, _)| matches!(key, DocumentKey::Snapshot(_))) {
+            let all = tables.documents.iter().filter(|(key, _)| matches!(key, DocumentKey::Snapshot(_)));
+            news.snapshots = Some(all.filter_map(read).map(|d| d.record()).collect::<Result<_, _>>()?);
         }
         Ok(news)
     }

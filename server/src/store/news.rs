@@ -1,7 +1,7 @@
 //! What was committed since a book was last read.
 
-use fleet::Offer;
 use fleet::book::{Book, Claim, ClassRule, Held, Intent, Node, Tally};
+use fleet::{Offer, Readiness, Snapshot};
 
 /// What was committed since a book was last read.
 #[derive(Debug, Default)]
@@ -31,6 +31,10 @@ pub struct BookDocuments {
     pub classes: Option<Vec<ClassRule>>,
     /// Causes that are held, if they changed.
     pub held: Option<Held>,
+    /// All snapshots, if one changed.
+    pub snapshots: Option<Vec<Snapshot>>,
+    /// What starts took, if something was learnt.
+    pub readiness: Option<Readiness>,
 }
 
 impl News {
@@ -55,6 +59,12 @@ impl BookDocuments {
         }
         if let Some(classes) = self.classes {
             book.set_classes(classes);
+        }
+        if let Some(snapshots) = self.snapshots {
+            book.set_snapshots(snapshots);
+        }
+        if let Some(readiness) = self.readiness {
+            book.set_readiness(readiness);
         }
     }
 }

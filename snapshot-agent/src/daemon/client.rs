@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::agent::{Desired, HealthReport, PROTOCOL, Register, Registered};
+use protocol::staging::StagingReport;
 use serde::{Deserialize, Serialize};
 use ureq::http::StatusCode;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, parse_pem};
@@ -13,7 +14,7 @@ use super::config::Config;
 /// Longest time of a call, besides that which it waits on purpose.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest answer, bytes.
-const ANSWER_MAX: u64 = 64 << 10;
+const ANSWER_MAX: u64 = 1 << 20;
 
 /// A call that did not work.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +97,14 @@ impl Client {
     /// [`ClientError`].
     pub fn report(&self, token: &str, report: &HealthReport) -> Result<Registered, ClientError> {
         self.post(&format!("/v1/agents/{}/report", self.instance), token, report)
+    }
+
+    /// Says which snapshots the host has.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn staged(&self, token: &str, report: &StagingReport) -> Result<Registered, ClientError> {
+        self.post(&format!("/v1/agents/{}/staged", self.instance), token, report)
     }
 
     /// The desired state, as soon as it is another than that of `known`.

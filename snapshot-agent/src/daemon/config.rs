@@ -44,7 +44,27 @@ pub struct Join {
     pub policy: Option<PathBuf>,
     /// Limits (TOML) over the shipped ones.
     pub limits: Option<PathBuf>,
+    /// Snapshots that lie here before they are asked for; without it none do.
+    pub staging: Option<Staging>,
 }
+
+/// Where snapshots lie before they are asked for.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Staging {
+    /// The cache of this host's mounts and restores, on its fastest disk.
+    #[serde(default = "staging_folder")]
+    pub folder: PathBuf,
+    /// How much of the disk it may take, GiB.
+    pub disk_gib: f64,
+}
+
+fn staging_folder() -> PathBuf {
+    "/var/lib/pilotlight-agent/cache".into()
+}
+
+/// Largest cache, GiB: 1 PiB.
+const DISK_GIB_MAX: f64 = 1_048_576.0;
 
 /// All that the agent is set up with.
 #[derive(Debug)]
@@ -80,6 +100,9 @@ impl Config {
         };
         if instance.is_empty() || !instance.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
             bail!("'{instance}' is no name of an instance");
+        }
+        if let Some(staging) = join.staging.as_ref().filter(|s| !(s.disk_gib > 0.0 && s.disk_gib <= DISK_GIB_MAX)) {
+            bail!("{}: staging.disk_gib = {}: give GiB above 0", path.display(), staging.disk_gib);
         }
         let some = |text: Option<String>| text.filter(|t| !t.is_empty());
         let join = Join { image: some(join.image), domain: some(join.domain), ..join };

@@ -41,6 +41,9 @@ pub enum Word {
     Sent(Sent),
 }
 
+/// The host's token, once this boot is known to the control plane.
+pub type Token = Arc<Mutex<Option<String>>>;
+
 /// Hears it; false when nobody listens any more.
 pub type Tell = Arc<dyn Fn(Word) -> bool + Send + Sync>;
 
@@ -81,13 +84,13 @@ pub struct Link {
     failures: u32,
     not_before: Option<Instant>,
     last_error: Option<String>,
-    token: Arc<Mutex<Option<String>>>,
+    token: Token,
     patience: f64,
 }
 
 impl Link {
     /// Starts the threads that call.
-    pub fn start(client: Client, secret: String, tell: Tell, patience: f64) -> Self {
+    pub fn start(client: Client, secret: String, token: Token, tell: Tell, patience: f64) -> Self {
         let (calls, waiting) = sync_channel::<Call>(1);
         let caller = client.clone();
         let answered = Arc::clone(&tell);
@@ -100,7 +103,6 @@ impl Link {
             }
         });
         // Nothing is asked for before this boot is known to the control plane: what it wants is of another until then.
-        let token = Arc::new(Mutex::new(None));
         let known = Arc::clone(&token);
         std::thread::spawn(move || poll(&client, &known, &tell, patience));
         Self {

@@ -2,8 +2,8 @@
 //!
 //! One thread decides. Calls of the control plane, and work that takes time, are made by others that send their results; so
 //! nothing here waits, and a control plane that is away for hours, or says nonsense, stops neither the watching nor a
-//! workload. What is done on the host is done by subsystems, each with its own orders and its own things to say; today there
-//! is health.
+//! workload. What is done on the host is done by subsystems, each with its own orders and its own things to say; they
+//! are health and staging.
 
 mod client;
 mod clock;
@@ -12,12 +12,13 @@ mod health;
 mod link;
 mod options;
 mod repair;
+mod staging;
 mod state;
 mod tasks;
 mod watch;
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ::health::condition::What;
@@ -31,6 +32,7 @@ use health::{Health, Stand};
 use link::{Link, Word};
 pub use options::{Ground, Options};
 use repair::Tools;
+use staging::Staging;
 use state::{State, Store};
 use tasks::Done;
 use watch::{Watcher, observe};
@@ -59,6 +61,7 @@ struct Daemon {
     link: Link,
     messages: Receiver<Message>,
     health: Health,
+    staging: Option<Staging>,
 }
 
 /// Runs until the process ends.
@@ -84,9 +87,14 @@ pub fn run(options: &Options, ground: Ground) -> anyhow::Result<()> {
     }
     let (sender, messages) = sync_channel(64);
     let client = Client::new(&config)?;
+    let token = Arc::new(Mutex::new(None));
+    let staging = match &config.join.staging {
+        Some(part) => Some(Staging::start(part, client.clone(), Arc::clone(&token), &boot, ground.patience)?),
+        None => None,
+    };
     let words = sender.clone();
     let tell = Arc::new(move |word| words.send(Message::Link(word)).is_ok());
-    let link = Link::start(client, config.join.secret.clone(), tell, ground.patience);
+    let link = Link::start(client, config.join.secret.clone(), token, tell, ground.patience);
     let watcher = Watcher::new(&options.kernel_log, Worker::new(ground.program.clone()), &state);
     let tools = ground.tools.clone().map_or_else(Tools::default, |t| Tools {
         reset: t.iter().cloned().chain(["reset".into()]).collect(),
@@ -97,7 +105,7 @@ pub fn run(options: &Options, ground: Ground) -> anyhow::Result<()> {
     let over = Arc::new(move |done| drop(sender.send(Message::Health(Box::new(done)))));
     let health = Health::new(watcher, tools, over);
     let (options, stored_at) = (options.clone(), None);
-    let daemon = Daemon { options, config, ground, store, stored_at, state, link, messages, health };
+    let daemon = Daemon { options, config, ground, store, stored_at, state, link, messages, health, staging };
     daemon.decide()
 }
 
@@ -152,7 +160,12 @@ impl Daemon {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Link(Word::Desired(desired)) => self.health.order(desired.health),
+            Message::Link(Word::Desired(desired)) => {
+                if let Some((staging, order)) = self.staging.as_ref().zip(desired.staging) {
+                    staging.order(order);
+                }
+                self.health.order(desired.health);
+            }
             Message::Link(Word::Sent(sent)) => self.link.sent(sent, &mut self.state),
             Message::Health(done) => {
                 let on = Stand { options: &self.options, config: &self.config, ground: &self.ground };

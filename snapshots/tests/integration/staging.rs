@@ -12,7 +12,7 @@ fn host(memory_bytes: u64, disk_bytes: u64) -> Host {
 
 fn snapshot(bytes: u64, gpus: u32, at_least: &[f64]) -> Snapshot {
     let at_least = [(0, at_least.to_vec())].into();
-    Snapshot { bytes, host_class: 0, gpus, memory_s: 1.0, disk_s: 5.0, cold_s: 60.0, at_least }
+    Snapshot { bytes, host_classes: [0].into(), gpus, memory_s: 1.0, disk_s: 5.0, cold_s: 60.0, at_least }
 }
 
 fn any_situation(seed: u64) -> Situation {
@@ -26,7 +26,7 @@ fn any_situation(seed: u64) -> Situation {
         let memory_s = rng.between(0.5, 3.0);
         Snapshot {
             bytes: 1 + rng.below(100) as u64,
-            host_class: rng.below(2),
+            host_classes: [rng.below(2)].into(),
             gpus: 1 << rng.below(4),
             memory_s,
             disk_s: memory_s + rng.between(0.0, 10.0),
@@ -82,7 +82,7 @@ proptest! {
             let bytes = |least| staged.iter().filter(|(_, t)| **t >= least).map(|(s, _)| situation.snapshots[s.0].bytes).sum::<u64>();
             prop_assert!(bytes(Tier::Disk) <= host.disk_bytes.min(host.fetch_bytes) && bytes(Tier::Memory) <= host.memory_bytes);
             for snapshot in staged.keys().map(|id| &situation.snapshots[id.0]) {
-                prop_assert!(snapshot.host_class == host.class && snapshot.gpus <= host.gpus);
+                prop_assert!(snapshot.host_classes.contains(&host.class) && snapshot.gpus <= host.gpus);
             }
             let steps = first.steps(&situation, HostId(number));
             prop_assert_eq!(steps.fetch.len(), staged.len());

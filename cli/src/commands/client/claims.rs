@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Client, Remote, ago, block_on, print_json, text};
+use super::{Client, Remote, ago, block_on, number, print_json, text};
 use crate::commands::Format;
 use crate::render::table;
 
@@ -80,6 +80,9 @@ pub struct Claim {
     /// Time between heartbeats, seconds.
     #[arg(long)]
     lease_s: Option<f64>,
+    /// The snapshot that it starts from; the one of its class without it.
+    #[arg(long)]
+    snapshot: Option<String>,
     /// Who holds it, for people.
     #[arg(long, default_value = "pilotlight claim")]
     holder: String,
@@ -99,6 +102,7 @@ pub fn take(args: &Claim) -> anyhow::Result<()> {
         let ask = json!({
             "class": args.class, "count": args.count, "holder": args.holder, "on_empty": args.on_empty,
             "wait_s": args.wait_s, "lease_s": args.lease_s, "idempotency_key": args.idempotency_key,
+            "snapshot": args.snapshot,
         });
         let mut claim = client.post("/v1/claims", &ask).await?;
         while claim["state"] == "queued" {
@@ -112,6 +116,14 @@ pub fn take(args: &Claim) -> anyhow::Result<()> {
             anyhow::bail!("claim {} is {}: {}", text(&claim, "id"), text(&claim, "state"), text(&claim, "reason"));
         }
         println!("{} {}", text(&claim, "id"), gpus(&claim));
+        if let Some(ready) = claim.get("ready").filter(|ready| ready.is_object()) {
+            let (p50_s, p90_s) = (number(ready, "p50_s"), number(ready, "p90_s"));
+            let from = match text(ready, "from") {
+                cold if cold == "cold" => "a cold start: no copy lies there".to_owned(),
+                tier => format!("from {tier}"),
+            };
+            eprintln!("ready in about {p50_s:.1} s ({p90_s:.1} s in nine of ten), {from}");
+        }
         Ok(())
     })
 }

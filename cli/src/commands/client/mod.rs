@@ -10,6 +10,7 @@ pub mod forecasts;
 pub mod gpus;
 pub mod plans;
 pub mod rates;
+pub mod snapshots;
 pub mod status;
 
 use std::path::PathBuf;

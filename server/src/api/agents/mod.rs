@@ -2,6 +2,7 @@
 
 pub mod report;
 mod secrets;
+pub mod staged;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,7 +91,7 @@ pub async fn desired(
     if !(0.0..=60.0).contains(&wait_s) {
         return Err(ApiError::new(Code::OutOfRange, format!("wait_s: {wait_s} is not in 0..=60")));
     }
-    let now = || Ok::<_, ApiError>(reports::desired(id, app.book()?.nodes().get(&id)));
+    let now = || Ok::<_, ApiError>(reports::desired(&*app.book()?, id));
     let mut seq = app.ledger.watch();
     let waiting = async {
         loop {

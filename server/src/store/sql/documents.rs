@@ -1,6 +1,6 @@
 //! Documents in the database.
 
-use fleet::book::ClassRule;
+use serde::de::DeserializeOwned;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
@@ -80,14 +80,15 @@ pub(super) async fn put(
 pub(super) async fn of_book(connection: &mut AnyConnection, seen: i64) -> Result<BookDocuments, StoreError> {
     let failed = StoreError::database("read documents");
     let query = sqlx::query(
-        "SELECT kind, name, version, body FROM documents WHERE seq > $1 \
-         AND (kind IN ('class', 'offers') OR (kind = 'breakers' AND name = 'held'))",
+        "SELECT kind, name, version, body FROM documents WHERE seq > $1 AND (kind IN ('class', 'offers', 'snapshot') \
+         OR (kind = 'breakers' AND name = 'held') OR (kind = 'learnt' AND name = 'readiness'))",
     );
     let rows = query.bind(seen).fetch_all(&mut *connection).await.map_err(&failed)?;
-    let (mut news, mut class_changed) = (BookDocuments::default(), false);
+    let (mut news, mut classes, mut snapshots) = (BookDocuments::default(), false, false);
     for row in &rows {
         let (kind, found): (&str, Document) = (row.try_get("kind").map_err(&failed)?, document(row)?);
-        class_changed |= kind == DocumentKind::Class.name();
+        classes |= kind == DocumentKind::Class.name();
+        snapshots |= kind == DocumentKind::Snapshot.name();
         if found.body.is_empty() {
             continue;
         }
@@ -95,12 +96,22 @@ pub(super) async fn of_book(connection: &mut AnyConnection, seen: i64) -> Result
             news.offers = Some(found.record()?);
         } else if kind == DocumentKey::Held.words().0 {
             news.held = Some(found.record()?);
+        } else if kind == DocumentKey::Readiness.words().0 {
+            news.readiness = Some(found.record()?);
         }
     }
-    if class_changed {
-        let all = sqlx::query("SELECT name, version, body FROM documents WHERE kind = 'class' AND body <> ''");
-        let all = all.fetch_all(connection).await.map_err(&failed)?;
-        news.classes = Some(all.iter().map(|row| document(row)?.record::<ClassRule>()).collect::<Result<Vec<_>, _>>()?);
+    if classes {
+        news.classes = Some(all_of(connection, DocumentKind::Class).await?);
+    }
+    if snapshots {
+        news.snapshots = Some(all_of(connection, DocumentKind::Snapshot).await?);
     }
     Ok(news)
+}
+
+/// The records of all documents of a kind.
+async fn all_of<T: DeserializeOwned>(connection: &mut AnyConnection, kind: DocumentKind) -> Result<Vec<T>, StoreError> {
+    let all = sqlx::query("SELECT name, version, body FROM documents WHERE kind = $1 AND body <> ''").bind(kind.name());
+    let all = all.fetch_all(connection).await.map_err(StoreError::database("read documents"))?;
+    all.iter().map(|row| document(row)?.record()).collect()
 }

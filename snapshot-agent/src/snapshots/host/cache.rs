@@ -9,8 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use snapshots::LeafId;
 use snapshots::eviction::Eviction;
+use snapshots::leaf::Codec;
+use snapshots::{Index, LeafId, Manifest, ObjectId};
+
+use super::kept::Kept;
 
 /// Files that are kept open.
 const OPEN_MAX: usize = 400;
@@ -80,6 +83,8 @@ pub struct Cache {
 
 #[derive(Debug)]
 struct State {
+    /// Leaves that stay for objects that were staged when the cache was opened.
+    staged: BTreeMap<ObjectId, Vec<LeafId>>,
     eviction: Eviction<LeafId>,
     /// Open files of leaves that were verified since the start.
     open: BTreeMap<LeafId, Arc<File>>,
@@ -116,7 +121,14 @@ impl Cache {
                 }
             }
         }
-        let state = State { eviction, open: BTreeMap::new(), verified: [].into(), written: 0 };
+        // What is staged stays, whoever opened the cache.
+        let kept = Kept::staged(folder);
+        let mut staged = BTreeMap::new();
+        for object in kept.ids() {
+            let leaves = kept.get(object).map(|(manifest, index)| leaf_ids(&manifest, &index)).unwrap_or_default();
+            staged.insert(object, leaves.into_iter().filter(|leaf| eviction.pin(*leaf)).collect());
+        }
+        let state = State { staged, eviction, open: BTreeMap::new(), verified: [].into(), written: 0 };
         let cache = Self { folder: folder.to_owned(), state: Mutex::new(state), counts: Counts::default() };
         let gone = cache.state().eviction.evict();
         cache.let_go(&gone);
@@ -215,6 +227,26 @@ impl Cache {
         }
     }
 
+    /// Keeps those of these leaves that are here until [`Self::unpin`]; how many are.
+    pub fn pin(&self, leaves: &[LeafId]) -> usize {
+        let mut state = self.state();
+        leaves.iter().filter(|id| state.eviction.pin(**id)).count()
+    }
+
+    /// Lets go of what stayed for an object that was staged when the cache was opened.
+    pub fn let_staged_go(&self, object: ObjectId) {
+        let mut state = self.state();
+        for leaf in state.staged.remove(&object).unwrap_or_default() {
+            state.eviction.unpin(leaf);
+        }
+    }
+
+    /// Lets go of leaves that were pinned.
+    pub fn unpin(&self, leaves: &[LeafId]) {
+        let mut state = self.state();
+        leaves.iter().for_each(|id| state.eviction.unpin(*id));
+    }
+
     fn write(&self, id: LeafId, content: &[u8]) -> std::io::Result<File> {
         let path = self.path(id);
         let number = {
@@ -253,6 +285,13 @@ impl State {
         self.verified.insert(id);
         self.open.entry(id).or_insert_with(|| Arc::new(file)).clone()
     }
+}
+
+/// Leaves of an object that lie somewhere, each once.
+fn leaf_ids(manifest: &Manifest, index: &[u8]) -> std::collections::BTreeSet<LeafId> {
+    let Ok(index) = Index::read(index, manifest.index) else { return [].into() };
+    let leaves = (0..index.leaves()).filter_map(|i| index.leaf(i));
+    leaves.filter(|leaf| leaf.codec != Codec::Zero).map(|leaf| leaf.id).collect()
 }
 
 /// Whether a file is what a process that is gone was writing.

@@ -94,7 +94,7 @@ type Running = Shared<BoxFuture<'static, Outcome>>;
 /// The leaves of a host.
 #[derive(Debug)]
 pub struct Leaves {
-    cache: Cache,
+    cache: Arc<Cache>,
     tiers: Vec<Store>,
     running: Mutex<HashMap<LeafId, Running>>,
     now: Semaphore,
@@ -108,7 +108,7 @@ pub struct Leaves {
 impl Leaves {
     /// Leaves that are kept in `cache` and fetched from `tiers`, the nearest first.
     #[must_use]
-    pub fn new(cache: Cache, tiers: Vec<Store>) -> Arc<Self> {
+    pub fn new(cache: Arc<Cache>, tiers: Vec<Store>) -> Arc<Self> {
         Arc::new(Self {
             cache,
             tiers,
@@ -124,6 +124,12 @@ impl Leaves {
     #[must_use]
     pub fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// Bytes that were fetched since the start.
+    #[must_use]
+    pub fn fetched_bytes(&self) -> u64 {
+        self.counts.fetched_bytes.load(Ordering::Relaxed)
     }
 
     /// A leaf that can be read without waiting for anything but the disk.
@@ -153,15 +159,20 @@ impl Leaves {
     }
 
     /// Has leaves of one pack, that lie in one stretch of at most [`RUN_BYTES_MAX`], on the disk before anybody asks.
-    pub async fn ahead(self: &Arc<Self>, run: Vec<Wanted>) {
+    ///
+    /// # Errors
+    /// The first of them that no tier has whole.
+    pub async fn ahead(self: &Arc<Self>, run: Vec<Wanted>) -> Result<(), FetchError> {
         // Before it counts as running: a reader who asks for one of these leaves meanwhile does not stand in this queue.
         let _permit = self.ahead.acquire().await;
         let mut waiting = self.waiting.subscribe();
         // What is waited for ends with us, so it does not fail.
         drop(waiting.wait_for(|n| *n == 0).await);
+        let mut all = Ok(());
         for outcome in self.run(run) {
-            drop(outcome.await);
+            all = all.and(outcome.await.map(drop));
         }
+        all
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<LeafId, Running>> {

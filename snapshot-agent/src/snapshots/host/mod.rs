@@ -1,7 +1,12 @@
-//! Leaves on a host: kept on its disk, fetched from where they are, verified when they enter.
+//! Leaves on a host: kept on its disk, fetched from where they are, verified when they enter; and whole objects that are staged.
 
 mod cache;
+mod kept;
 mod leaves;
+mod runs;
+pub mod stage;
 
 pub use cache::{Cache, CacheError, Content, Counts as CacheCounts};
+pub use kept::Kept;
 pub use leaves::{Counts, FetchError, Leaves, RUN_BYTES_MAX, Wanted};
+pub use runs::runs;

@@ -1,18 +1,15 @@
 //! An image whose content comes when it is touched.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use snapshots::image::Image;
-use snapshots::leaf::Codec;
 use snapshots::manifest::Kind;
 use snapshots::trace::Trace;
-use snapshots::{Manifest, ObjectId, PackId};
+use snapshots::{Manifest, ObjectId};
 
-use crate::snapshots::host::{FetchError, Leaves, RUN_BYTES_MAX, Wanted};
+use crate::snapshots::host::{FetchError, Leaves, Wanted, runs};
 use crate::snapshots::image::{DATA_STREAM, META_STREAM};
 use crate::snapshots::store;
 
@@ -171,42 +168,11 @@ impl LazyImage {
 
     /// Fetches what earlier runs touched, in their order, as long stretches of packs.
     pub async fn prefetch(self: &Arc<Self>, trace: &Trace) {
-        let runs = self.runs(&trace.order(self.wanted.len()));
-        let fetches = runs.into_iter().map(|run| self.leaves.ahead(run));
-        futures::future::join_all(fetches).await;
-    }
-
-    /// Leaves that lie beside each other in a pack go together, with the first of them.
-    fn runs(&self, order: &[u32]) -> Vec<Vec<Wanted>> {
-        let mut by_place: BTreeMap<(PackId, u32), (usize, Wanted)> = BTreeMap::new();
-        for (place, leaf) in order.iter().enumerate() {
-            let wanted = self.wanted[*leaf as usize];
-            let missing = wanted.record.codec != Codec::Zero && !self.leaves.cache().holds(wanted.record.id);
-            if let Some(pack) = wanted.pack.filter(|_| missing)
-                && let Entry::Vacant(free) = by_place.entry((pack, wanted.record.place.offset))
-            {
-                free.insert((place, wanted));
-            }
-        }
-        let mut runs: Vec<(usize, Vec<Wanted>)> = Vec::new();
-        for (place, wanted) in by_place.into_values() {
-            let joins = runs.last_mut().filter(|(_, run)| {
-                let (first, last) = (&run[0], &run[run.len() - 1]);
-                let end = |w: &Wanted| w.record.place.offset + w.record.place.stored_bytes;
-                last.pack == wanted.pack
-                    && end(last) == wanted.record.place.offset
-                    && end(&wanted) - first.record.place.offset <= RUN_BYTES_MAX
-            });
-            match joins {
-                Some((first, run)) => {
-                    *first = place.min(*first);
-                    run.push(wanted);
-                }
-                None => runs.push((place, vec![wanted])),
-            }
-        }
-        runs.sort_by_key(|(place, _)| *place);
-        runs.into_iter().map(|(_, run)| run).collect()
+        let order = trace.order(self.wanted.len());
+        let missing = |wanted: &Wanted| !self.leaves.cache().holds(wanted.record.id);
+        let wanted = order.iter().map(|leaf| self.wanted[*leaf as usize]).filter(missing);
+        // What cannot be had now is said to whoever touches it.
+        futures::future::join_all(runs(wanted).into_iter().map(|run| self.leaves.ahead(run))).await;
     }
 }
 

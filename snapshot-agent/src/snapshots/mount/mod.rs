@@ -1,6 +1,5 @@
 //! `pilotlight-agent mount`: an image's tree under a folder, its content on first touch.
 
-mod kept;
 mod lazy;
 mod overlay;
 mod serve;

@@ -11,12 +11,11 @@ use snapshots::trace::Trace;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Options;
-use super::kept::Kept;
 use super::lazy::LazyImage;
 use super::overlay::Overlay;
 use super::table::mounts_at;
 use super::ways::{Mounted, Place, WAYS};
-use crate::snapshots::host::{Cache, Leaves};
+use crate::snapshots::host::{Cache, Kept, Leaves};
 use crate::snapshots::store::Store;
 use crate::snapshots::store::lease::{Lease, Work};
 
@@ -53,7 +52,7 @@ async fn serve(options: &Options) -> anyhow::Result<ExitCode> {
         tiers.push(Store::open(mirror)?);
     }
     let cache = Cache::open(&options.cache, (options.cache_gib * f64::from(1 << 30)) as u64)?;
-    let leaves = Leaves::new(cache, tiers);
+    let leaves = Leaves::new(Arc::new(cache), tiers);
     let image = Arc::new(LazyImage::open(leaves.clone(), options.id, &manifest, &index_bytes).await?);
     let ready_s = began.elapsed().as_secs_f64();
     let scratch = options.scratch.clone().context("a scratch folder is needed")?;
@@ -94,7 +93,7 @@ async fn serve(options: &Options) -> anyhow::Result<ExitCode> {
 
 /// The image's manifest and index, from the store or, where it has them no more, from this host; and a lease, so that content stays.
 async fn known(store: &Store, options: &Options) -> anyhow::Result<(Manifest, Vec<u8>, Option<Lease>)> {
-    let (id, kept) = (options.id, Kept::open(&options.cache));
+    let (id, kept) = (options.id, Kept::mounted(&options.cache));
     let of_store = async {
         let (manifest, lease) = Lease::take_to_read(store, id).await?;
         let index = store.index(manifest.index).await?;

@@ -1,0 +1,243 @@
+//! Copies of snapshots on nodes: which are wanted, which are there, and which node a claim gets for them.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use crate::staged::{CopyState, Prediction, Presence, Readiness, Snapshot, StagedCopy, StagingRoom, Tier};
+
+use super::{Book, Change, Claim, ClaimError, CopyChange, Node, NodeError, What};
+
+/// What an agent says of one copy.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CopyFact {
+    /// What is there.
+    pub presence: Presence,
+    /// How many bytes of it.
+    pub bytes: u64,
+    /// What stands in its way, for people.
+    pub problem: String,
+}
+
+/// Longest start that can be told, seconds.
+const READY_S_MAX: f64 = 86_400.0;
+
+impl Book {
+    /// Snapshots by name.
+    #[must_use]
+    pub fn snapshots(&self) -> &BTreeMap<String, Snapshot> {
+        &self.snapshots
+    }
+
+    /// The snapshots, whole.
+    pub fn set_snapshots(&mut self, snapshots: impl IntoIterator<Item = Snapshot>) {
+        self.snapshots = snapshots.into_iter().map(|s| (s.name.clone(), s)).collect();
+    }
+
+    /// What starts took.
+    #[must_use]
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
+    /// What starts took.
+    pub fn set_readiness(&mut self, readiness: Readiness) {
+        self.readiness = readiness;
+    }
+
+    /// Says of which objects a node is to have copies, and where. Returns whether that is another order than before.
+    ///
+    /// # Errors
+    /// The node is unknown.
+    pub fn stage(&mut self, id: u64, wanted: &BTreeMap<String, Tier>, now_ms: i64) -> Result<bool, NodeError> {
+        let node = self.nodes.get(&id).ok_or(NodeError::Unknown(id))?;
+        let before: BTreeMap<&String, Tier> =
+            node.copies.iter().filter_map(|(object, copy)| Some((object, copy.wanted?))).collect();
+        if before.len() == wanted.len() && wanted.iter().all(|(object, tier)| before.get(object) == Some(tier)) {
+            return Ok(false);
+        }
+        let mut copies = node.copies.clone();
+        for copy in copies.values_mut() {
+            copy.wanted = None;
+        }
+        for (object, tier) in wanted {
+            copies.entry(object.clone()).or_insert_with(|| StagedCopy::nothing(now_ms)).wanted = Some(*tier);
+        }
+        self.set_copies(id, copies, now_ms)?;
+        self.edit_node(id, |node| node.desired.staging_changed(now_ms))?;
+        Ok(true)
+    }
+
+    /// The agent of a node says what it can keep, and all that it has. Returns whether that is news.
+    ///
+    /// # Errors
+    /// The node is unknown or runs another boot.
+    pub fn staged(
+        &mut self,
+        id: u64,
+        boot: &str,
+        (room, facts): (&StagingRoom, &BTreeMap<String, CopyFact>),
+        now_ms: i64,
+    ) -> Result<bool, NodeError> {
+        let node = self.of_boot(id, boot)?;
+        let mut copies = node.copies.clone();
+        for object in facts.keys().filter(|object| !node.copies.contains_key(*object)) {
+            // It was there before anybody here asked for it.
+            copies.insert(object.clone(), StagedCopy::nothing(now_ms));
+        }
+        for (object, copy) in &mut copies {
+            let fact = facts.get(object).cloned().unwrap_or_default();
+            (copy.presence, copy.bytes, copy.problem) = (fact.presence, fact.bytes, fact.problem);
+        }
+        let news = copies != node.copies || node.staging.as_ref() != Some(room);
+        if news {
+            self.set_copies(id, copies, now_ms)?;
+            let room = room.clone();
+            self.edit_node(id, |node| node.staging = Some(room))?;
+        }
+        Ok(news)
+    }
+
+    /// The host has restarted: its agent says anew what is there.
+    pub(super) fn forget_presence(&mut self, id: u64, now_ms: i64) -> Result<(), NodeError> {
+        let mut copies = self.nodes.get(&id).ok_or(NodeError::Unknown(id))?.copies.clone();
+        if copies.is_empty() {
+            return Ok(());
+        }
+        for copy in copies.values_mut() {
+            (copy.presence, copy.bytes) = (Presence::Absent, 0);
+        }
+        self.set_copies(id, copies, now_ms)
+    }
+
+    /// Notes each copy that is in another state, and drops those of which nothing is left.
+    fn set_copies(&mut self, id: u64, mut copies: BTreeMap<String, StagedCopy>, now_ms: i64) -> Result<(), NodeError> {
+        let node = self.nodes.get(&id).ok_or(NodeError::Unknown(id))?;
+        let mut events = Vec::new();
+        for (object, copy) in &mut copies {
+            let from = node.copies.get(object).and_then(StagedCopy::state);
+            let to = copy.state();
+            if from != to {
+                copy.since_ms = now_ms;
+                let named = self.snapshots.values().find(|snapshot| snapshot.object == *object);
+                let snapshot = named.map_or_else(|| object.chars().take(12).collect(), |s| s.name.clone());
+                let what = CopyChange { node: id, object: object.clone(), snapshot, from, to };
+                let reason = if copy.problem.is_empty() { reason_of(to) } else { &copy.problem };
+                events.push(Change { at_ms: now_ms, what: What::Copy(what), reason: reason.to_owned() });
+            }
+        }
+        copies.retain(|_, copy| copy.state().is_some());
+        self.changes.events.extend(events);
+        self.edit_node(id, |node| node.copies = copies)
+    }
+
+    /// Notes where copies of a node lie that claims can be served from.
+    pub(super) fn index_copies(&mut self, id: u64) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        for (object, tier) in copies_there(node) {
+            self.copies.entry(object.clone()).or_default().insert((Reverse(tier), id));
+        }
+    }
+
+    /// Forgets them, before the node changes.
+    pub(super) fn unindex_copies(&mut self, id: u64) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        for (object, tier) in copies_there(node) {
+            if let Some(nodes) = self.copies.get_mut(object) {
+                nodes.remove(&(Reverse(tier), id));
+                if nodes.is_empty() {
+                    self.copies.remove(object);
+                }
+            }
+        }
+    }
+
+    /// Nodes with a copy that claims can be served from, the best first.
+    pub fn copies_of(&self, object: &str) -> impl Iterator<Item = u64> + '_ {
+        self.copies.get(object).into_iter().flatten().map(|(_, id)| *id)
+    }
+
+    /// What a claim starts from: what it names, or the one snapshot of its class.
+    fn snapshot_of(&self, claim: &Claim) -> Option<&Snapshot> {
+        match &claim.snapshot {
+            Some(name) => self.snapshots.get(name),
+            None => {
+                let mut of_class = self.snapshots.values().filter(|s| s.class == claim.class);
+                of_class.next().filter(|_| of_class.next().is_none())
+            }
+        }
+    }
+
+    /// The node with the best copy of what a claim starts from, among those of `offers` with as many GPUs free: of equals the
+    /// one that would be taken without any copy.
+    pub(super) fn best_staged(&self, offers: &[usize], claim: &Claim, gpus: u32) -> Option<u64> {
+        let copies = self.copies.get(&self.snapshot_of(claim)?.object)?;
+        let mut best = None;
+        for (Reverse(tier), id) in copies {
+            let fits = |n: &&Node| n.can_be_claimed() && n.free.count() >= gpus;
+            let Some(node) = self.nodes.get(id).filter(fits) else { continue };
+            let Some(shelf) = self.offer_of(node).and_then(|p| offers.iter().position(|o| *o == p)) else { continue };
+            let rank = (Reverse(*tier), shelf, node.free.count(), node.claimed_last, *id);
+            if best.is_none_or(|known| rank < known) {
+                best = Some(rank);
+            }
+        }
+        best.map(|(.., id)| id)
+    }
+
+    /// Seconds to readiness of a claim on its nodes; none where it is not known what it starts from.
+    pub(super) fn predict(&self, claim: &Claim) -> Option<Prediction> {
+        let snapshot = self.snapshot_of(claim)?;
+        let of = |part: &super::Part| {
+            let node = self.nodes.get(&part.node)?;
+            let tier = node.copies.get(&snapshot.object).and_then(|copy| copy.presence.tier());
+            let ready_s = snapshot.ready_s(tier, node.staging.as_ref());
+            Some(self.readiness.predict(&snapshot.name, tier, ready_s))
+        };
+        // It is ready when the slowest of its nodes is.
+        claim.parts.iter().filter_map(of).max_by(|a, b| a.p50_s.total_cmp(&b.p50_s))
+    }
+
+    /// The client says that what it started is ready, so many seconds after the grant. Only the first word counts; returns
+    /// what had been predicted.
+    ///
+    /// # Errors
+    /// There is no such open claim, or the time is none.
+    pub fn is_ready(&mut self, id: u64, ready_s: f64) -> Result<Option<Prediction>, ClaimError> {
+        if !(0.0..=READY_S_MAX).contains(&ready_s) {
+            let (value, most) = (ready_s.clamp(-1.0, 1e15) as i64, READY_S_MAX as i64);
+            return Err(ClaimError::OutOfRange { name: "ready_s", value, least: 0, most });
+        }
+        let claim = self.claims.get_mut(&id).ok_or(ClaimError::UnknownClaim(id))?;
+        if claim.ready_s.is_some() || !claim.state.is_live() {
+            return Ok(None);
+        }
+        claim.ready_s = Some(ready_s);
+        self.changes.claims.insert(id);
+        Ok(claim.prediction)
+    }
+
+    /// The multiple of what was thought that a claim's start took, for [`Readiness::learn`].
+    #[must_use]
+    pub fn learnt(&self, claim: &Claim) -> Option<(String, Option<Tier>, f64)> {
+        let (predicted, ready_s) = (claim.prediction?, claim.ready_s?);
+        let snapshot = self.snapshot_of(claim)?;
+        let rooms = claim.parts.iter().map(|part| self.nodes.get(&part.node).and_then(|n| n.staging.as_ref()));
+        let thought_s = rooms.map(|room| snapshot.ready_s(predicted.tier, room)).fold(0.0, f64::max);
+        (thought_s > 0.0).then(|| (snapshot.name.clone(), predicted.tier, ready_s / thought_s))
+    }
+}
+
+fn copies_there(node: &Node) -> impl Iterator<Item = (&String, Tier)> {
+    node.copies.iter().filter_map(|(object, copy)| Some((object, copy.presence.tier()?)))
+}
+
+fn reason_of(state: Option<CopyState>) -> &'static str {
+    match state {
+        Some(CopyState::Wanted) => "the staging plan wants it",
+        Some(CopyState::Fetching) => "the host fetches it",
+        Some(CopyState::Verified) => "it is on the disk, verified",
+        Some(CopyState::Hot) => "it is in memory",
+        Some(CopyState::Evicting) => "the staging plan wants others",
+        None => "it is gone",
+    }
+}

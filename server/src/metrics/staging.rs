@@ -1,0 +1,122 @@
+//! Staged copies, and how good predictions of readiness are.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+
+use fleet::book::Book;
+use fleet::{CopyState, Prediction, Tier};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfCopies {
+    snapshot: String,
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfStart {
+    from: &'static str,
+}
+
+/// Seconds from grant to readiness.
+const READY_BUCKETS: [f64; 11] = [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
+
+#[derive(Debug, Default)]
+pub(super) struct StagingMetrics {
+    copies: Family<OfCopies, Gauge>,
+    starts: Family<OfStart, Ready>,
+    predicted: Family<OfStart, Counter<f64, AtomicU64>>,
+    error: Family<OfStart, Counter<f64, AtomicU64>>,
+    late: Family<OfStart, Counter>,
+    saved_s: Gauge<f64, AtomicU64>,
+    fetch_bytes: Gauge,
+}
+
+/// A histogram that a family can make.
+#[derive(Debug, Clone)]
+struct Ready(Histogram);
+
+impl Default for Ready {
+    fn default() -> Self {
+        Self(Histogram::new(READY_BUCKETS))
+    }
+}
+
+impl prometheus_client::encoding::EncodeMetric for Ready {
+    fn encode(&self, encoder: prometheus_client::encoding::MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.encode(encoder)
+    }
+
+    fn metric_type(&self) -> prometheus_client::metrics::MetricType {
+        self.0.metric_type()
+    }
+}
+
+impl prometheus_client::metrics::TypedMetric for Ready {
+    const TYPE: prometheus_client::metrics::MetricType = prometheus_client::metrics::MetricType::Histogram;
+}
+
+impl StagingMetrics {
+    pub fn register(&self, r: &mut Registry) {
+        r.register("snapshot_copies", "Copies of snapshots on hosts, by state", self.copies.clone());
+        r.register_with_unit(
+            "readiness",
+            "Grant to readiness, as clients told, by where the copy lay",
+            Unit::Seconds,
+            self.starts.clone(),
+        );
+        r.register_with_unit(
+            "readiness_predicted",
+            "Seconds that had been predicted for those starts, in all",
+            Unit::Seconds,
+            self.predicted.clone(),
+        );
+        r.register_with_unit(
+            "readiness_error",
+            "Seconds between prediction (median) and readiness, either way, in all",
+            Unit::Seconds,
+            self.error.clone(),
+        );
+        r.register("readiness_late", "Starts that took longer than was predicted for nine of ten", self.late.clone());
+        r.register_with_unit(
+            "staging_saves",
+            "Seconds to readiness that staged copies are expected to save within the horizon",
+            Unit::Seconds,
+            self.saved_s.clone(),
+        );
+        r.register_with_unit("staging_fetches", "Bytes that hosts are to fetch", Unit::Bytes, self.fetch_bytes.clone());
+    }
+
+    pub fn ready(&self, predicted: &Prediction, ready_s: f64) {
+        let of = OfStart { from: predicted.tier.map_or("cold", Tier::name) };
+        self.starts.get_or_create(&of).0.observe(ready_s);
+        self.predicted.get_or_create(&of).inc_by(predicted.p50_s);
+        self.error.get_or_create(&of).inc_by((ready_s - predicted.p50_s).abs());
+        self.late.get_or_create(&of).inc_by(u64::from(ready_s > predicted.p90_s));
+    }
+
+    pub fn planned(&self, saved_s: f64, fetch_bytes: u64) {
+        self.saved_s.set(saved_s);
+        self.fetch_bytes.set(fetch_bytes.cast_signed());
+    }
+
+    pub fn read(&self, book: &Book) {
+        let names: BTreeMap<&str, &str> =
+            book.snapshots().values().map(|s| (s.object.as_str(), s.name.as_str())).collect();
+        let mut counts: BTreeMap<(&str, CopyState), i64> = BTreeMap::new();
+        for (object, copy) in book.nodes().values().flat_map(|node| &node.copies) {
+            if let (Some(name), Some(state)) = (names.get(object.as_str()), copy.state()) {
+                *counts.entry((name, state)).or_default() += 1;
+            }
+        }
+        self.copies.clear();
+        for ((name, state), count) in counts {
+            self.copies.get_or_create(&OfCopies { snapshot: name.to_owned(), state: state.name() }).set(count);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The staging subsystem of the daemon: hears which snapshots the host is to have, has them brought, and says what is there. On
+//! threads of its own: a store that hangs stops neither the watching nor a workload.
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use anyhow::Context;
+use fleet::StagingRoom;
+use protocol::staging::{CopyOrder, StagingOrder, StagingReport};
+use tokio::sync::watch;
+
+use super::client::{Client, ClientError};
+use super::config;
+use super::link::Token;
+use crate::snapshots::host::stage::{Facts, Stage};
+
+/// What changes is said at most this often.
+const SAID_EVERY: Duration = Duration::from_secs(2);
+/// And said again after this time: the node may be another to the control plane since.
+const SAID_AGAIN: Duration = Duration::from_secs(60);
+/// Threads that fetch and verify: a GPU host has many, and its workload comes first.
+const THREADS: usize = 4;
+
+/// The subsystem.
+#[derive(Debug)]
+pub struct Staging {
+    orders: watch::Sender<Option<Vec<CopyOrder>>>,
+}
+
+impl Staging {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// The folder is no cache, or threads cannot be started.
+    pub fn start(
+        part: &config::Staging,
+        client: Client,
+        token: Token,
+        boot: &str,
+        patience: f64,
+    ) -> anyhow::Result<Self> {
+        let stage = Stage::open(&part.folder, (part.disk_gib * f64::from(1 << 30)) as u64)?;
+        let (orders, heard) = watch::channel(None);
+        let (facts, room_bytes) = (stage.facts(), stage.room_bytes());
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
+        let runtime = runtime.context("cannot start threads")?;
+        let boot = boot.to_owned();
+        std::thread::spawn(move || {
+            runtime.block_on(async {
+                let said = say(client, token, &boot, (facts, room_bytes), patience);
+                tokio::join!(stage.run(heard), said)
+            })
+        });
+        Ok(Self { orders })
+    }
+
+    /// What is to be there; the same again changes nothing.
+    pub fn order(&self, order: StagingOrder) {
+        self.orders.send_if_modified(|known| {
+            let news = known.as_ref() != Some(&order.copies);
+            *known = Some(order.copies);
+            news
+        });
+    }
+}
+
+/// Says what is there, as it changes, for ever.
+async fn say(
+    client: Client,
+    token: Token,
+    boot: &str,
+    (mut facts, room_bytes): (watch::Receiver<Facts>, u64),
+    patience: f64,
+) {
+    let mut last_error = String::new();
+    loop {
+        let known = facts.borrow_and_update().clone();
+        let secret = token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let told = match secret {
+            Some(secret) => {
+                let (client, report) = (client.clone(), report(boot, &known, room_bytes));
+                let told = tokio::task::spawn_blocking(move || client.staged(&secret, &report)).await;
+                told.ok()
+            }
+            None => None,
+        };
+        let done = match told {
+            Some(Ok(_)) => {
+                last_error.clear();
+                true
+            }
+            Some(Err(error)) => {
+                let text = error.to_string();
+                if text != last_error && !matches!(error, ClientError::Unreachable(_)) {
+                    tracing::warn!("the control plane does not hear what is staged here: {text}");
+                }
+                last_error = text;
+                false
+            }
+            None => false,
+        };
+        tokio::time::sleep(SAID_EVERY.mul_f64(patience)).await;
+        if done {
+            let again = SAID_AGAIN.mul_f64(patience);
+            if let Ok(Err(_)) = tokio::time::timeout(again, facts.changed()).await {
+                return;
+            }
+        }
+    }
+}
+
+fn report(boot: &str, facts: &Facts, room_bytes: u64) -> StagingReport {
+    StagingReport {
+        boot: boot.to_owned(),
+        room: StagingRoom {
+            disk_bytes: room_bytes,
+            memory_bytes: 0,
+            // What changes a little is no news.
+            fetch_bytes_per_s: facts.fetch_bytes_per_s.map(two_digits),
+            disk_bytes_per_s: None,
+            peer: None,
+        },
+        copies: facts.copies.values().cloned().collect(),
+    }
+}
+
+/// A number to two digits.
+fn two_digits(value: f64) -> f64 {
+    let unit = 10f64.powf(value.abs().max(1.0).log10().floor() - 1.0);
+    (value / unit).round() * unit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::two_digits;
+
+    #[test]
+    fn two_digits_are_enough() {
+        let rounded = [1_234_567.0, 987.6, 0.0, 1.04].map(two_digits);
+        for (got, wanted) in rounded.into_iter().zip([1_200_000.0, 990.0, 0.0, 1.0]) {
+            assert!((got - wanted).abs() < 1e-6, "{got} {wanted}");
+        }
+    }
+}
