@@ -16,6 +16,8 @@ pub const HORIZON_S: f64 = 600.0;
 const FETCH_BYTES_PER_S: f64 = 5e8;
 /// The least probability that anybody asks for a snapshot that is declared.
 const FIRST_CHANCE: f64 = 0.01;
+/// Hosts that are named to a host for one copy.
+const PEERS_MAX: usize = 64;
 /// More replicas of one snapshot than this are not told apart.
 const REPLICAS_MAX: usize = 512;
 
@@ -188,12 +190,23 @@ fn chances(paths: &[(f64, f64)], share: f64) -> Vec<f64> {
     chances
 }
 
+/// Other hosts of a node's zone that have an object or are to, those that have all of it first.
+fn peers(book: &Book, node: &Node, object: &str) -> Vec<String> {
+    let zone = |node: &Node| (node.offer.provider.clone(), node.offer.region.clone(), node.offer.zone.clone());
+    let of_zone = zone(node);
+    let others = book.copies_of(object).filter(|(_, id)| *id != node.id).filter_map(|(_, id)| book.nodes().get(&id));
+    let reached =
+        others.filter(|other| zone(other) == of_zone).filter_map(|other| other.staging.as_ref()?.peer.clone());
+    reached.take(PEERS_MAX).collect()
+}
+
 /// The order of a node.
 #[must_use]
 pub fn order(book: &Book, node: &Node) -> StagingOrder {
     let copy = |(object, copy): (&String, &StagedCopy)| {
         let snapshot = book.snapshots().values().find(|snapshot| snapshot.object == *object)?;
         Some(CopyOrder {
+            peers: peers(book, node, object),
             object: object.clone(),
             store: snapshot.store.clone(),
             bytes: snapshot.bytes,
@@ -203,7 +216,8 @@ pub fn order(book: &Book, node: &Node) -> StagingOrder {
     let mut copies: Vec<CopyOrder> = node.copies.iter().filter_map(copy).collect();
     // What is to lie in memory saves most.
     copies.sort_by_key(|copy| std::cmp::Reverse(copy.tier));
-    StagingOrder { copies, version: node.desired.staging }
+    // Who may ask whom is for the shell to say.
+    StagingOrder { copies, peer_key: None, version: node.desired.staging }
 }
 
 /// Learns from the starts that clients told since the last look; none where nobody did.

@@ -107,6 +107,9 @@ impl SnapshotSpec {
 pub struct StagingOrder {
     /// The copies, the most urgent first.
     pub copies: Vec<CopyOrder>,
+    /// What hosts of the zone prove themselves to each other with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_key: Option<String>,
     /// Another number is another order.
     pub version: i64,
 }
@@ -124,6 +127,9 @@ pub struct CopyOrder {
     /// Where it is to lie: `disk` or `memory`.
     #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub tier: Tier,
+    /// Other hosts of the zone that have it, or are to, `10.0.0.7:7071`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<String>,
 }
 
 /// What a host has, all of it.
@@ -138,6 +144,24 @@ pub struct StagingReport {
     pub room: StagingRoom,
     /// Its copies.
     pub copies: Vec<CopyReport>,
+    /// Where their bytes came from since the agent started.
+    #[serde(default)]
+    pub traffic: Traffic,
+}
+
+/// Bytes of leaves that an agent moved since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct Traffic {
+    /// From object stores.
+    pub store_bytes: u64,
+    /// From other hosts of the zone.
+    pub peer_bytes: u64,
+    /// To other hosts of the zone.
+    pub sent_bytes: u64,
+    /// Read off its own disk and verified.
+    pub disk_bytes: u64,
 }
 
 /// What a host has of one object.

@@ -21,6 +21,12 @@ pub fn host_secret(key: &str, instance: &str) -> String {
     join_secret(key, &format!("host/{instance}"))
 }
 
+/// What hosts of one zone prove themselves to each other with.
+#[must_use]
+pub fn peer_key(key: &str, zone: &fleet::OfferKey) -> String {
+    seal(key, &format!("peers/{}/{}/{}", zone.provider, zone.region, zone.zone))
+}
+
 /// The token of a host that has joined as a node.
 #[must_use]
 pub fn agent_token(key: &str, node: u64, issued_ms: i64) -> String {

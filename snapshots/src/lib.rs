@@ -17,6 +17,7 @@ pub mod leaf;
 pub mod manifest;
 mod numbers;
 pub mod pack;
+pub mod peers;
 pub mod staging;
 pub mod trace;
 

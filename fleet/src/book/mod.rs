@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::admission;
 use crate::offer::{Offer, OfferKey};
 use crate::placement::Shelf;
-use crate::staged::{Readiness, Snapshot, Tier};
+use crate::staged::{Presence, Readiness, Snapshot};
 
 pub use care::{Gate, Pending, Repair};
 pub use claims::{ClaimError, ClaimRequest, Taken};
@@ -89,8 +89,8 @@ pub struct Book {
     shelves: Vec<Shelf>,
     snapshots: BTreeMap<String, Snapshot>,
     readiness: Readiness,
-    /// By object, nodes with a copy that claims can be served from, the best first.
-    copies: BTreeMap<String, BTreeSet<(Reverse<Tier>, u64)>>,
+    /// By object, nodes that have a copy or are to, the furthest first.
+    copies: BTreeMap<String, BTreeSet<(Reverse<Presence>, u64)>>,
     /// Causes for which nothing is reset or ended.
     held: Held,
     /// Nodes that are in diagnostics, or in the short gate after them.

@@ -130,20 +130,20 @@ impl Book {
         self.edit_node(id, |node| node.copies = copies)
     }
 
-    /// Notes where copies of a node lie that claims can be served from.
+    /// Notes where copies of a node lie.
     pub(super) fn index_copies(&mut self, id: u64) {
         let Some(node) = self.nodes.get(&id) else { return };
-        for (object, tier) in copies_there(node) {
-            self.copies.entry(object.clone()).or_default().insert((Reverse(tier), id));
+        for (object, copy) in &node.copies {
+            self.copies.entry(object.clone()).or_default().insert((Reverse(copy.presence), id));
         }
     }
 
     /// Forgets them, before the node changes.
     pub(super) fn unindex_copies(&mut self, id: u64) {
         let Some(node) = self.nodes.get(&id) else { return };
-        for (object, tier) in copies_there(node) {
+        for (object, copy) in &node.copies {
             if let Some(nodes) = self.copies.get_mut(object) {
-                nodes.remove(&(Reverse(tier), id));
+                nodes.remove(&(Reverse(copy.presence), id));
                 if nodes.is_empty() {
                     self.copies.remove(object);
                 }
@@ -151,9 +151,9 @@ impl Book {
         }
     }
 
-    /// Nodes with a copy that claims can be served from, the best first.
-    pub fn copies_of(&self, object: &str) -> impl Iterator<Item = u64> + '_ {
-        self.copies.get(object).into_iter().flatten().map(|(_, id)| *id)
+    /// Nodes that have a copy of an object or are to, with what is there: those that have all of it first.
+    pub fn copies_of(&self, object: &str) -> impl Iterator<Item = (Presence, u64)> + '_ {
+        self.copies.get(object).into_iter().flatten().map(|(Reverse(presence), id)| (*presence, *id))
     }
 
     /// What a claim starts from: what it names, or the one snapshot of its class.
@@ -170,13 +170,13 @@ impl Book {
     /// The node with the best copy of what a claim starts from, among those of `offers` with as many GPUs free: of equals the
     /// one that would be taken without any copy.
     pub(super) fn best_staged(&self, offers: &[usize], claim: &Claim, gpus: u32) -> Option<u64> {
-        let copies = self.copies.get(&self.snapshot_of(claim)?.object)?;
+        let copies = self.copies_of(&self.snapshot_of(claim)?.object);
         let mut best = None;
-        for (Reverse(tier), id) in copies {
+        for (tier, id) in copies.map_while(|(presence, id)| Some((presence.tier()?, id))) {
             let fits = |n: &&Node| n.can_be_claimed() && n.free.count() >= gpus;
-            let Some(node) = self.nodes.get(id).filter(fits) else { continue };
+            let Some(node) = self.nodes.get(&id).filter(fits) else { continue };
             let Some(shelf) = self.offer_of(node).and_then(|p| offers.iter().position(|o| *o == p)) else { continue };
-            let rank = (Reverse(*tier), shelf, node.free.count(), node.claimed_last, *id);
+            let rank = (Reverse(tier), shelf, node.free.count(), node.claimed_last, id);
             if best.is_none_or(|known| rank < known) {
                 best = Some(rank);
             }
@@ -225,10 +225,6 @@ impl Book {
         let thought_s = rooms.map(|room| snapshot.ready_s(predicted.tier, room)).fold(0.0, f64::max);
         (thought_s > 0.0).then(|| (snapshot.name.clone(), predicted.tier, ready_s / thought_s))
     }
-}
-
-fn copies_there(node: &Node) -> impl Iterator<Item = (&String, Tier)> {
-    node.copies.iter().filter_map(|(object, copy)| Some((object, copy.presence.tier()?)))
 }
 
 fn reason_of(state: Option<CopyState>) -> &'static str {

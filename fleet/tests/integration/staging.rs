@@ -72,7 +72,7 @@ fn a_claim_gets_the_node_with_the_best_copy() {
     assert_eq!(claim(&mut book, Some("chat")).0, dear[0]);
     // A restart takes what was in memory, and nobody knows what is on the disk until the agent says so.
     book.register(dear[0], "boot-2", 8, 5).expect("restarts");
-    assert_eq!(book.copies_of("chat").collect::<Vec<_>>(), [dear[1]]);
+    assert_eq!(book.copies_of("chat").next(), Some((Presence::Memory, dear[1])));
 
     book.set_snapshots([snapshot("chat", "small")]);
     assert!(claim(&mut book, None).1.is_some(), "the one of its class is meant");

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use fleet::{NodeState, Presence, Remedy, StagingRoom};
 use health::Verdict;
 use protocol::agent::{Checks, Desired, Diagnosis, Gate, HealthReport, PROTOCOL, Register, Registered, Work};
-use protocol::staging::{CopyOrder, CopyReport, StagingReport};
+use protocol::staging::{CopyOrder, CopyReport, StagingReport, Traffic};
 use providers::sim_provider::SimHost;
 use providers::{Clock, SimProvider};
 use tokio::sync::watch;
@@ -191,6 +191,11 @@ async fn stage_copies(api: &Caller, id: &str, (boot, agent): (&str, &mut Agent),
     };
     let room =
         StagingRoom { disk_bytes: DISK_BYTES, fetch_bytes_per_s: Some(FETCH_BYTES_PER_S), ..StagingRoom::default() };
-    let report = StagingReport { boot: boot.to_owned(), room, copies: order.copies.iter().map(report).collect() };
+    let report = StagingReport {
+        boot: boot.to_owned(),
+        room,
+        copies: order.copies.iter().map(report).collect(),
+        traffic: Traffic::default(),
+    };
     api.post(&format!("/v1/agents/{id}/staged"), &report).await;
 }

@@ -20,6 +20,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use protocol::staging::Traffic;
 
 use plans::{Forecast, PlanMetrics};
 use staging::StagingMetrics;
@@ -318,6 +319,11 @@ impl Metrics {
     /// A claim was ready so many seconds after its grant, for which this had been predicted.
     pub fn ready(&self, predicted: &Prediction, ready_s: f64) {
         self.staging.ready(predicted, ready_s);
+    }
+
+    /// A host has moved so many bytes since its agent started.
+    pub fn moved(&self, node: u64, traffic: Traffic) {
+        self.staging.moved(node, traffic);
     }
 
     /// Snapshots are to lie as this plan says.

@@ -5,17 +5,24 @@ use std::sync::atomic::AtomicU64;
 
 use fleet::book::Book;
 use fleet::{CopyState, Prediction, Tier};
+use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use protocol::staging::Traffic;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfCopies {
     snapshot: String,
     state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfTier {
+    tier: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -35,6 +42,9 @@ pub(super) struct StagingMetrics {
     late: Family<OfStart, Counter>,
     saved_s: Gauge<f64, AtomicU64>,
     fetch_bytes: Gauge,
+    moved: Family<OfTier, Counter>,
+    /// What each host had moved when it was last heard.
+    heard: Mutex<BTreeMap<u64, Traffic>>,
 }
 
 /// A histogram that a family can make.
@@ -89,6 +99,12 @@ impl StagingMetrics {
             Unit::Seconds,
             self.saved_s.clone(),
         );
+        r.register_with_unit(
+            "staging_moved",
+            "Bytes of copies by where they came from: store, peer, disk; and sent to peers",
+            Unit::Bytes,
+            self.moved.clone(),
+        );
         r.register_with_unit("staging_fetches", "Bytes that hosts are to fetch", Unit::Bytes, self.fetch_bytes.clone());
     }
 
@@ -105,7 +121,23 @@ impl StagingMetrics {
         self.fetch_bytes.set(fetch_bytes.cast_signed());
     }
 
+    pub fn moved(&self, node: u64, traffic: Traffic) {
+        let before = self.heard.lock().insert(node, traffic).unwrap_or_default();
+        let tiers = [
+            ("store", traffic.store_bytes, before.store_bytes),
+            ("peer", traffic.peer_bytes, before.peer_bytes),
+            ("sent", traffic.sent_bytes, before.sent_bytes),
+            ("disk", traffic.disk_bytes, before.disk_bytes),
+        ];
+        for (tier, now, before) in tiers {
+            // An agent that started again counts from nothing.
+            let more = if now >= before { now - before } else { now };
+            self.moved.get_or_create(&OfTier { tier }).inc_by(more);
+        }
+    }
+
     pub fn read(&self, book: &Book) {
+        self.heard.lock().retain(|node, _| book.nodes().contains_key(node));
         let names: BTreeMap<&str, &str> =
             book.snapshots().values().map(|s| (s.object.as_str(), s.name.as_str())).collect();
         let mut counts: BTreeMap<(&str, CopyState), i64> = BTreeMap::new();

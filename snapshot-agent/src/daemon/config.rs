@@ -1,5 +1,6 @@
 //! What the host was given: how to join, and as what.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -57,6 +58,11 @@ pub struct Staging {
     pub folder: PathBuf,
     /// How much of the disk it may take, GiB.
     pub disk_gib: f64,
+    /// Where it serves what it has to other hosts of its zone, `10.0.0.7:7071`; without it, it neither serves nor is named to
+    /// others. What is sent is not encrypted: only in a network of your own.
+    pub listen: Option<SocketAddr>,
+    /// Where they reach that, if it is elsewhere.
+    pub advertise: Option<SocketAddr>,
 }
 
 fn staging_folder() -> PathBuf {

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use fleet::StagingRoom;
-use protocol::staging::{CopyOrder, StagingOrder, StagingReport};
+use protocol::staging::{StagingOrder, StagingReport};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::client::{Client, ClientError};
 use super::config;
 use super::link::Token;
+use crate::snapshots::host::peers::{self, Peers};
 use crate::snapshots::host::stage::{Facts, Stage};
 
 /// What changes is said at most this often.
@@ -24,7 +26,7 @@ const THREADS: usize = 4;
 /// The subsystem.
 #[derive(Debug)]
 pub struct Staging {
-    orders: watch::Sender<Option<Vec<CopyOrder>>>,
+    orders: watch::Sender<Option<StagingOrder>>,
 }
 
 impl Staging {
@@ -39,16 +41,29 @@ impl Staging {
         boot: &str,
         patience: f64,
     ) -> anyhow::Result<Self> {
-        let stage = Stage::open(&part.folder, (part.disk_gib * f64::from(1 << 30)) as u64)?;
+        let own = part.listen.map(|listen| peers::own_address(listen, part.advertise)).transpose()?;
+        let peers = Peers::new(own.clone());
+        let stage = Stage::open(&part.folder, (part.disk_gib * f64::from(1 << 30)) as u64, peers.clone())?;
+        let cache = stage.cache();
         let (orders, heard) = watch::channel(None);
         let (facts, room_bytes) = (stage.facts(), stage.room_bytes());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
         let runtime = runtime.context("cannot start threads")?;
+        let listener = match part.listen {
+            Some(listen) => {
+                let bound = runtime.block_on(TcpListener::bind(listen));
+                Some(bound.with_context(|| format!("cannot listen at {listen}: choose another staging.listen"))?)
+            }
+            None => None,
+        };
         let boot = boot.to_owned();
         std::thread::spawn(move || {
             runtime.block_on(async {
-                let said = say(client, token, &boot, (facts, room_bytes), patience);
-                tokio::join!(stage.run(heard), said)
+                if let Some(listener) = listener {
+                    tokio::spawn(peers::serve(listener, cache, peers));
+                }
+                let room = StagingRoom { disk_bytes: room_bytes, peer: own, ..StagingRoom::default() };
+                tokio::join!(stage.run(heard), say(client, token, &boot, (facts, room), patience))
             })
         });
         Ok(Self { orders })
@@ -57,8 +72,9 @@ impl Staging {
     /// What is to be there; the same again changes nothing.
     pub fn order(&self, order: StagingOrder) {
         self.orders.send_if_modified(|known| {
-            let news = known.as_ref() != Some(&order.copies);
-            *known = Some(order.copies);
+            let same = |known: &StagingOrder| known.copies == order.copies && known.peer_key == order.peer_key;
+            let news = !known.as_ref().is_some_and(same);
+            *known = Some(order);
             news
         });
     }
@@ -69,7 +85,7 @@ async fn say(
     client: Client,
     token: Token,
     boot: &str,
-    (mut facts, room_bytes): (watch::Receiver<Facts>, u64),
+    (mut facts, room): (watch::Receiver<Facts>, StagingRoom),
     patience: f64,
 ) {
     let mut last_error = String::new();
@@ -78,7 +94,7 @@ async fn say(
         let secret = token.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let told = match secret {
             Some(secret) => {
-                let (client, report) = (client.clone(), report(boot, &known, room_bytes));
+                let (client, report) = (client.clone(), report(boot, &known, &room));
                 let told = tokio::task::spawn_blocking(move || client.staged(&secret, &report)).await;
                 told.ok()
             }
@@ -109,18 +125,13 @@ async fn say(
     }
 }
 
-fn report(boot: &str, facts: &Facts, room_bytes: u64) -> StagingReport {
+fn report(boot: &str, facts: &Facts, room: &StagingRoom) -> StagingReport {
     StagingReport {
         boot: boot.to_owned(),
-        room: StagingRoom {
-            disk_bytes: room_bytes,
-            memory_bytes: 0,
-            // What changes a little is no news.
-            fetch_bytes_per_s: facts.fetch_bytes_per_s.map(two_digits),
-            disk_bytes_per_s: None,
-            peer: None,
-        },
+        // What changes a little is no news.
+        room: StagingRoom { fetch_bytes_per_s: facts.fetch_bytes_per_s.map(two_digits), ..room.clone() },
         copies: facts.copies.values().cloned().collect(),
+        traffic: facts.traffic,
     }
 }
 

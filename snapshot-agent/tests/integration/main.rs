@@ -8,5 +8,6 @@ mod diagnose;
 mod kernels;
 mod mount;
 mod oci;
+mod peers;
 mod stand;
 mod store;

@@ -19,7 +19,7 @@ use super::Body;
 use super::problem::{ApiError, Code, Problem};
 use crate::app::App;
 use crate::errors::Seldom;
-use crate::secrets::agent_token;
+use crate::secrets::{agent_token, peer_key};
 use crate::store::HostLimits;
 
 use secrets::{ProvenHost, Secret};
@@ -106,6 +106,10 @@ pub async fn desired(
     // Over or not, the state is told as it is then.
     let _ = tokio::time::timeout(Duration::from_secs_f64(wait_s), waiting).await;
     let mut desired = now()?;
+    if let Some(staging) = &mut desired.staging {
+        let book = app.book()?;
+        staging.peer_key = book.nodes().get(&id).map(|node| peer_key(&app.join_key, &node.offer));
+    }
     if let Work::Gate { learned, .. } = &mut desired.health.work {
         let offer = app.book()?.nodes().get(&id).map(|n| n.offer.clone());
         if let Some(offer) = offer {

@@ -70,6 +70,8 @@ pub struct Counts {
     pub refused: AtomicU64,
     /// Leaves that had to go.
     pub evicted: AtomicU64,
+    /// Bytes that were read off the disk to be verified.
+    pub verified_bytes: AtomicU64,
 }
 
 /// Leaves on a disk.
@@ -186,7 +188,12 @@ impl Cache {
             Err(_) => return None,
         };
         let known = self.state().verified.contains(&id);
-        let Some(file) = file.filter(|file| known || is_whole(id, file)) else {
+        let verified = |file: &File| {
+            let bytes = file.metadata().map_or(0, |meta| meta.len());
+            self.counts.verified_bytes.fetch_add(bytes, Ordering::Relaxed);
+            is_whole(id, file)
+        };
+        let Some(file) = file.filter(|file| known || verified(file)) else {
             self.counts.damaged.fetch_add(1, Ordering::Relaxed);
             self.state().eviction.remove(id);
             drop(fs::remove_file(self.path(id)));

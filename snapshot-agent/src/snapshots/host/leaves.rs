@@ -13,6 +13,7 @@ use snapshots::{IndexRecord, LeafId, PackId};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::cache::{Cache, Content};
+use super::peers::Peers;
 use crate::snapshots::in_one_line;
 use crate::snapshots::store::{self, Store, StoreError};
 
@@ -173,6 +174,26 @@ impl Leaves {
             all = all.and(outcome.await.map(drop));
         }
         all
+    }
+
+    /// Has those leaves of one pack on the disk that other hosts of the zone have; the others are returned.
+    pub async fn near(self: &Arc<Self>, run: Vec<Wanted>, peers: &Peers, members: &[String]) -> Vec<Wanted> {
+        let missing: Vec<Wanted> = run.into_iter().filter(|wanted| !self.cache.holds(wanted.record.id)).collect();
+        let Some(pack) = missing.first().and_then(|wanted| wanted.pack) else { return missing };
+        let ids: Vec<LeafId> = missing.iter().map(|wanted| wanted.record.id).collect();
+        let got = peers.get(pack, &ids, members).await;
+        let (leaves, wanted) = (self.clone(), missing.clone());
+        let entered = tokio::task::spawn_blocking(move || {
+            let enter = |(wanted, content): (Wanted, Option<Vec<u8>>)| {
+                // It is what its id says; an index that says another length is wrong, and found so from the store.
+                let content = content.filter(|content| content.len() == wanted.record.content_bytes as usize);
+                let Some(content) = content else { return Some(wanted) };
+                drop(leaves.cache.insert(wanted.record.id, &content));
+                None
+            };
+            wanted.into_iter().zip(got).filter_map(enter).collect()
+        });
+        entered.await.unwrap_or(missing)
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<LeafId, Running>> {

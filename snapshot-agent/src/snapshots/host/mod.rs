@@ -3,6 +3,7 @@
 mod cache;
 mod kept;
 mod leaves;
+pub mod peers;
 mod runs;
 pub mod stage;
 

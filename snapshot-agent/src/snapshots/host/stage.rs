@@ -4,18 +4,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use fleet::{Presence, Tier};
 use futures::{StreamExt, TryStreamExt};
-use protocol::staging::{CopyOrder, CopyReport};
+use protocol::staging::{CopyOrder, CopyReport, StagingOrder, Traffic};
 use snapshots::{LeafId, Manifest, ObjectId};
 use tokio::sync::watch;
 
 use super::cache::{Cache, CacheError};
 use super::kept::Kept;
-use super::leaves::{Leaves, Wanted};
+use super::leaves::{FetchError, Leaves, Wanted};
+use super::peers::Peers;
 use super::runs::runs;
 use crate::snapshots::in_one_line;
 use crate::snapshots::store::lease::{Lease, Work};
@@ -32,6 +34,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(120);
 const MEASURED_MIN: u64 = 32 << 20;
 /// Weight of the newest measurement.
 const NEWEST: f64 = 0.3;
+/// What others fetch for all is asked for again after this time, doubled each time, until it is this.
+const PEERS_PAUSE: Duration = Duration::from_millis(250);
+const PEERS_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Objects that a copy may need beside its own: weights, caches, an image.
 const OBJECTS_MAX: usize = 64;
 
@@ -42,6 +47,8 @@ pub struct Facts {
     pub copies: BTreeMap<ObjectId, CopyReport>,
     /// What was fetched, bytes a second.
     pub fetch_bytes_per_s: Option<f64>,
+    /// What was moved.
+    pub traffic: Traffic,
 }
 
 /// An object with its manifest and the bytes of its index.
@@ -71,15 +78,18 @@ pub struct Stage {
     leaves: BTreeMap<String, (Store, Arc<Leaves>)>,
     copies: BTreeMap<ObjectId, Copy>,
     facts: watch::Sender<Facts>,
+    peers: Arc<Peers>,
     room_bytes: u64,
+    /// Fetched from stores that are used no more.
+    fetched_before: u64,
 }
 
 impl Stage {
-    /// Copies in a cache folder that may take `budget_bytes`.
+    /// Copies in a cache folder that may take `budget_bytes`, fetched from `peers` where they have them.
     ///
     /// # Errors
     /// The folder is no cache.
-    pub fn open(folder: &Path, budget_bytes: u64) -> Result<Self, CacheError> {
+    pub fn open(folder: &Path, budget_bytes: u64, peers: Arc<Peers>) -> Result<Self, CacheError> {
         let cache = Arc::new(Cache::open(folder, budget_bytes)?);
         let room_bytes = (budget_bytes as f64 * ROOM_SHARE) as u64;
         let (facts, _) = watch::channel(Facts::default());
@@ -89,7 +99,9 @@ impl Stage {
             leaves: BTreeMap::new(),
             copies: BTreeMap::new(),
             facts,
+            peers,
             room_bytes,
+            fetched_before: 0,
         })
     }
 
@@ -99,6 +111,12 @@ impl Stage {
         self.room_bytes
     }
 
+    /// The leaves of all copies.
+    #[must_use]
+    pub fn cache(&self) -> Arc<Cache> {
+        self.cache.clone()
+    }
+
     /// What is known of the copies, as it changes.
     #[must_use]
     pub fn facts(&self) -> watch::Receiver<Facts> {
@@ -106,12 +124,13 @@ impl Stage {
     }
 
     /// Carries out orders until nobody gives them any more. Without an order all stays as it is.
-    pub async fn run(mut self, mut orders: watch::Receiver<Option<Vec<CopyOrder>>>) {
+    pub async fn run(mut self, mut orders: watch::Receiver<Option<StagingOrder>>) {
         loop {
             let order = orders.borrow_and_update().clone();
             if let Some(order) = order {
-                self.take(&order);
-                for id in order.iter().filter_map(|copy| copy.object.parse().ok()) {
+                self.peers.set_key(order.peer_key.as_deref());
+                self.take(&order.copies);
+                for id in order.copies.iter().filter_map(|copy| copy.object.parse().ok()) {
                     let changed = tokio::select! {
                         biased;
                         changed = orders.changed() => Some(changed),
@@ -167,7 +186,13 @@ impl Stage {
             self.cache.let_staged_go(id);
         }
         let stores: BTreeSet<&String> = self.copies.values().map(|copy| &copy.order.store).collect();
-        self.leaves.retain(|address, _| stores.contains(address));
+        self.leaves.retain(|address, (_, leaves)| {
+            let stays = stores.contains(address);
+            self.fetched_before += if stays { 0 } else { leaves.fetched_bytes() };
+            stays
+        });
+        let peers: Vec<String> = self.copies.values().flat_map(|copy| copy.order.peers.clone()).collect();
+        self.peers.keep(&peers);
         self.tell();
     }
 
@@ -226,11 +251,16 @@ impl Stage {
             copy.objects = objects.iter().map(|(object, ..)| *object).collect();
         }
         let (began, before) = (now(), leaves.fetched_bytes());
-        let fetches = runs(wanted).into_iter().map(|run| {
-            let leaves = leaves.clone();
+        let (members, peers): (Arc<[String]>, _) = (order.peers.clone().into(), self.peers.clone());
+        let is_home = |run: &Vec<Wanted>| run[0].pack.is_none_or(|pack| peers.is_home(pack, &members));
+        // What this host fetches for others comes first.
+        let (own, theirs): (Vec<_>, Vec<_>) = runs(wanted).into_iter().partition(is_home);
+        let all = own.into_iter().map(|run| (run, false)).chain(theirs.into_iter().map(|run| (run, true)));
+        let fetches = all.map(|(run, waits)| {
+            let (leaves, peers, members) = (leaves.clone(), peers.clone(), members.clone());
             async move {
                 let ids: Vec<LeafId> = run.iter().map(|wanted| wanted.record.id).collect();
-                leaves.ahead(run).await.map(|()| ids)
+                brought(&leaves, run, (&peers, &members), waits).await.map(|()| ids)
             }
         });
         let mut fetches = futures::stream::iter(fetches).buffer_unordered(RUNS_AT_ONCE);
@@ -311,6 +341,17 @@ impl Stage {
         });
     }
 
+    fn traffic(&self) -> Traffic {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let leaves = self.leaves.values().map(|(_, leaves)| leaves.fetched_bytes()).sum::<u64>();
+        Traffic {
+            store_bytes: self.fetched_before + leaves,
+            peer_bytes: of(&self.peers.counts.received_bytes),
+            sent_bytes: of(&self.peers.counts.sent_bytes),
+            disk_bytes: of(&self.cache.counts.verified_bytes),
+        }
+    }
+
     /// Says what there is to whoever looks.
     fn tell(&self) {
         let report = |(id, copy): (&ObjectId, &Copy)| {
@@ -323,12 +364,40 @@ impl Stage {
             (*id, report)
         };
         let copies: BTreeMap<ObjectId, CopyReport> = self.copies.iter().map(report).collect();
+        let traffic = self.traffic();
         self.facts.send_if_modified(|facts| {
             let news = facts.copies != copies;
-            facts.copies = copies;
+            (facts.copies, facts.traffic) = (copies, traffic);
             news
         });
     }
+}
+
+/// Has a run on the disk: from hosts of the zone, and what they have not from the store. What others fetch for all is waited for
+/// as long as it comes.
+async fn brought(
+    leaves: &Arc<Leaves>,
+    run: Vec<Wanted>,
+    (peers, members): (&Peers, &[String]),
+    waits: bool,
+) -> Result<(), FetchError> {
+    let all = run.clone();
+    let mut missing = run;
+    if !members.is_empty() {
+        let mut pause = PEERS_PAUSE;
+        loop {
+            let before = missing.len();
+            let still = leaves.near(missing.clone(), peers, members).await;
+            let came = still.len() < before;
+            if still.is_empty() || !waits || !peers.any(members) || (!came && pause > PEERS_PAUSE_MAX) {
+                break;
+            }
+            pause = if came { PEERS_PAUSE } else { pause * 2 };
+            tokio::time::sleep(pause).await;
+            missing = still;
+        }
+    }
+    leaves.ahead(all).await
 }
 
 #[allow(clippy::disallowed_methods, reason = "fetching takes real time")]
