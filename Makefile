@@ -1,7 +1,7 @@
 # make run    set up, then the main job on demo data
 # make test   set up, then every test
 # make bench  set up, then every benchmark (release build)
-.PHONY: kernels bench-gate bench-rates bench-weekly bench-yield bench-store bench-mount bench-fetch bench-staging setup moto run reports test test-room test-all test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
+.PHONY: kernels bench-gate bench-rates bench-weekly bench-yield bench-store bench-mount bench-fetch bench-arena bench-staging bench-staging-gain setup moto run reports test test-room test-all test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
 
 DEMO := target/demo
 # Folder with public traces; what needs them is skipped, and says so, without it.
@@ -47,7 +47,7 @@ test-all: moto
 soak: setup
 	cargo build --workspace --bins
 	FLIPS=10000 KILLS=500 cargo $(CARGO_TEST) -p snapshot-agent $(if $(findstring nextest,$(CARGO_TEST)),--profile soak -E 'test(every_flipped_bit) or test(killed_at_any_moment)' --no-capture,-- --nocapture --test-threads 1)
-	SOAK_S=600 OUTAGES_S="1 6 25 120" ROUNDS=5 FULL_S=60 FREEZES=20 POWER_CUTS=20 EDITS=1000 DAY_H=24 DAYS_APART=1 cargo $(CARGO_TEST) $(TESTS) $(if $(findstring nextest,$(CARGO_TEST)),--profile soak -E 'package(e2e) and (test(killed_replicas) or test(outages::) or test(shared::) or test(power::)) or test(same_day_twice)' --no-capture,-- --nocapture --test-threads 1)
+	SOAK_S=600 OUTAGES_S="1 6 25 120" ROUNDS=5 FULL_S=60 FREEZES=20 POWER_CUTS=20 EDITS=1000 DAY_H=24 DAYS_APART=1 KILLS=100 cargo $(CARGO_TEST) $(TESTS) $(if $(findstring nextest,$(CARGO_TEST)),--profile soak -E 'package(e2e) and (test(killed_replicas) or test(outages::) or test(shared::) or test(power::) or test(staging::)) or test(same_day_twice)' --no-capture,-- --nocapture --test-threads 1)
 
 AWS_FEATURES := cli/aws,e2e/aws
 
@@ -68,7 +68,7 @@ lint: setup
 release: setup
 	cargo build --release --workspace --features cli/aws --bins --examples
 
-bench: bench-scale bench-solvers bench-forecast bench-claims bench-simulation bench-store bench-mount bench-fetch bench-staging
+bench: bench-scale bench-solvers bench-forecast bench-claims bench-simulation bench-store bench-mount bench-fetch bench-arena bench-staging bench-staging-gain
 
 # Catalogue scale: 5,000 offers, 40 classes, 20 and 50 demand paths, 16 periods.
 bench-scale: release
@@ -106,6 +106,15 @@ bench-mount: release
 # An object out of a local S3 server beside a plain parallel download of the same bytes.
 bench-fetch: moto release
 	target/release/examples/fetch target/moto/bin/moto_server
+
+# From the disk into memory, verified, beside fio on the same files: needs fio, and GIB of disk and of memory.
+bench-arena: release
+	target/release/examples/arena $(or $(FOLDER),target) $(or $(GIB),2)
+
+# Seconds to readiness by who chooses the copies on hosts, and dollars of buffer by how long a start takes; needs public traces.
+SCENARIO ?= simulations/scenarios/servegen-pool.toml
+bench-staging-gain: release
+	PILOTLIGHT_DATA=$(DATA) target/release/examples/staging_gain $(SCENARIO)
 
 # The staging plan of 2,000 hosts and 500 snapshots, beside a linear bound.
 bench-staging: release

@@ -19,6 +19,12 @@ fn short(text: &str, most: usize) -> String {
     text.chars().take(most).collect()
 }
 
+/// The number of what a node's agent is to do: another says that something changed.
+#[must_use]
+pub fn version(book: &Book, id: u64) -> i64 {
+    book.nodes().get(&id).map_or(i64::MAX, |node| node.desired.all)
+}
+
 /// What a node's state makes its agent do.
 #[must_use]
 pub fn desired(book: &Book, id: u64) -> Desired {

@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fleet::book::{Book, Node};
 use fleet::{Readiness, Snapshot, StagedCopy, StagingRoom, Tier};
+use planner::input::PlanInput;
 use protocol::staging::{CopyOrder, StagingOrder};
 use snapshots::staging::{self, Host, HostId, Situation, SnapshotId};
-
-use crate::plan::PlanRecord;
 
 /// Copies serve what is asked for within this time, seconds: about what a host takes to fetch a large one.
 pub const HORIZON_S: f64 = 600.0;
@@ -16,8 +15,10 @@ pub const HORIZON_S: f64 = 600.0;
 const FETCH_BYTES_PER_S: f64 = 5e8;
 /// The least probability that anybody asks for a snapshot that is declared.
 const FIRST_CHANCE: f64 = 0.01;
-/// Hosts that are named to a host for one copy.
-const PEERS_MAX: usize = 64;
+/// Hosts of a zone that have an object from each other; the others have it from them.
+const MEMBERS_MAX: usize = 64;
+/// Copies that a host is told to have at most: more say little, and fill its order.
+const COPIES_MAX: usize = 200;
 /// More replicas of one snapshot than this are not told apart.
 const REPLICAS_MAX: usize = 512;
 
@@ -29,10 +30,9 @@ pub struct Outlook {
 }
 
 impl Outlook {
-    /// What a plan expects.
+    /// What a plan that is made from this expects.
     #[must_use]
-    pub fn of(record: &PlanRecord) -> Self {
-        let input = &record.input;
+    pub fn of(input: &PlanInput) -> Self {
         let starts = planner::input::starts(&input.period_s);
         let soon = starts.iter().take_while(|start| **start < HORIZON_S).count();
         let of_path = |k: usize, path: &planner::input::Scenario| {
@@ -56,11 +56,21 @@ pub struct Orders {
     pub fetch_bytes: u64,
 }
 
-/// Which copies each node should have. Nodes that are in use whole, or out of service for a while, keep what they have.
+/// What is known, apart from the book, which others need meanwhile.
+#[derive(Debug)]
+pub struct Situated {
+    situation: Situation,
+    /// Objects of the snapshots, in their order.
+    objects: Vec<String>,
+    /// Nodes of the hosts, in their order, each with the copies that it keeps in any case.
+    nodes: Vec<(u64, BTreeMap<String, Tier>)>,
+}
+
+/// Looks at the fleet. Nodes that are in use whole, or out of service for a while, keep what they have.
 #[must_use]
-pub fn decide(book: &Book, outlook: &Outlook) -> Orders {
+pub fn situate(book: &Book, outlook: &Outlook) -> Situated {
     let named: Vec<&Snapshot> = book.snapshots().values().collect();
-    let objects: BTreeMap<&str, SnapshotId> =
+    let numbers: BTreeMap<&str, SnapshotId> =
         named.iter().enumerate().map(|(n, snapshot)| (snapshot.object.as_str(), SnapshotId(n))).collect();
     let mut zones = BTreeMap::new();
     let (mut nodes, mut hosts) = (Vec::new(), Vec::new());
@@ -69,16 +79,33 @@ pub fn decide(book: &Book, outlook: &Outlook) -> Orders {
         let key = &node.offer;
         let next = zones.len();
         let zone = *zones.entry((&key.provider, &key.region, &key.zone)).or_insert(next);
-        nodes.push(node.id);
-        hosts.push(host(node, room, (zone, offer), &objects));
+        let kept = kept_in_any_case(book, node);
+        hosts.push(host(book, (node, &kept), room, (zone, offer), &numbers));
+        nodes.push((node.id, kept));
     }
     let snapshots = named.iter().map(|snapshot| planned(book, snapshot, outlook, &hosts)).collect();
-    let situation = Situation { snapshots, hosts };
-    let plan = staging::plan(&situation);
-    let object = |(id, tier): (&SnapshotId, &Tier)| (named[id.0].object.clone(), *tier);
-    let of_host = |n: usize| plan.staged[HostId(n).0].iter().map(object).collect();
-    let copies = nodes.iter().enumerate().map(|(n, node)| (*node, of_host(n))).collect();
-    Orders { copies, saved_s: plan.saved_s, fetch_bytes: plan.fetch_bytes }
+    let objects = named.iter().map(|snapshot| snapshot.object.clone()).collect();
+    Situated { situation: Situation { snapshots, hosts }, objects, nodes }
+}
+
+impl Situated {
+    /// Which copies each node should have.
+    #[must_use]
+    pub fn plan(self) -> Orders {
+        let plan = staging::plan(&self.situation);
+        let mut copies = BTreeMap::new();
+        for (n, (node, kept)) in self.nodes.into_iter().enumerate() {
+            let planned = plan.staged[HostId(n).0].iter().map(|(id, tier)| (self.objects[id.0].clone(), *tier));
+            copies.insert(node, planned.chain(kept).take(COPIES_MAX).collect());
+        }
+        Orders { copies, saved_s: plan.saved_s, fetch_bytes: plan.fetch_bytes }
+    }
+}
+
+/// Both, for who has the book to himself.
+#[must_use]
+pub fn decide(book: &Book, outlook: &Outlook) -> Orders {
+    situate(book, outlook).plan()
 }
 
 impl Orders {
@@ -105,24 +132,43 @@ fn takes_copies(node: &Node) -> bool {
     node.takes_claims() && node.free.count() > 0
 }
 
-fn host(node: &Node, room: &StagingRoom, (zone, class): (usize, usize), objects: &BTreeMap<&str, SnapshotId>) -> Host {
+/// Copies for claims of more GPUs than are free just now: they are of use again when others end.
+fn kept_in_any_case(book: &Book, node: &Node) -> BTreeMap<String, Tier> {
+    let keeps = |(object, copy): (&String, &StagedCopy)| {
+        let class = book.classes().get(&book.snapshot_of_object(object)?.class)?;
+        let gpus = class.class.gpus_per_claim;
+        Some((object.clone(), copy.wanted?)).filter(|_| gpus > node.free.count() && gpus <= node.gpus)
+    };
+    node.copies.iter().filter_map(keeps).collect()
+}
+
+fn host(
+    book: &Book,
+    (node, kept): (&Node, &BTreeMap<String, Tier>),
+    room: &StagingRoom,
+    (zone, class): (usize, usize),
+    numbers: &BTreeMap<&str, SnapshotId>,
+) -> Host {
     let rate = room.fetch_bytes_per_s.filter(|rate| rate.is_finite() && *rate > 0.0).unwrap_or(FETCH_BYTES_PER_S);
-    // What it was told to fetch and has not yet takes of what it can.
-    let on_its_way = |copy: &&StagedCopy| copy.wanted.is_some() && copy.presence.tier().is_none();
-    let coming = |object: &String| objects.get(object.as_str()).copied();
-    let there = node.copies.iter().filter_map(|(object, copy)| {
-        let tier = copy.presence.tier().or(copy.wanted)?;
-        Some((coming(object)?, tier))
-    });
-    let busy = node.copies.values().filter(on_its_way).count() as f64;
+    let taken = |least: Tier| -> u64 {
+        let of_tier = kept.iter().filter(|(_, tier)| **tier >= least);
+        of_tier.filter_map(|(object, _)| Some(book.snapshot_of_object(object)?.bytes)).sum()
+    };
+    // What is on its way counts as there, unless something stands in its way.
+    let counts = |copy: &StagedCopy| copy.presence.tier().or(copy.wanted.filter(|_| copy.problem.is_empty()));
+    let others = node.copies.iter().filter(|(object, _)| !kept.contains_key(*object));
+    let there = others.filter_map(|(object, copy)| Some((*numbers.get(object.as_str())?, counts(copy)?)));
+    let coming = |copy: &&StagedCopy| copy.wanted.is_some() && copy.presence.tier().is_none();
+    let busy = node.copies.values().filter(coming).count() as f64;
     Host {
         zone,
         class,
         gpus: node.free.count(),
-        memory_bytes: room.memory_bytes,
-        disk_bytes: room.disk_bytes,
+        memory_bytes: room.memory_bytes.saturating_sub(taken(Tier::Memory)),
+        disk_bytes: room.disk_bytes.saturating_sub(taken(Tier::Disk)),
+        // What it was told to fetch and has not yet takes of what it can.
         fetch_bytes: (rate * HORIZON_S / (1.0 + busy)) as u64,
-        staged: there.collect(),
+        staged: there.take(COPIES_MAX).collect(),
     }
 }
 
@@ -190,30 +236,33 @@ fn chances(paths: &[(f64, f64)], share: f64) -> Vec<f64> {
     chances
 }
 
-/// Other hosts of a node's zone that have an object or are to, those that have all of it first.
-fn peers(book: &Book, node: &Node, object: &str) -> Vec<String> {
-    let zone = |node: &Node| (node.offer.provider.clone(), node.offer.region.clone(), node.offer.zone.clone());
-    let of_zone = zone(node);
-    let others = book.copies_of(object).filter(|(_, id)| *id != node.id).filter_map(|(_, id)| book.nodes().get(&id));
-    let reached =
-        others.filter(|other| zone(other) == of_zone).filter_map(|other| other.staging.as_ref()?.peer.clone());
-    reached.take(PEERS_MAX).collect()
+/// Hosts of a node's zone that have an object or are to, itself among them where it is: the same for each of them, whatever
+/// has come already, so that all agree who fetches what.
+fn members(book: &Book, node: &Node, object: &str) -> Vec<String> {
+    let of_zone = |other: &Node| {
+        let (a, b) = (&node.offer, &other.offer);
+        (&a.provider, &a.region, &a.zone) == (&b.provider, &b.region, &b.zone)
+    };
+    let mut ids: Vec<u64> = book.copies_of(object).map(|(_, id)| id).collect();
+    ids.sort_unstable();
+    let nodes = ids.iter().filter_map(|id| book.nodes().get(id)).filter(|other| of_zone(other));
+    nodes.filter_map(|other| other.staging.as_ref()?.peer.clone()).take(MEMBERS_MAX).collect()
 }
 
 /// The order of a node.
 #[must_use]
 pub fn order(book: &Book, node: &Node) -> StagingOrder {
     let copy = |(object, copy): (&String, &StagedCopy)| {
-        let snapshot = book.snapshots().values().find(|snapshot| snapshot.object == *object)?;
+        let snapshot = book.snapshot_of_object(object)?;
         Some(CopyOrder {
-            peers: peers(book, node, object),
+            members: members(book, node, object),
             object: object.clone(),
             store: snapshot.store.clone(),
             bytes: snapshot.bytes,
             tier: copy.wanted?,
         })
     };
-    let mut copies: Vec<CopyOrder> = node.copies.iter().filter_map(copy).collect();
+    let mut copies: Vec<CopyOrder> = node.copies.iter().filter_map(copy).take(COPIES_MAX).collect();
     // What is to lie in memory saves most.
     copies.sort_by_key(|copy| std::cmp::Reverse(copy.tier));
     // Who may ask whom is for the shell to say.

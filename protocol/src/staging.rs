@@ -105,7 +105,7 @@ impl SnapshotSpec {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct StagingOrder {
-    /// The copies, the most urgent first.
+    /// The copies, those for memory first.
     pub copies: Vec<CopyOrder>,
     /// What hosts of the zone prove themselves to each other with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -127,9 +127,9 @@ pub struct CopyOrder {
     /// Where it is to lie: `disk` or `memory`.
     #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub tier: Tier,
-    /// Other hosts of the zone that have it, or are to, `10.0.0.7:7071`.
+    /// Hosts of the zone that have it, or are to, and have it from each other, `10.0.0.7:7071`; this one among them, or not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub peers: Vec<String>,
+    pub members: Vec<String>,
 }
 
 /// What a host has, all of it.

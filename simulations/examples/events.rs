@@ -44,6 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         plan_every_s: 60,
         plan_delay_s: 0.0,
         cold_start: vec![],
+        staging: None,
         seed: 1,
         offers,
     };

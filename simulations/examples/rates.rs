@@ -94,6 +94,7 @@ fn setup(
         plan_every_s: 120,
         plan_delay_s: 0.0,
         cold_start: vec![],
+        staging: None,
         seed,
         offers,
         supply,

@@ -108,6 +108,18 @@ impl<K: Copy + Ord> Eviction<K> {
         true
     }
 
+    /// Whether it is held and pinned.
+    #[must_use]
+    pub fn is_pinned(&self, key: K) -> bool {
+        self.held.get(&key).is_some_and(|held| held.pins > 0)
+    }
+
+    /// Whether it is above its high mark.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.bytes > (self.budget_bytes as f64 * HIGH_SHARE) as u64
+    }
+
     /// Lets go of a pinned entry.
     pub fn unpin(&mut self, key: K) {
         let Some(held) = self.held.get_mut(&key) else { return };
@@ -128,7 +140,7 @@ impl<K: Copy + Ord> Eviction<K> {
     /// What has to go, if the cache is above its high mark, to come down to the low one. It counts as gone from here on.
     pub fn evict(&mut self) -> Vec<K> {
         let share = |share: f64| (self.budget_bytes as f64 * share) as u64;
-        if self.bytes <= share(HIGH_SHARE) {
+        if !self.is_full() {
             return Vec::new();
         }
         let low = share(LOW_SHARE);

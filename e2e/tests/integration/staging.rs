@@ -32,6 +32,13 @@ fn spec(store: &Path, object: &str, bytes: usize) -> Value {
     json!({ "class": "chat", "store": store, "object": object, "bytes": bytes, "cold_s": 300.0, "restore_s": 1.0 })
 }
 
+/// Has the planner keep a host: somebody is expected for a while.
+async fn expect_somebody(plane: &Plane) {
+    let now_ms = plane.server.app.now_ms();
+    let somebody = json!({ "class": "chat", "from_ms": now_ms - 1000, "until_ms": now_ms + 600_000, "claims": 1 });
+    plane.put("/v1/forecasts/somebody", &somebody).await;
+}
+
 /// Waits until the copies are so.
 async fn copies(plane: &Plane, stand: &Stand, what: &str, so: impl Fn(&[Value]) -> bool) -> Vec<Value> {
     let began = Instant::now();
@@ -52,8 +59,8 @@ async fn claimed(plane: &Plane) -> Value {
 }
 
 fn leaves(folder: &Path) -> Vec<PathBuf> {
-    let groups = std::fs::read_dir(folder.join("leaves")).unwrap().map(|group| group.unwrap().path());
-    groups.flat_map(|group| std::fs::read_dir(group).unwrap().map(|leaf| leaf.unwrap().path())).collect()
+    let groups = std::fs::read_dir(folder.join("leaves")).into_iter().flatten().map(|group| group.unwrap().path());
+    groups.flat_map(|group| std::fs::read_dir(group).unwrap().filter_map(|leaf| Some(leaf.ok()?.path()))).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,6 +71,7 @@ async fn a_declared_snapshot_comes_to_an_idle_host_and_serves_the_next_claim() {
     let bytes = 9 << 20;
     let object = put(&stand, &store, bytes, 1);
     plane.put("/v1/snapshots/chat-8b", &spec(&store, &object, bytes)).await;
+    expect_somebody(&plane).await;
     let cache = stand.root().join("cache");
     let more = format!("[staging]\nfolder = \"{}\"\ndisk_gib = 0.1\n", cache.display());
     let secret = host_secret(&plane.server.app.join_key, "lab-1");
@@ -123,7 +131,10 @@ async fn a_declared_snapshot_comes_to_an_idle_host_and_serves_the_next_claim() {
     copies(&plane, &stand, "gone", |copies: &[Value]| copies.is_empty()).await;
     drop(agent);
     let events = plane.get("/v1/events?limit=1000").await;
-    let of_copy = |e: &&Value| e["subject"].as_str().is_some_and(|s| s.starts_with("chat-8b on n-"));
+    // Under its name as long as it has one.
+    let known = ["chat-8b on n-".to_owned(), format!("{} on n-", &object[..12])];
+    let of_copy =
+        |e: &&Value| e["subject"].as_str().is_some_and(|s| known.iter().any(|name| s.starts_with(name.as_str())));
     let mine = events["items"].as_array().unwrap().iter().filter(of_copy);
     let life: Vec<&str> = mine.filter_map(|e| e["to"].as_str()).collect();
     assert!(
@@ -131,4 +142,54 @@ async fn a_declared_snapshot_comes_to_an_idle_host_and_serves_the_next_claim() {
         "{life:?}"
     );
     assert_eq!(life.last(), Some(&"gone"), "{life:?}");
+}
+
+/// Killed at random moments of staging, KILLS times: what was begun goes on, and no leaf is there that is not whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_killed_while_it_stages_goes_on() {
+    let kills: u64 = std::env::var("KILLS").ok().map_or(6, |n| n.parse().unwrap());
+    let seed: u64 = std::env::var("SEED").ok().map_or(7, |n| n.parse().unwrap());
+    println!("seed {seed}, {kills} kills");
+    let mut rng = fleet::rng::Rng::new(seed);
+    let (plane, stand) = (plane().await, stand());
+    let store = stand.root().join("store");
+    std::fs::create_dir(&store).unwrap();
+    let bytes = 100 << 20;
+    let object = put(&stand, &store, bytes, 3);
+    plane.put("/v1/snapshots/chat-8b", &spec(&store, &object, bytes)).await;
+    expect_somebody(&plane).await;
+    let cache = stand.root().join("cache");
+    let more = format!("[staging]\nfolder = \"{}\"\ndisk_gib = 1\n", cache.display());
+    let secret = host_secret(&plane.server.app.join_key, "lab-1");
+    let mut agent = daemon_with("lab-1", &stand, &plane.server.url, &secret, &more);
+    let first = claimed(&plane).await;
+    plane.post(&format!("/v1/claims/{}/release", first["id"].as_str().unwrap()), &json!({})).await;
+    for _ in 0..kills {
+        tokio::time::sleep(Duration::from_millis(rng.below(1500) as u64)).await;
+        drop(agent);
+        // What lies there is whole, at every moment; and half of it is lost now and then.
+        for leaf in leaves(&cache) {
+            let name = leaf.file_name().unwrap().to_str().unwrap().to_owned();
+            if name.len() == 64 {
+                assert_eq!(snapshots::LeafId::of(&std::fs::read(&leaf).unwrap()).to_string(), name);
+                if rng.below(4) == 0 {
+                    std::fs::remove_file(leaf).unwrap();
+                }
+            }
+        }
+        agent = daemon_with("lab-1", &stand, &plane.server.url, "plj_used", &more);
+    }
+    // It may have been taken for lost meanwhile: a claim has it come back, or another node be made of it.
+    let again = claimed(&plane).await;
+    assert_eq!(again["state"], "granted", "{again}");
+    plane.post(&format!("/v1/claims/{}/release", again["id"].as_str().unwrap()), &json!({})).await;
+    let whole = || leaves(&cache).iter().filter_map(|leaf| Some(std::fs::metadata(leaf).ok()?.len())).sum::<u64>();
+    let began = Instant::now();
+    while whole() != bytes as u64 {
+        assert!(began.elapsed() < Duration::from_secs(60), "{} of {bytes}", whole());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    copies(&plane, &stand, "verified", |copies: &[Value]| copies.iter().any(|copy| copy["state"] == "verified")).await;
+    assert_eq!(whole(), bytes as u64, "all of it, once");
+    drop(agent);
 }

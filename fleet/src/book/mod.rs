@@ -88,6 +88,10 @@ pub struct Book {
     intents: BTreeMap<u64, Intent>,
     shelves: Vec<Shelf>,
     snapshots: BTreeMap<String, Snapshot>,
+    /// Names of snapshots by their objects.
+    named: BTreeMap<String, String>,
+    /// The one snapshot of each class that has one alone.
+    only: BTreeMap<String, String>,
     readiness: Readiness,
     /// By object, nodes that have a copy or are to, the furthest first.
     copies: BTreeMap<String, BTreeSet<(Reverse<Presence>, u64)>>,

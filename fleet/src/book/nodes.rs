@@ -146,6 +146,7 @@ impl Book {
         }
         if node.boot.as_deref() == Some(boot) {
             // The agent restarted, not the host: what runs there runs on.
+            self.forget_presence(id, now_ms)?;
             return self.heard(id, boot, None, now_ms);
         }
         // What ran on the host before is gone.

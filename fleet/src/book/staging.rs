@@ -31,6 +31,17 @@ impl Book {
     /// The snapshots, whole.
     pub fn set_snapshots(&mut self, snapshots: impl IntoIterator<Item = Snapshot>) {
         self.snapshots = snapshots.into_iter().map(|s| (s.name.clone(), s)).collect();
+        self.named = self.snapshots.values().map(|s| (s.object.clone(), s.name.clone())).collect();
+        let mut of_class: BTreeMap<&String, Vec<&String>> = BTreeMap::new();
+        self.snapshots.values().for_each(|s| of_class.entry(&s.class).or_default().push(&s.name));
+        let alone = of_class.into_iter().filter(|(_, names)| names.len() == 1);
+        self.only = alone.map(|(class, names)| (class.clone(), names[0].clone())).collect();
+    }
+
+    /// The snapshot that an object is.
+    #[must_use]
+    pub fn snapshot_of_object(&self, object: &str) -> Option<&Snapshot> {
+        self.snapshots.get(self.named.get(object)?)
     }
 
     /// What starts took.
@@ -88,21 +99,29 @@ impl Book {
             let fact = facts.get(object).cloned().unwrap_or_default();
             (copy.presence, copy.bytes, copy.problem) = (fact.presence, fact.bytes, fact.problem);
         }
-        let news = copies != node.copies || node.staging.as_ref() != Some(room);
-        if news {
-            self.set_copies(id, copies, now_ms)?;
-            let room = room.clone();
-            self.edit_node(id, |node| node.staging = Some(room))?;
+        let same = |(a, b): ((&String, &StagedCopy), (&String, &StagedCopy))| {
+            a.0 == b.0 && StagedCopy { bytes: 0, ..a.1.clone() } == StagedCopy { bytes: 0, ..b.1.clone() }
+        };
+        let alike = copies.len() == node.copies.len() && copies.iter().zip(&node.copies).all(same);
+        if alike && node.staging.as_ref() == Some(room) {
+            // How far it has come is seen, and need not be written down each time.
+            self.edit_unwritten(id, |node| node.copies = copies)?;
+            return Ok(false);
         }
-        Ok(news)
+        self.set_copies(id, copies, now_ms)?;
+        let room = room.clone();
+        self.edit_node(id, |node| node.staging = Some(room))?;
+        Ok(true)
     }
 
-    /// The host has restarted: its agent says anew what is there.
+    /// The agent has started: it says anew what it can keep, and what is there.
     pub(super) fn forget_presence(&mut self, id: u64, now_ms: i64) -> Result<(), NodeError> {
-        let mut copies = self.nodes.get(&id).ok_or(NodeError::Unknown(id))?.copies.clone();
-        if copies.is_empty() {
+        let node = self.nodes.get(&id).ok_or(NodeError::Unknown(id))?;
+        if node.staging.is_none() && node.copies.is_empty() {
             return Ok(());
         }
+        let mut copies = node.copies.clone();
+        self.edit_node(id, |node| node.staging = None)?;
         for copy in copies.values_mut() {
             (copy.presence, copy.bytes) = (Presence::Absent, 0);
         }
@@ -118,8 +137,8 @@ impl Book {
             let to = copy.state();
             if from != to {
                 copy.since_ms = now_ms;
-                let named = self.snapshots.values().find(|snapshot| snapshot.object == *object);
-                let snapshot = named.map_or_else(|| object.chars().take(12).collect(), |s| s.name.clone());
+                let named = self.named.get(object).cloned();
+                let snapshot = named.unwrap_or_else(|| object.chars().take(12).collect());
                 let what = CopyChange { node: id, object: object.clone(), snapshot, from, to };
                 let reason = if copy.problem.is_empty() { reason_of(to) } else { &copy.problem };
                 events.push(Change { at_ms: now_ms, what: What::Copy(what), reason: reason.to_owned() });
@@ -160,10 +179,7 @@ impl Book {
     fn snapshot_of(&self, claim: &Claim) -> Option<&Snapshot> {
         match &claim.snapshot {
             Some(name) => self.snapshots.get(name),
-            None => {
-                let mut of_class = self.snapshots.values().filter(|s| s.class == claim.class);
-                of_class.next().filter(|_| of_class.next().is_none())
-            }
+            None => self.snapshots.get(self.only.get(&claim.class)?),
         }
     }
 
@@ -171,8 +187,12 @@ impl Book {
     /// one that would be taken without any copy.
     pub(super) fn best_staged(&self, offers: &[usize], claim: &Claim, gpus: u32) -> Option<u64> {
         let copies = self.copies_of(&self.snapshot_of(claim)?.object);
-        let mut best = None;
+        let mut best: Option<(Reverse<Tier>, usize, u32, bool, u64)> = None;
         for (tier, id) in copies.map_while(|(presence, id)| Some((presence.tier()?, id))) {
+            // The best come first.
+            if best.is_some_and(|(Reverse(known), ..)| tier < known) {
+                break;
+            }
             let fits = |n: &&Node| n.can_be_claimed() && n.free.count() >= gpus;
             let Some(node) = self.nodes.get(&id).filter(fits) else { continue };
             let Some(shelf) = self.offer_of(node).and_then(|p| offers.iter().position(|o| *o == p)) else { continue };

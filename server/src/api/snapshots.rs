@@ -77,7 +77,8 @@ pub struct CopyView {
 fn view(found: Versioned<Snapshot>, book: &Book) -> SnapshotView {
     let snapshot = found.record;
     let mut copies: BTreeMap<String, u32> = BTreeMap::new();
-    let states = book.nodes().values().filter_map(|node| node.copies.get(&snapshot.object)?.state());
+    let nodes = book.copies_of(&snapshot.object).filter_map(|(_, id)| book.nodes().get(&id));
+    let states = nodes.filter_map(|node| node.copies.get(&snapshot.object)?.state());
     states.for_each(|state| *copies.entry(state.name().into()).or_default() += 1);
     let ready = [Some(Tier::Memory), Some(Tier::Disk), None].map(|tier| {
         let predicted = book.readiness().predict(&snapshot.name, tier, snapshot.ready_s(tier, None));
@@ -137,6 +138,10 @@ pub async fn put(
         let book = app.book()?;
         if !book.classes().contains_key(&spec.class) {
             return Err(ApiError::new(Code::UnknownClass, format!("there is no class '{}'", spec.class)));
+        }
+        if let Some(other) = book.snapshot_of_object(&snapshot.object).filter(|other| other.name != name) {
+            let detail = format!("object: it is snapshot '{}' already; one object is one snapshot", other.name);
+            return Err(ApiError::new(Code::OutOfRange, detail));
         }
         if book.snapshots().len() >= SNAPSHOTS_MAX && !book.snapshots().contains_key(&name) {
             let detail = format!("there are {SNAPSHOTS_MAX} snapshots: delete those that nobody starts from");

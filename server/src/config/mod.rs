@@ -234,8 +234,12 @@ impl Config {
             let rule = spec.rule_of_server()?;
             self.limits.allow(&rule).with_context(|| format!("class '{}' is beyond [limits]", spec.name))?;
         }
+        let mut objects = BTreeMap::new();
         for (name, spec) in &self.snapshot {
             spec.snapshot(name).map_err(|what| anyhow::anyhow!("snapshot.{name}: {what}"))?;
+            if let Some(other) = objects.insert(&spec.object, name) {
+                bail!("snapshot.{name}: object: it is snapshot '{other}' already; one object is one snapshot");
+            }
         }
         self.budget.check().map_err(|what| anyhow::anyhow!("budget.{what}"))?;
         self.diagnostics.check().map_err(|what| anyhow::anyhow!(what))?;

@@ -1,9 +1,7 @@
 //! Decides which snapshots lie on which hosts, and learns from starts; see [`control::staging`].
 
-use std::sync::Arc;
-
 use control::plan::PlanRecord;
-use control::staging::{Outlook, decide, learn};
+use control::staging::{Outlook, learn, situate};
 
 use super::{Context, LoopError};
 
@@ -23,9 +21,10 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     // One of another version says nothing of what is expected now.
     let plan: Option<PlanRecord> = newest.first().and_then(|p| serde_json::from_str(&p.body).ok());
     let Some(plan) = plan else { return Ok("waits for a plan".into()) };
-    let shared = Arc::clone(app);
-    let orders = tokio::task::spawn_blocking(move || Ok::<_, LoopError>(decide(&*shared.book()?, &Outlook::of(&plan))));
-    let orders = orders.await??;
+    let outlook = Outlook::of(&plan.input);
+    // Claims need the book while the plan is made.
+    let situated = situate(&*app.book()?, &outlook);
+    let orders = tokio::task::spawn_blocking(move || situated.plan()).await?;
     app.metrics.staged(orders.saved_s, orders.fetch_bytes);
     let copies: usize = orders.copies.values().map(std::collections::BTreeMap::len).sum();
     let text = format!("{copies} copies on {} hosts save {:.0} s", orders.copies.len(), orders.saved_s);

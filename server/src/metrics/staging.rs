@@ -122,7 +122,8 @@ impl StagingMetrics {
     }
 
     pub fn moved(&self, node: u64, traffic: Traffic) {
-        let before = self.heard.lock().insert(node, traffic).unwrap_or_default();
+        // What it had moved before this server knew of it was counted by another.
+        let Some(before) = self.heard.lock().insert(node, traffic) else { return };
         let tiers = [
             ("store", traffic.store_bytes, before.store_bytes),
             ("peer", traffic.peer_bytes, before.peer_bytes),

@@ -28,6 +28,8 @@ pub enum Event {
     Look,
     /// A call is made again.
     Act,
+    /// A machine's copy is whole.
+    Copies(u32),
     /// The plots take a sample.
     Sample,
 }

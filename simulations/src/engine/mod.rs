@@ -6,6 +6,7 @@ mod account;
 mod events;
 mod histogram;
 mod outcome;
+mod staging;
 mod world;
 
 use fleet::Offer;
@@ -17,6 +18,7 @@ use providers::sim::{Dist, SimOffer};
 pub use account::Money;
 pub use histogram::Histogram;
 pub use outcome::{Counts, OfClass, Outcome, Sample};
+pub use staging::{Stager, Staging};
 pub use world::run;
 
 /// One claim of the demand.
@@ -86,6 +88,8 @@ pub struct Setup {
     pub plan_delay_s: f64,
     /// Phases of a cold start after the GPU is there, in order: image, host start, device start or restore.
     pub cold_start: Vec<(String, Dist)>,
+    /// Copies of snapshots on hosts; none where starts are all alike.
+    pub staging: Option<Staging>,
     /// Seed of the clouds and the cold starts.
     pub seed: u64,
 }

@@ -116,6 +116,15 @@ pub struct Outcome {
     pub waits: Histogram,
     /// Wait plus the phases of the cold start, of granted claims.
     pub cold_starts: Histogram,
+    /// Wait and start of granted claims, by the copies that their hosts had; empty where a run has none.
+    #[serde(default)]
+    pub starts: Histogram,
+    /// Of these: cold, from a disk, from memory.
+    #[serde(default)]
+    pub started_from: [u64; 3],
+    /// Bytes that hosts fetched for copies.
+    #[serde(default)]
+    pub fetched_bytes: f64,
     /// Plots.
     pub samples: Vec<Sample>,
 }

@@ -6,6 +6,7 @@ mod live;
 mod simple;
 
 use control::inputs::Inputs;
+use control::staging::Outlook;
 
 pub use fixed::FixedNodes;
 pub use foresight::TrueFuture;
@@ -79,6 +80,11 @@ pub trait Policy {
     /// # Errors
     /// It cannot decide: a bug, told in words.
     fn decide(&mut self, seen: &Seen) -> Result<Decision, String>;
+
+    /// What its last decision expected, for who stages copies by it.
+    fn outlook(&self) -> Option<Outlook> {
+        None
+    }
 
     /// Whether it knows the future: a yardstick, no policy that anybody could have.
     fn foresees(&self) -> bool {

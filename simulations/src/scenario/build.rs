@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use fleet::book::ClassRule;
 use fleet::rng::Rng;
-use fleet::{Market, Offer, UsdMicros};
+use fleet::{Market, Offer, Snapshot, StagingRoom, UsdMicros};
 use planner::input::{LeadTime, Policy as Weights};
 use planner::scenarios::History;
 use providers::catalogue::rental_market::{self, Listing, RentalMarket};
@@ -13,7 +13,7 @@ use providers::sim::{SimOffer, Steps};
 
 use super::{Scenario, ScenarioError, traces};
 use crate::claims;
-use crate::engine::{Disturbance, Setup};
+use crate::engine::{Disturbance, Setup, Stager, Staging};
 use crate::parts::{self, PartError};
 use planner::rolling::Rules as LiveRules;
 
@@ -300,8 +300,35 @@ impl Prepared {
                 ("host start".into(), scenario.cold_start.host_start.clone()),
                 ("device start".into(), scenario.cold_start.device_start.clone()),
             ],
+            staging: self.staging(),
             seed,
         })
+    }
+
+    /// Copies, if the scenario has any.
+    fn staging(&self) -> Option<Staging> {
+        let part = self.scenario.staging.as_ref()?;
+        let bytes = |gib: f64| (gib * f64::from(1 << 30)) as u64;
+        let one = |(n, s): (usize, &super::SnapshotPart)| Snapshot {
+            name: s.name.clone(),
+            class: s.class.clone(),
+            store: "simulated".into(),
+            object: format!("{n:064x}"),
+            bytes: bytes(s.gib),
+            gpu: None,
+            cold_s: s.cold_s,
+            restore_s: s.restore_s,
+            share: s.share,
+        };
+        let room = StagingRoom {
+            disk_bytes: bytes(part.disk_gib),
+            memory_bytes: bytes(part.memory_gib),
+            fetch_bytes_per_s: Some(part.fetch_gb_per_s * 1e9),
+            disk_bytes_per_s: Some(part.read_gb_per_s * 1e9),
+            peer: None,
+        };
+        let snapshots = part.snapshot.iter().enumerate().map(one).collect();
+        Some(Staging { snapshots, room, stager: Stager::Plan })
     }
 
     /// What happens in a part. Outages, price steps and silences belong to the test; faults and supply to both.

@@ -65,6 +65,8 @@ pub struct Scenario {
     /// Phases after the GPU is there.
     #[serde(default)]
     pub cold_start: ColdStartPart,
+    /// Snapshots on hosts before they are asked for; without it all starts are alike.
+    pub staging: Option<StagingPart>,
 }
 
 /// Parts of the trace, days from its start; one after the other: history, tuning, test.
@@ -263,6 +265,45 @@ pub struct ColdStartPart {
     pub device_start: Dist,
 }
 
+/// Snapshots, and what hosts keep of them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StagingPart {
+    /// Room on each host's disk.
+    pub disk_gib: f64,
+    /// Room in its memory.
+    #[serde(default)]
+    pub memory_gib: f64,
+    /// What a host fetches, gigabytes a second.
+    #[serde(default = "one")]
+    pub fetch_gb_per_s: f64,
+    /// What it reads off its disk, gigabytes a second.
+    #[serde(default = "five")]
+    pub read_gb_per_s: f64,
+    /// The snapshots.
+    pub snapshot: Vec<SnapshotPart>,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotPart {
+    /// Unique name.
+    pub name: String,
+    /// Class whose claims start from it.
+    pub class: String,
+    /// Size of a copy.
+    pub gib: f64,
+    /// Seconds from grant to readiness without a copy.
+    pub cold_s: f64,
+    /// Seconds of a restore beside those in which its bytes move.
+    #[serde(default = "two")]
+    pub restore_s: f64,
+    /// Share of the class's claims.
+    #[serde(default = "one")]
+    pub share: f64,
+}
+
 impl Default for ColdStartPart {
     fn default() -> Self {
         Self { image: Dist::Fixed(5.0), host_start: Dist::Fixed(20.0), device_start: Dist::Fixed(25.0) }
@@ -271,6 +312,14 @@ impl Default for ColdStartPart {
 
 fn one() -> f64 {
     1.0
+}
+
+fn two() -> f64 {
+    2.0
+}
+
+fn five() -> f64 {
+    5.0
 }
 
 fn eight() -> u32 {

@@ -62,6 +62,7 @@ pub fn plain(claims: Vec<simulations::engine::ClaimSpec>, end_s: f64, on_empty: 
         plan_every_s: 3600,
         plan_delay_s: 0.0,
         cold_start: vec![],
+        staging: None,
         seed: 1,
     }
 }

@@ -58,6 +58,9 @@ pub struct Staging {
     pub folder: PathBuf,
     /// How much of the disk it may take, GiB.
     pub disk_gib: f64,
+    /// Memory for copies, GiB, allocated when the agent starts; none without it.
+    #[serde(default)]
+    pub memory_gib: f64,
     /// Where it serves what it has to other hosts of its zone, `10.0.0.7:7071`; without it, it neither serves nor is named to
     /// others. What is sent is not encrypted: only in a network of your own.
     pub listen: Option<SocketAddr>,
@@ -70,7 +73,7 @@ fn staging_folder() -> PathBuf {
 }
 
 /// Largest cache, GiB: 1 PiB.
-const DISK_GIB_MAX: f64 = 1_048_576.0;
+const GIB_MAX: f64 = 1_048_576.0;
 
 /// All that the agent is set up with.
 #[derive(Debug)]
@@ -107,8 +110,14 @@ impl Config {
         if instance.is_empty() || !instance.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
             bail!("'{instance}' is no name of an instance");
         }
-        if let Some(staging) = join.staging.as_ref().filter(|s| !(s.disk_gib > 0.0 && s.disk_gib <= DISK_GIB_MAX)) {
-            bail!("{}: staging.disk_gib = {}: give GiB above 0", path.display(), staging.disk_gib);
+        if let Some(staging) = &join.staging {
+            for (key, gib, least) in
+                [("disk_gib", staging.disk_gib, f64::MIN_POSITIVE), ("memory_gib", staging.memory_gib, 0.0)]
+            {
+                if !(least..=GIB_MAX).contains(&gib) {
+                    bail!("{}: staging.{key} = {gib}: give GiB, at most {GIB_MAX}", path.display());
+                }
+            }
         }
         let some = |text: Option<String>| text.filter(|t| !t.is_empty());
         let join = Join { image: some(join.image), domain: some(join.domain), ..join };

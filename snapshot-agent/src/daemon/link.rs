@@ -281,7 +281,7 @@ fn worst_of(conditions: &[Condition]) -> Vec<agent::Condition> {
 
 /// Polls for the desired state for ever.
 fn poll(client: &Client, token: &Mutex<Option<String>>, tell: &Tell, patience: f64) {
-    let mut known = None;
+    let (mut known, mut last) = (None, None);
     let (mut pause, mut wrong) = (Duration::from_secs(1), String::new());
     loop {
         let secret = token.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -293,8 +293,10 @@ fn poll(client: &Client, token: &Mutex<Option<String>>, tell: &Tell, patience: f
             Ok(desired) => {
                 pause = Duration::from_secs(1);
                 wrong.clear();
-                if known != Some(desired.version) {
-                    known = Some(desired.version);
+                known = Some(desired.version);
+                // Where a snapshot lies, or who has it too, may be another under the same number.
+                if last.as_ref() != Some(&desired) {
+                    last = Some(desired.clone());
                     if !tell(Word::Desired(desired)) {
                         return;
                     }

@@ -88,10 +88,11 @@ pub fn run(options: &Options, ground: Ground) -> anyhow::Result<()> {
     let (sender, messages) = sync_channel(64);
     let client = Client::new(&config)?;
     let token = Arc::new(Mutex::new(None));
-    let staging = match &config.join.staging {
-        Some(part) => Some(Staging::start(part, client.clone(), Arc::clone(&token), &boot, ground.patience)?),
-        None => None,
-    };
+    let staging = config
+        .join
+        .staging
+        .clone()
+        .map(|part| Staging::start(part, client.clone(), Arc::clone(&token), boot.clone(), ground.patience));
     let words = sender.clone();
     let tell = Arc::new(move |word| words.send(Message::Link(word)).is_ok());
     let link = Link::start(client, config.join.secret.clone(), token, tell, ground.patience);

@@ -1,18 +1,19 @@
 //! The staging subsystem of the daemon: hears which snapshots the host is to have, has them brought, and says what is there. On
 //! threads of its own: a store that hangs stops neither the watching nor a workload.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use fleet::StagingRoom;
-use protocol::staging::{StagingOrder, StagingReport};
+use protocol::staging::{CopyOrder, StagingOrder, StagingReport};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::client::{Client, ClientError};
 use super::config;
 use super::link::Token;
+use crate::snapshots::host::arena::Arena;
 use crate::snapshots::host::peers::{self, Peers};
 use crate::snapshots::host::stage::{Facts, Stage};
 
@@ -30,54 +31,63 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// Starts it.
-    ///
-    /// # Errors
-    /// The folder is no cache, or threads cannot be started.
-    pub fn start(
-        part: &config::Staging,
-        client: Client,
-        token: Token,
-        boot: &str,
-        patience: f64,
-    ) -> anyhow::Result<Self> {
-        let own = part.listen.map(|listen| peers::own_address(listen, part.advertise)).transpose()?;
-        let peers = Peers::new(own.clone());
-        let stage = Stage::open(&part.folder, (part.disk_gib * f64::from(1 << 30)) as u64, peers.clone())?;
-        let cache = stage.cache();
+    /// Starts it, on threads of its own: memory takes a while to be had, and a disk that fails is no reason not to watch GPUs.
+    pub fn start(part: config::Staging, client: Client, token: Token, boot: String, patience: f64) -> Self {
         let (orders, heard) = watch::channel(None);
-        let (facts, room_bytes) = (stage.facts(), stage.room_bytes());
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
-        let runtime = runtime.context("cannot start threads")?;
-        let listener = match part.listen {
-            Some(listen) => {
-                let bound = runtime.block_on(TcpListener::bind(listen));
-                Some(bound.with_context(|| format!("cannot listen at {listen}: choose another staging.listen"))?)
-            }
-            None => None,
-        };
-        let boot = boot.to_owned();
         std::thread::spawn(move || {
-            runtime.block_on(async {
-                if let Some(listener) = listener {
-                    tokio::spawn(peers::serve(listener, cache, peers));
-                }
-                let room = StagingRoom { disk_bytes: room_bytes, peer: own, ..StagingRoom::default() };
-                tokio::join!(stage.run(heard), say(client, token, &boot, (facts, room), patience))
-            })
+            if let Err(error) = run(&part, heard, client, token, (&boot, patience)) {
+                tracing::error!("no snapshots are staged here: {error:#}");
+            }
         });
-        Ok(Self { orders })
+        Self { orders }
     }
 
-    /// What is to be there; the same again changes nothing.
+    /// What is to be there; the same again changes nothing, and who else has it interrupts nothing.
     pub fn order(&self, order: StagingOrder) {
+        let alone = |order: &StagingOrder| -> Vec<CopyOrder> {
+            order.copies.iter().map(|copy| CopyOrder { members: Vec::new(), ..copy.clone() }).collect()
+        };
         self.orders.send_if_modified(|known| {
-            let same = |known: &StagingOrder| known.copies == order.copies && known.peer_key == order.peer_key;
+            let same = |known: &StagingOrder| alone(known) == alone(&order) && known.peer_key == order.peer_key;
             let news = !known.as_ref().is_some_and(same);
             *known = Some(order);
             news
         });
     }
+}
+
+fn run(
+    part: &config::Staging,
+    heard: watch::Receiver<Option<StagingOrder>>,
+    client: Client,
+    token: Token,
+    (boot, patience): (&str, f64),
+) -> anyhow::Result<()> {
+    let own = part.listen.map(|listen| peers::own_address(listen, part.advertise)).transpose()?;
+    let bytes = |gib: f64| (gib * f64::from(1 << 30)) as u64;
+    let arena = match part.memory_gib {
+        gib if gib > 0.0 => Some(Arc::new(Arena::allocate(bytes(gib))?)),
+        _ => None,
+    };
+    if let Some(arena) = &arena {
+        tracing::info!("{} bytes for copies in memory: {}", arena.bytes(), arena.about);
+    }
+    let memory_bytes = arena.as_ref().map_or(0, |arena| arena.bytes());
+    let peers = Peers::new(own.clone());
+    let stage = Stage::open(&part.folder, bytes(part.disk_gib), peers.clone(), arena)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
+    runtime.context("cannot start threads")?.block_on(async {
+        if let Some(listen) = part.listen {
+            let bound = TcpListener::bind(listen).await;
+            let listener =
+                bound.with_context(|| format!("cannot listen at {listen}: choose another staging.listen"))?;
+            tokio::spawn(peers::serve(listener, stage.cache(), peers));
+        }
+        let room = StagingRoom { disk_bytes: stage.room_bytes(), memory_bytes, peer: own, ..StagingRoom::default() };
+        let facts = stage.facts();
+        tokio::join!(stage.run(heard), say(client, token, boot, (facts, room), patience));
+        Ok(())
+    })
 }
 
 /// Says what is there, as it changes, for ever.
@@ -129,7 +139,11 @@ fn report(boot: &str, facts: &Facts, room: &StagingRoom) -> StagingReport {
     StagingReport {
         boot: boot.to_owned(),
         // What changes a little is no news.
-        room: StagingRoom { fetch_bytes_per_s: facts.fetch_bytes_per_s.map(two_digits), ..room.clone() },
+        room: StagingRoom {
+            fetch_bytes_per_s: facts.fetch_bytes_per_s.map(two_digits),
+            disk_bytes_per_s: facts.disk_bytes_per_s.map(two_digits),
+            ..room.clone()
+        },
         copies: facts.copies.values().cloned().collect(),
         traffic: facts.traffic,
     }

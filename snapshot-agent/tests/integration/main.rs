@@ -9,5 +9,6 @@ mod kernels;
 mod mount;
 mod oci;
 mod peers;
+mod stage;
 mod stand;
 mod store;

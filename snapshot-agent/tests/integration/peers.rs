@@ -4,10 +4,12 @@
 use std::io::{Read, Write};
 use std::net::TcpListener as Plain;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fleet::{Presence, Tier};
 use protocol::staging::{CopyOrder, StagingOrder, Traffic};
+use snapshot_agent::snapshots::host::arena::Arena;
 use snapshot_agent::snapshots::host::peers::{Peers, serve};
 use snapshot_agent::snapshots::host::stage::{Facts, Stage};
 use tokio::net::TcpListener;
@@ -15,41 +17,63 @@ use tokio::sync::watch;
 
 use crate::store::{Place, noise, ok};
 
-const BYTES: usize = 96 << 20;
+pub const BYTES: usize = 96 << 20;
 
 /// A host that stages.
-struct Host {
+pub struct Host {
     address: String,
     orders: watch::Sender<Option<StagingOrder>>,
-    facts: watch::Receiver<Facts>,
-    _cache: tempfile::TempDir,
+    pub facts: watch::Receiver<Facts>,
+    pub cache: tempfile::TempDir,
 }
 
 impl Host {
     async fn start() -> Self {
-        let cache = tempfile::tempdir().unwrap();
+        Self::start_with(None).await
+    }
+
+    pub async fn start_with(arena: Option<Arc<Arena>>) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), arena).await
+    }
+
+    /// The same disk, in another process.
+    pub async fn restarted(self) -> Self {
+        let Self { cache, orders, .. } = self;
+        drop(orders);
+        Self::start_in(cache, None).await
+    }
+
+    async fn start_in(cache: tempfile::TempDir, arena: Option<Arc<Arena>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let peers = Peers::new(Some(address.clone()));
-        let stage = Stage::open(cache.path(), 1 << 30, peers.clone()).unwrap();
+        let stage = Stage::open(cache.path(), 1 << 30, peers.clone(), arena).unwrap();
         let (orders, heard) = watch::channel(None);
         let facts = stage.facts();
         tokio::spawn(serve(listener, stage.cache(), peers));
         tokio::spawn(stage.run(heard));
-        Self { address, orders, facts, _cache: cache }
+        Self { address, orders, facts, cache }
     }
 
     fn order(&self, object: &str, store: &Path, peers: &[String], key: &str) {
-        let peers = peers.iter().filter(|peer| **peer != self.address).cloned().collect();
+        self.order_in(object, store, Tier::Disk, (peers, key));
+    }
+
+    pub fn order_in(&self, object: &str, store: &Path, tier: Tier, (peers, key): (&[String], &str)) {
+        let members = peers.to_vec();
         let store = store.display().to_string();
-        let copy = CopyOrder { object: object.into(), store, bytes: BYTES as u64, tier: Tier::Disk, peers };
+        let copy = CopyOrder { object: object.into(), store, bytes: BYTES as u64, tier, members };
         let order = StagingOrder { copies: vec![copy], peer_key: Some(key.into()), version: 1 };
         self.orders.send_replace(Some(order));
     }
 
     /// What it moved, once its copy is whole.
     async fn whole(&mut self) -> Traffic {
-        let whole = |facts: &Facts| facts.copies.values().any(|copy| copy.presence == Presence::Disk);
+        self.is(Presence::Disk).await
+    }
+
+    pub async fn is(&mut self, presence: Presence) -> Traffic {
+        let whole = |facts: &Facts| facts.copies.values().any(|copy| copy.presence == presence);
         let waited = tokio::time::timeout(Duration::from_secs(60), self.facts.wait_for(whole)).await;
         let late = waited.is_err();
         drop(waited);
@@ -60,7 +84,7 @@ impl Host {
     }
 }
 
-fn stored(place: &Place) -> (String, std::path::PathBuf) {
+pub fn stored(place: &Place) -> (String, std::path::PathBuf) {
     let store = place.store();
     let model = place.path("large");
     std::fs::create_dir_all(&model).unwrap();
@@ -87,7 +111,8 @@ async fn a_zone_fetches_about_twice() {
         from_store += moved.store_bytes;
         from_peers += moved.peer_bytes;
     }
-    println!("out of the store {:.2} times, {from_peers} bytes from peers", from_store as f64 / BYTES as f64);
+    #[allow(clippy::print_stdout, reason = "what a zone fetches is measured here")]
+    let () = println!("out of the store {:.2} times, {from_peers} bytes from peers", from_store as f64 / BYTES as f64);
     assert!(from_store <= 3 * BYTES as u64, "{from_store} of 8 times {BYTES}");
     assert!(from_store + from_peers >= 8 * BYTES as u64);
     let mut late = Host::start().await;

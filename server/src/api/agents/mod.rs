@@ -97,7 +97,7 @@ pub async fn desired(
         loop {
             seq.borrow_and_update();
             // A book that is not known says nothing of the host: it goes on waiting.
-            let changed = now().is_ok_and(|d| poll.known != Some(d.version));
+            let changed = app.book().is_ok_and(|book| poll.known != Some(reports::version(&book, id)));
             if changed || seq.changed().await.is_err() {
                 return;
             }

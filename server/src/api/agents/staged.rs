@@ -47,8 +47,9 @@ pub async fn staged(
     };
     let facts: BTreeMap<String, CopyFact> =
         report.copies.iter().map(|copy| (copy.object.clone(), fact(copy))).collect();
-    app.metrics.moved(host.id, report.traffic);
+    let traffic = report.traffic;
     app.ledger.write(move |book, now_ms| book.staged(host.id, &report.boot, (&report.room, &facts), now_ms)).await??;
+    app.metrics.moved(host.id, traffic);
     Ok(Json(told(&app, host)?))
 }
 

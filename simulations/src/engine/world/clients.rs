@@ -123,6 +123,7 @@ impl World<'_> {
         }
         let request = ClaimRequest {
             lease_ms: Some(self.lease_ms(end_ms)),
+            snapshot: self.snapshot_of(class, end_ms),
             ..ClaimRequest::of(self.rules[class].class.name.clone())
         };
         match self.book.claim(request, self.book_ms()) {
@@ -188,6 +189,7 @@ impl World<'_> {
                     return self.borrowed(client);
                 }
                 self.granted(client);
+                self.starts_from_copy(claim, self.clients[client as usize].at_ms)?;
                 return self.heartbeat(client);
             }
             return Ok(());

@@ -48,9 +48,10 @@ impl World<'_> {
         if self.setup.plan_delay_s > 0.0 {
             self.queue.push(self.now_ms + ms(self.setup.plan_delay_s), Event::Carry(self.late.len() as u32));
             self.late.push(Some(decision));
-            return Ok(());
+        } else {
+            self.carry_out(&decision)?;
         }
-        self.carry_out(&decision)
+        self.stage(policy.outlook())
     }
 
     /// What plans are made from, as the server assembles it.

@@ -10,6 +10,7 @@ use providers::sim::{Grant, Refusal};
 
 use super::super::SimError;
 use super::super::events::Event;
+use super::copies::Copies;
 use super::{LOOK_EVERY_MS, World, ms};
 
 /// What a cloud runs.
@@ -33,6 +34,7 @@ pub(super) struct Machine {
     pub free: u32,
     /// When it passed its gate.
     pub proven_ms: Option<u64>,
+    pub copies: Copies,
 }
 
 /// What is paid for.
@@ -66,7 +68,7 @@ impl Machine {
 }
 
 /// The one boot of each machine.
-const BOOT: &str = "boot";
+pub(super) const BOOT: &str = "boot";
 
 impl World<'_> {
     fn node_error(&self, source: NodeError) -> SimError {
@@ -210,6 +212,7 @@ impl World<'_> {
             state: NodeState::Requested,
             free: gpus,
             proven_ms: None,
+            copies: Copies::default(),
         });
         self.machine_of.insert(node, machine);
         self.out.counts.launches += u64::from(self.measured());
@@ -275,9 +278,9 @@ impl World<'_> {
     }
 
     /// The book changed a node.
-    pub(super) fn node_changed(&mut self, node: u64) {
-        let Some(&machine) = self.machine_of.get(&node) else { return };
-        let Some(found) = self.book.nodes().get(&node) else { return };
+    pub(super) fn node_changed(&mut self, node: u64) -> Result<(), SimError> {
+        let Some(&machine) = self.machine_of.get(&node) else { return Ok(()) };
+        let Some(found) = self.book.nodes().get(&node) else { return Ok(()) };
         let (state, free) = (found.state, found.free.count());
         self.count_money(machine);
         let now_ms = self.now_ms;
@@ -290,6 +293,7 @@ impl World<'_> {
         if needs_a_look(state) {
             self.look_soon();
         }
+        self.copies_ordered(machine)
     }
 
     /// Nodes are looked at when the next look is due.

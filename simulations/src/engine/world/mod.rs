@@ -2,6 +2,7 @@
 //! are the book's, and what is done with them is decided by `control`, as in the server.
 
 mod clients;
+mod copies;
 mod decide;
 mod faults;
 mod machines;
@@ -23,6 +24,7 @@ use super::events::{Event, Queue};
 use super::{Disturbance, OfClass, Outcome, Sample, Setup, SimError};
 use crate::policies::{Decision, Policy};
 use clients::Client;
+use copies::Remembered;
 use machines::{Doing, Machine};
 
 /// Points of the plots.
@@ -80,6 +82,8 @@ struct World<'a> {
     peak: Vec<u32>,
     silent_until_ms: u64,
     late: Vec<Option<Decision>>,
+    /// What the rules beside the staging plan go by.
+    remembered: Remembered,
     /// When nodes are looked at next.
     look_ms: Option<u64>,
     /// When a call is made again.
@@ -145,6 +149,9 @@ impl<'a> World<'a> {
         let mut book = Book::new(limits(setup));
         book.set_offers(setup.offers.clone());
         book.set_classes(setup.classes.iter().cloned());
+        if let Some(staging) = &setup.staging {
+            book.set_snapshots(staging.snapshots.iter().cloned());
+        }
         let mut learnt = Learnt::default();
         learnt.health.know(&book);
         let prior = |(o, lead): (&Offer, &LeadTime)| {
@@ -184,6 +191,7 @@ impl<'a> World<'a> {
             peak: vec![0; count],
             silent_until_ms: 0,
             late: Vec::new(),
+            remembered: Remembered::default(),
             look_ms: None,
             act_ms: None,
             out: Outcome { measured_s: setup.end_s - setup.measure_from_s, ..Outcome::default() },
@@ -241,6 +249,7 @@ impl<'a> World<'a> {
             },
             Event::Look => self.look(),
             Event::Act => self.act(),
+            Event::Copies(machine) => self.copies_come(machine),
             Event::Sample => {
                 self.sample();
                 Ok(())
@@ -259,7 +268,9 @@ impl<'a> World<'a> {
                 return Err(SimError::Invariant { at_s: self.now_s(), source });
             }
             changes.events.iter().for_each(|change| self.hear(change));
-            changes.nodes.iter().for_each(|node| self.node_changed(*node));
+            for node in &changes.nodes {
+                self.node_changed(*node)?;
+            }
             for claim in &changes.claims {
                 self.claim_changed(*claim)?;
             }

@@ -85,8 +85,10 @@ pub struct Cache {
 
 #[derive(Debug)]
 struct State {
-    /// Leaves that stay for objects that were staged when the cache was opened.
+    /// Leaves that stay for objects that were staged when room was last made, by whichever process.
     staged: BTreeMap<ObjectId, Vec<LeafId>>,
+    /// How often each leaf is pinned, here or not: one that comes again stays as it did.
+    pins: BTreeMap<LeafId, u32>,
     eviction: Eviction<LeafId>,
     /// Open files of leaves that were verified since the start.
     open: BTreeMap<LeafId, Arc<File>>,
@@ -123,16 +125,16 @@ impl Cache {
                 }
             }
         }
-        // What is staged stays, whoever opened the cache.
-        let kept = Kept::staged(folder);
-        let mut staged = BTreeMap::new();
-        for object in kept.ids() {
-            let leaves = kept.get(object).map(|(manifest, index)| leaf_ids(&manifest, &index)).unwrap_or_default();
-            staged.insert(object, leaves.into_iter().filter(|leaf| eviction.pin(*leaf)).collect());
-        }
-        let state = State { staged, eviction, open: BTreeMap::new(), verified: [].into(), written: 0 };
+        let state = State {
+            staged: BTreeMap::new(),
+            pins: BTreeMap::new(),
+            eviction,
+            open: BTreeMap::new(),
+            verified: [].into(),
+            written: 0,
+        };
         let cache = Self { folder: folder.to_owned(), state: Mutex::new(state), counts: Counts::default() };
-        let gone = cache.state().eviction.evict();
+        let gone = cache.state().evict(folder);
         cache.let_go(&gone);
         Ok(cache)
     }
@@ -141,7 +143,9 @@ impl Cache {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn path(&self, id: LeafId) -> PathBuf {
+    /// The file of a leaf, whether it is there or not.
+    #[must_use]
+    pub fn path(&self, id: LeafId) -> PathBuf {
         let name = id.to_string();
         self.folder.join("leaves").join(&name[..2]).join(&name)
     }
@@ -213,7 +217,8 @@ impl Cache {
                 let mut state = self.state();
                 state.eviction.admit(id, content.len() as u64, seconds(content.len() as u64));
                 let kept = state.keep_open(id, file);
-                let gone = state.eviction.evict();
+                state.repin(id);
+                let gone = state.evict(&self.folder);
                 for id in &gone {
                     state.open.remove(id);
                     state.verified.remove(id);
@@ -234,24 +239,27 @@ impl Cache {
         }
     }
 
-    /// Keeps those of these leaves that are here until [`Self::unpin`]; how many are.
+    /// Keeps these leaves until [`Self::unpin`]; how many are here.
     pub fn pin(&self, leaves: &[LeafId]) -> usize {
         let mut state = self.state();
-        leaves.iter().filter(|id| state.eviction.pin(**id)).count()
+        leaves.iter().filter(|id| state.pin(**id)).count()
     }
 
-    /// Lets go of what stayed for an object that was staged when the cache was opened.
-    pub fn let_staged_go(&self, object: ObjectId) {
+    /// Throws a leaf away that was found damaged.
+    pub fn discard(&self, id: LeafId) {
+        self.counts.damaged.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state();
-        for leaf in state.staged.remove(&object).unwrap_or_default() {
-            state.eviction.unpin(leaf);
-        }
+        state.eviction.remove(id);
+        state.open.remove(&id);
+        state.verified.remove(&id);
+        drop(state);
+        drop(fs::remove_file(self.path(id)));
     }
 
     /// Lets go of leaves that were pinned.
     pub fn unpin(&self, leaves: &[LeafId]) {
         let mut state = self.state();
-        leaves.iter().for_each(|id| state.eviction.unpin(*id));
+        leaves.iter().for_each(|id| state.unpin(*id));
     }
 
     fn write(&self, id: LeafId, content: &[u8]) -> std::io::Result<File> {
@@ -285,6 +293,56 @@ impl Cache {
 }
 
 impl State {
+    /// Makes room. What is staged stays, whoever staged it: another process may have since this one opened the cache.
+    fn evict(&mut self, folder: &Path) -> Vec<LeafId> {
+        if !self.eviction.is_full() {
+            return Vec::new();
+        }
+        let kept = Kept::staged(folder);
+        let now: std::collections::BTreeSet<ObjectId> = kept.ids().into_iter().collect();
+        let gone: Vec<ObjectId> = self.staged.keys().filter(|id| !now.contains(id)).copied().collect();
+        for object in gone {
+            for leaf in self.staged.remove(&object).unwrap_or_default() {
+                self.unpin(leaf);
+            }
+        }
+        for object in now {
+            if !self.staged.contains_key(&object)
+                && let Some((manifest, index)) = kept.get(object)
+            {
+                let leaves: Vec<LeafId> = leaf_ids(&manifest, &index).into_iter().collect();
+                for leaf in &leaves {
+                    self.pin(*leaf);
+                }
+                self.staged.insert(object, leaves);
+            }
+        }
+        self.eviction.evict()
+    }
+
+    /// Pins a leaf; whether it is here.
+    fn pin(&mut self, id: LeafId) -> bool {
+        let pins = self.pins.entry(id).or_default();
+        *pins += 1;
+        if *pins == 1 { self.eviction.pin(id) } else { self.eviction.holds(id) }
+    }
+
+    fn unpin(&mut self, id: LeafId) {
+        let Some(pins) = self.pins.get_mut(&id) else { return };
+        *pins -= 1;
+        if *pins == 0 {
+            self.pins.remove(&id);
+            self.eviction.unpin(id);
+        }
+    }
+
+    /// One that has come again is pinned as it was.
+    fn repin(&mut self, id: LeafId) {
+        if self.pins.contains_key(&id) && !self.eviction.is_pinned(id) {
+            self.eviction.pin(id);
+        }
+    }
+
     fn keep_open(&mut self, id: LeafId, file: File) -> Arc<File> {
         if self.open.len() >= OPEN_MAX {
             self.open.clear();

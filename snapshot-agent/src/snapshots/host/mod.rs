@@ -1,8 +1,10 @@
 //! Leaves on a host: kept on its disk, fetched from where they are, verified when they enter; and whole objects that are staged.
 
+pub mod arena;
 mod cache;
 mod kept;
 mod leaves;
+mod near;
 pub mod peers;
 mod runs;
 pub mod stage;

@@ -1,5 +1,5 @@
 //! Leaves from other hosts of the zone, and for them: whoever has a leaf serves it, so that a pack leaves the object store about
-//! twice for a zone and not once for each host. Whatever a peer sends is verified like anything else that enters the host.
+//! twice for each 64 hosts of a zone and not once for each. Whatever a peer sends is verified like anything else that enters the host.
 //!
 //! A connection: the server sends [`HELLO`] and 32 random bytes; the client answers with their BLAKE3 hash under the zone's key.
 //! Then any number of times: a count (u32) and as many leaf ids (32 bytes each); and for each, in their order, a length (u32)
@@ -28,7 +28,9 @@ const NOT_HERE: u32 = u32::MAX;
 /// Leaves of one request.
 const LEAVES_MAX: usize = 64;
 /// Connections that are served at the same time.
-const SERVED_MAX: usize = 64;
+const SERVED_MAX: usize = 256;
+/// Requests to peers at the same time: each is at most 8 MiB as it is stored, 128 MiB in memory.
+const ASKING_MAX: usize = 8;
 /// Connections to one peer that are kept.
 const IDLE_MAX: usize = 4;
 /// A connection that says nothing for so long is closed.
@@ -67,6 +69,7 @@ pub struct Peers {
     own: Option<String>,
     key: Mutex<Option<[u8; 32]>>,
     known: Mutex<BTreeMap<String, Peer>>,
+    asking: Semaphore,
     /// What was sent and received.
     pub counts: Counts,
 }
@@ -81,7 +84,13 @@ impl Peers {
     /// Nobody yet.
     #[must_use]
     pub fn new(own: Option<String>) -> Arc<Self> {
-        Arc::new(Self { own, key: Mutex::default(), known: Mutex::default(), counts: Counts::default() })
+        Arc::new(Self {
+            own,
+            key: Mutex::default(),
+            known: Mutex::default(),
+            asking: Semaphore::new(ASKING_MAX),
+            counts: Counts::default(),
+        })
     }
 
     /// What hosts prove themselves with from now on.
@@ -102,19 +111,29 @@ impl Peers {
         self.known().retain(|address, _| members.contains(address));
     }
 
-    /// Whether this host is one of those that fetch a pack from afar for all of `members`.
+    /// Whether this host is one of those of `members` that fetch a pack from afar for all of them; without any it is.
     #[must_use]
     pub fn is_home(&self, pack: PackId, members: &[String]) -> bool {
-        let Some(own) = &self.own else { return true };
-        let all: Vec<&str> = members.iter().map(String::as_str).chain([own.as_str()]).collect();
-        peers::ranked(pack, &all).iter().take(peers::HOMES).any(|member| member == own)
+        let all: Vec<&str> = members.iter().map(String::as_str).collect();
+        let homes = peers::ranked(pack, &all).into_iter().take(peers::HOMES);
+        members.is_empty() || homes.into_iter().any(|member| Some(member) == self.own.as_deref())
+    }
+
+    /// A number below `of`, this host's own.
+    #[must_use]
+    pub fn place_among(&self, of: usize) -> usize {
+        let hash = blake3::hash(self.own.as_deref().unwrap_or_default().as_bytes());
+        let number = hash.as_bytes().iter().take(4).fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte));
+        number.checked_rem(of).unwrap_or(0)
     }
 
     /// Leaves of one pack from `members`: those that fetch it for all are asked first. Each leaf is what its id says, or none.
     pub async fn get(&self, pack: PackId, leaves: &[LeafId], members: &[String]) -> Vec<Option<Vec<u8>>> {
         let mut got: Vec<Option<Vec<u8>>> = vec![None; leaves.len()];
         let Some(key) = self.key() else { return got };
-        let names: Vec<&str> = members.iter().map(String::as_str).collect();
+        // The semaphore is never closed.
+        let _place = self.asking.acquire().await;
+        let names: Vec<&str> = self.others(members).collect();
         let able = peers::ranked(pack, &names).into_iter().filter(|name| !self.is_left_alone(name));
         for address in able.take(ASKED_MAX).collect::<Vec<_>>() {
             let missing: Vec<usize> = (0..leaves.len()).filter(|i| got[*i].is_none()).take(LEAVES_MAX).collect();
@@ -138,7 +157,11 @@ impl Peers {
     /// Whether any of these hosts can be asked now.
     #[must_use]
     pub fn any(&self, members: &[String]) -> bool {
-        self.key().is_some() && members.iter().any(|member| !self.is_left_alone(member))
+        self.key().is_some() && self.others(members).any(|member| !self.is_left_alone(member))
+    }
+
+    fn others<'a>(&'a self, members: &'a [String]) -> impl Iterator<Item = &'a str> {
+        members.iter().map(String::as_str).filter(|member| Some(*member) != self.own.as_deref())
     }
 
     fn is_left_alone(&self, address: &str) -> bool {

@@ -14,9 +14,11 @@ use protocol::staging::{CopyOrder, CopyReport, StagingOrder, Traffic};
 use snapshots::{LeafId, Manifest, ObjectId};
 use tokio::sync::watch;
 
+use super::arena::{Arena, Held, LoadError, OnDisk};
 use super::cache::{Cache, CacheError};
 use super::kept::Kept;
-use super::leaves::{FetchError, Leaves, Wanted};
+use super::leaves::{Leaves, Wanted};
+use super::near::Near;
 use super::peers::Peers;
 use super::runs::runs;
 use crate::snapshots::in_one_line;
@@ -30,13 +32,14 @@ const RUNS_AT_ONCE: usize = 32;
 /// Pauses after a failure: the first, doubled each time, and the longest.
 const PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_MAX: Duration = Duration::from_secs(120);
-/// Less than this says nothing of how fast the host fetches, bytes.
+/// Less than this says nothing of how fast the host is, bytes.
 const MEASURED_MIN: u64 = 32 << 20;
 /// Weight of the newest measurement.
 const NEWEST: f64 = 0.3;
-/// What others fetch for all is asked for again after this time, doubled each time, until it is this.
-const PEERS_PAUSE: Duration = Duration::from_millis(250);
-const PEERS_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// A copy of which something is damaged on the disk is fetched and loaded again so often before it counts as failed.
+const ROUNDS: usize = 3;
+/// Characters of a problem.
+const PROBLEM_MAX: usize = 300;
 /// Objects that a copy may need beside its own: weights, caches, an image.
 const OBJECTS_MAX: usize = 64;
 
@@ -47,6 +50,8 @@ pub struct Facts {
     pub copies: BTreeMap<ObjectId, CopyReport>,
     /// What was fetched, bytes a second.
     pub fetch_bytes_per_s: Option<f64>,
+    /// What was read off the disk into memory and verified, bytes a second.
+    pub disk_bytes_per_s: Option<f64>,
     /// What was moved.
     pub traffic: Traffic,
 }
@@ -64,9 +69,12 @@ struct Copy {
     problem: String,
     failures: u32,
     retry_at: Option<Instant>,
-    /// Leaves that are kept for it, and the objects that they are of.
+    /// Leaves that are kept for it on the disk.
     pinned: BTreeSet<LeafId>,
-    objects: Vec<ObjectId>,
+    /// All leaves that lie somewhere, with the bytes of each.
+    leaves: BTreeMap<LeafId, u32>,
+    /// It stays in memory as long as this does.
+    held: Option<Held>,
 }
 
 /// The copies of a host.
@@ -79,17 +87,23 @@ pub struct Stage {
     copies: BTreeMap<ObjectId, Copy>,
     facts: watch::Sender<Facts>,
     peers: Arc<Peers>,
+    arena: Option<Arc<Arena>>,
     room_bytes: u64,
     /// Fetched from stores that are used no more.
     fetched_before: u64,
 }
 
 impl Stage {
-    /// Copies in a cache folder that may take `budget_bytes`, fetched from `peers` where they have them.
+    /// Copies in a cache folder that may take `budget_bytes`, fetched from `peers` where they have them; and in memory.
     ///
     /// # Errors
     /// The folder is no cache.
-    pub fn open(folder: &Path, budget_bytes: u64, peers: Arc<Peers>) -> Result<Self, CacheError> {
+    pub fn open(
+        folder: &Path,
+        budget_bytes: u64,
+        peers: Arc<Peers>,
+        arena: Option<Arc<Arena>>,
+    ) -> Result<Self, CacheError> {
         let cache = Arc::new(Cache::open(folder, budget_bytes)?);
         let room_bytes = (budget_bytes as f64 * ROOM_SHARE) as u64;
         let (facts, _) = watch::channel(Facts::default());
@@ -100,6 +114,7 @@ impl Stage {
             copies: BTreeMap::new(),
             facts,
             peers,
+            arena,
             room_bytes,
             fetched_before: 0,
         })
@@ -161,60 +176,47 @@ impl Stage {
         let wanted: BTreeMap<ObjectId, &CopyOrder> =
             order.iter().filter_map(|copy| Some((copy.object.parse().ok()?, copy))).collect();
         let gone: Vec<ObjectId> = self.copies.keys().filter(|id| !wanted.contains_key(id)).copied().collect();
-        for id in gone {
-            if let Some(copy) = self.copies.remove(&id) {
-                self.cache.unpin(&copy.pinned.iter().copied().collect::<Vec<_>>());
-            }
+        for copy in gone.into_iter().filter_map(|id| self.copies.remove(&id)) {
+            self.cache.unpin(&copy.pinned.into_iter().collect::<Vec<_>>());
         }
         for (id, order) in &wanted {
-            let new = || Copy {
-                order: (*order).clone(),
-                presence: Presence::Absent,
-                bytes: 0,
-                problem: String::new(),
-                failures: 0,
-                retry_at: None,
-                pinned: BTreeSet::new(),
-                objects: Vec::new(),
-            };
-            self.copies.entry(*id).or_insert_with(new).order = (*order).clone();
+            self.copies.entry(*id).or_insert_with(|| Copy::wanted(order)).ordered(order);
         }
         // What a copy needs stays known as long as the copy.
         let needed = self.kept.with_references(self.copies.keys().copied());
-        for id in self.kept.ids().into_iter().filter(|id| !needed.contains(id)) {
-            self.kept.forget(id);
-            self.cache.let_staged_go(id);
-        }
+        self.kept.ids().into_iter().filter(|id| !needed.contains(id)).for_each(|id| self.kept.forget(id));
         let stores: BTreeSet<&String> = self.copies.values().map(|copy| &copy.order.store).collect();
         self.leaves.retain(|address, (_, leaves)| {
             let stays = stores.contains(address);
             self.fetched_before += if stays { 0 } else { leaves.fetched_bytes() };
             stays
         });
-        let peers: Vec<String> = self.copies.values().flat_map(|copy| copy.order.peers.clone()).collect();
-        self.peers.keep(&peers);
+        let members: Vec<String> = self.copies.values().flat_map(|copy| copy.order.members.clone()).collect();
+        self.peers.keep(&members);
         self.tell();
     }
 
-    /// Brings one copy, if it is not there; notes what stands in its way.
+    /// Brings one copy to where it is to lie, if it is not there; notes what stands in its way.
     async fn bring(&mut self, id: ObjectId) {
-        let due = |copy: &&Copy| copy.presence < Presence::Disk && copy.retry_at.is_none_or(|at| at <= now());
-        let Some(order) = self.copies.get(&id).filter(due).map(|copy| copy.order.clone()) else { return };
-        let brought = self.fetch(id, &order).await;
+        let mut brought = Ok(());
+        for _ in 0..ROUNDS {
+            let due = |copy: &&Copy| !copy.is_there() && copy.retry_at.is_none_or(|at| at <= now());
+            let Some(copy) = self.copies.get(&id).filter(due) else { break };
+            let order = copy.order.clone();
+            brought = if copy.presence >= Presence::Disk { Ok(()) } else { self.fetch(id, &order).await };
+            if brought.is_ok() && order.tier == Tier::Memory {
+                brought = self.load(id).await;
+            }
+            // What was found damaged comes anew, at once.
+            if self.copies.get(&id).is_none_or(|copy| copy.presence >= Presence::Disk) {
+                break;
+            }
+        }
         let Some(copy) = self.copies.get_mut(&id) else { return };
         match brought {
-            Ok(()) => {
-                (copy.presence, copy.failures, copy.retry_at) = (Presence::Disk, 0, None);
-                copy.problem.clear();
-                // They stay for the copy from here on.
-                copy.objects.iter().for_each(|object| self.cache.let_staged_go(*object));
-                if copy.order.tier == Tier::Memory {
-                    copy.problem = "this host keeps no copies in memory".into();
-                }
-            }
+            Ok(()) => (copy.failures, copy.retry_at, copy.problem) = (0, None, String::new()),
             Err(error) => {
-                copy.presence = Presence::Absent;
-                copy.problem = in_one_line(error.as_ref());
+                copy.problem = in_one_line(error.as_ref()).chars().take(PROBLEM_MAX).collect();
                 copy.failures += 1;
                 let pause = PAUSE.saturating_mul(1 << copy.failures.min(6)).min(PAUSE_MAX);
                 copy.retry_at = Some(now() + pause);
@@ -224,6 +226,7 @@ impl Stage {
         self.tell();
     }
 
+    /// Has a copy on the disk, all of it.
     async fn fetch(&mut self, id: ObjectId, order: &CopyOrder) -> anyhow::Result<()> {
         let (store, leaves) = self.leaves_of(&order.store)?;
         if let Some(copy) = self.copies.get_mut(&id) {
@@ -231,36 +234,26 @@ impl Stage {
         }
         self.tell();
         let (objects, leases) = self.objects(&store, id).await?;
-        let mut wanted = Vec::new();
-        for (object, manifest, index_bytes) in &objects {
-            let index = store::index(index_bytes, manifest.index)?;
-            manifest.ranges(&index).with_context(|| format!("object {object}"))?;
-            store::check_zeros(&index)?;
-            let records = (0..index.leaves()).filter_map(|i| index.leaf(i));
-            wanted.extend(records.map(|record| Wanted { pack: index.pack_of(&record), record }));
-        }
+        let wanted = wanted(&objects)?;
         let stored = wanted.iter().filter(|wanted| wanted.pack.is_some());
-        let each: BTreeMap<LeafId, u64> = stored.map(|w| (w.record.id, w.record.content_bytes.into())).collect();
-        let bytes: u64 = each.values().sum();
+        let each: BTreeMap<LeafId, u32> = stored.map(|w| (w.record.id, w.record.content_bytes)).collect();
+        let bytes: u64 = each.values().map(|bytes| u64::from(*bytes)).sum();
         anyhow::ensure!(
             bytes <= self.room_bytes,
             "it has {bytes} bytes, and this host keeps {} in all: raise staging.disk_gib",
             self.room_bytes
         );
         if let Some(copy) = self.copies.get_mut(&id) {
-            copy.objects = objects.iter().map(|(object, ..)| *object).collect();
+            // What came before something failed.
+            copy.bytes = copy.pinned.iter().filter_map(|leaf| each.get(leaf)).map(|bytes| u64::from(*bytes)).sum();
         }
         let (began, before) = (now(), leaves.fetched_bytes());
-        let (members, peers): (Arc<[String]>, _) = (order.peers.clone().into(), self.peers.clone());
-        let is_home = |run: &Vec<Wanted>| run[0].pack.is_none_or(|pack| peers.is_home(pack, &members));
-        // What this host fetches for others comes first.
-        let (own, theirs): (Vec<_>, Vec<_>) = runs(wanted).into_iter().partition(is_home);
-        let all = own.into_iter().map(|run| (run, false)).chain(theirs.into_iter().map(|run| (run, true)));
-        let fetches = all.map(|(run, waits)| {
-            let (leaves, peers, members) = (leaves.clone(), peers.clone(), members.clone());
+        let near = Arc::new(Near::new(self.peers.clone(), order.members.clone()));
+        let fetches = near.in_order(runs(wanted)).into_iter().map(|(run, waits)| {
+            let (leaves, near) = (leaves.clone(), near.clone());
             async move {
                 let ids: Vec<LeafId> = run.iter().map(|wanted| wanted.record.id).collect();
-                brought(&leaves, run, (&peers, &members), waits).await.map(|()| ids)
+                near.brought(&leaves, run, waits).await.map(|()| ids)
             }
         });
         let mut fetches = futures::stream::iter(fetches).buffer_unordered(RUNS_AT_ONCE);
@@ -268,7 +261,14 @@ impl Stage {
             self.pin(id, &ids, &each)?;
         }
         drop(fetches);
-        self.measured(leaves.fetched_bytes() - before, began.elapsed());
+        if let Some(rate) = rate(leaves.fetched_bytes() - before, began.elapsed()) {
+            self.facts.send_modify(|facts| facts.fetch_bytes_per_s = Some(smooth(facts.fetch_bytes_per_s, rate)));
+        }
+        let missing = each.keys().filter(|leaf| !self.cache.holds(**leaf)).count();
+        anyhow::ensure!(missing == 0, "{missing} leaves went while others came: raise staging.disk_gib");
+        if let Some(copy) = self.copies.get_mut(&id) {
+            (copy.leaves, copy.presence) = (each, Presence::Disk);
+        }
         for lease in leases {
             // It would end by itself.
             drop(lease.release().await);
@@ -276,8 +276,30 @@ impl Stage {
         Ok(())
     }
 
+    /// Reads a copy off the disk into memory.
+    async fn load(&mut self, id: ObjectId) -> anyhow::Result<()> {
+        self.tell();
+        let arena = self.arena.clone().context("this host keeps no copies in memory: set staging.memory_gib")?;
+        let Some(copy) = self.copies.get(&id) else { return Ok(()) };
+        let of = |(id, bytes): (&LeafId, &u32)| OnDisk { id: *id, bytes: *bytes, path: self.cache.path(*id) };
+        let leaves: Vec<OnDisk> = copy.leaves.iter().map(of).collect();
+        // What is loaded when nobody waits for it any more is let go of with the answer.
+        let loaded = tokio::task::spawn_blocking(move || arena.load(&leaves)).await.context("a thread ended")?;
+        let Some(copy) = self.copies.get_mut(&id) else { return Ok(()) };
+        if let Err(LoadError::Damaged(damaged)) = &loaded {
+            copy.presence = Presence::Fetching;
+            damaged.iter().for_each(|leaf| self.cache.discard(*leaf));
+        }
+        let (held, loaded) = loaded?;
+        (copy.held, copy.presence) = (Some(held), Presence::Memory);
+        if let Some(rate) = rate(loaded.bytes, loaded.took) {
+            self.facts.send_modify(|facts| facts.disk_bytes_per_s = Some(smooth(facts.disk_bytes_per_s, rate)));
+        }
+        Ok(())
+    }
+
     /// Keeps leaves that have come.
-    fn pin(&mut self, id: ObjectId, ids: &[LeafId], each: &BTreeMap<LeafId, u64>) -> anyhow::Result<()> {
+    fn pin(&mut self, id: ObjectId, ids: &[LeafId], each: &BTreeMap<LeafId, u32>) -> anyhow::Result<()> {
         let Some(copy) = self.copies.get_mut(&id) else { return Ok(()) };
         let new: Vec<LeafId> = ids.iter().filter(|leaf| copy.pinned.insert(**leaf)).copied().collect();
         if self.cache.pin(&new) < new.len() {
@@ -285,7 +307,7 @@ impl Stage {
             let folder = self.cache.folder().display();
             anyhow::bail!("there is no room: free some space in {folder}, or raise staging.disk_gib");
         }
-        copy.bytes += new.iter().filter_map(|leaf| each.get(leaf)).sum::<u64>();
+        copy.bytes += new.iter().filter_map(|leaf| each.get(leaf)).map(|bytes| u64::from(*bytes)).sum::<u64>();
         self.tell();
         Ok(())
     }
@@ -330,17 +352,6 @@ impl Stage {
         Ok((objects, leases))
     }
 
-    fn measured(&self, bytes: u64, took: Duration) {
-        if bytes < MEASURED_MIN {
-            return;
-        }
-        let rate = bytes as f64 / took.as_secs_f64().max(1e-3);
-        self.facts.send_modify(|facts| {
-            let known = facts.fetch_bytes_per_s.unwrap_or(rate);
-            facts.fetch_bytes_per_s = Some(known + NEWEST * (rate - known));
-        });
-    }
-
     fn traffic(&self) -> Traffic {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let leaves = self.leaves.values().map(|(_, leaves)| leaves.fetched_bytes()).sum::<u64>();
@@ -373,31 +384,59 @@ impl Stage {
     }
 }
 
-/// Has a run on the disk: from hosts of the zone, and what they have not from the store. What others fetch for all is waited for
-/// as long as it comes.
-async fn brought(
-    leaves: &Arc<Leaves>,
-    run: Vec<Wanted>,
-    (peers, members): (&Peers, &[String]),
-    waits: bool,
-) -> Result<(), FetchError> {
-    let all = run.clone();
-    let mut missing = run;
-    if !members.is_empty() {
-        let mut pause = PEERS_PAUSE;
-        loop {
-            let before = missing.len();
-            let still = leaves.near(missing.clone(), peers, members).await;
-            let came = still.len() < before;
-            if still.is_empty() || !waits || !peers.any(members) || (!came && pause > PEERS_PAUSE_MAX) {
-                break;
-            }
-            pause = if came { PEERS_PAUSE } else { pause * 2 };
-            tokio::time::sleep(pause).await;
-            missing = still;
+impl Copy {
+    fn wanted(order: &CopyOrder) -> Self {
+        Self {
+            order: order.clone(),
+            presence: Presence::Absent,
+            bytes: 0,
+            problem: String::new(),
+            failures: 0,
+            retry_at: None,
+            pinned: BTreeSet::new(),
+            leaves: BTreeMap::new(),
+            held: None,
         }
     }
-    leaves.ahead(all).await
+
+    /// It is ordered, perhaps elsewhere than before.
+    fn ordered(&mut self, order: &CopyOrder) {
+        let of_another_store = self.order.store != order.store;
+        self.order = order.clone();
+        if order.tier == Tier::Disk && self.held.take().is_some() {
+            self.presence = Presence::Disk;
+        }
+        if of_another_store || self.is_there() {
+            (self.failures, self.retry_at, self.problem) = (0, None, String::new());
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        self.presence.tier() >= Some(self.order.tier)
+    }
+}
+
+/// Leaves of objects, as their indexes say.
+fn wanted(objects: &[Known]) -> anyhow::Result<Vec<Wanted>> {
+    let mut wanted = Vec::new();
+    for (object, manifest, index_bytes) in objects {
+        let index = store::index(index_bytes, manifest.index)?;
+        manifest.ranges(&index).with_context(|| format!("object {object}"))?;
+        store::check_zeros(&index)?;
+        let records = (0..index.leaves()).filter_map(|i| index.leaf(i));
+        wanted.extend(records.map(|record| Wanted { pack: index.pack_of(&record), record }));
+    }
+    Ok(wanted)
+}
+
+/// Bytes a second, where that was enough to say.
+fn rate(bytes: u64, took: Duration) -> Option<f64> {
+    (bytes >= MEASURED_MIN).then(|| bytes as f64 / took.as_secs_f64().max(1e-3))
+}
+
+fn smooth(known: Option<f64>, newest: f64) -> f64 {
+    let known = known.unwrap_or(newest);
+    known + NEWEST * (newest - known)
 }
 
 #[allow(clippy::disallowed_methods, reason = "fetching takes real time")]

@@ -1,0 +1,3 @@
+//! Decisions on whole books.
+
+mod staging;
