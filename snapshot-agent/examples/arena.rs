@@ -2,7 +2,8 @@
 //!
 //! `arena FOLDER GIB` writes leaves below FOLDER, and reads them by turns with both. Rates are medians of five.
 
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ fn main() -> anyhow::Result<()> {
     for turn in 0..TURNS {
         let (_, loaded) = arena.load(&leaves)?;
         ours.push(loaded.bytes as f64 / loaded.took.as_secs_f64() / 1e9);
-        theirs.push(fio(folder.path(), bytes)?);
+        theirs.push(fio(&folder.path().join("all"))?);
         println!("{turn}: ours {:.2} GB/s, fio {:.2} GB/s", ours[turn], theirs[turn]);
     }
     let (ours, theirs) = (median(&mut ours), median(&mut theirs));
@@ -37,6 +38,7 @@ fn main() -> anyhow::Result<()> {
 fn leaves(folder: &Path, bytes: u64) -> anyhow::Result<Vec<OnDisk>> {
     let mut leaves = Vec::new();
     let mut content = vec![0; LEAF_BYTES];
+    let mut all = std::fs::File::create(folder.join("all"))?;
     for n in 0..bytes.div_ceil(LEAF_BYTES as u64) {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&n.to_le_bytes());
@@ -44,29 +46,26 @@ fn leaves(folder: &Path, bytes: u64) -> anyhow::Result<Vec<OnDisk>> {
         let path = folder.join(n.to_string());
         std::fs::write(&path, &content)?;
         std::fs::File::open(&path)?.sync_all()?;
+        all.write_all(&content)?;
         leaves.push(OnDisk { id: LeafId::of(&content), bytes: LEAF_BYTES as u32, path });
     }
+    all.sync_all()?;
     Ok(leaves)
 }
 
-/// GB/s of the same files, read past the page cache by as many jobs as keep the disk busy.
-fn fio(folder: &Path, bytes: u64) -> anyhow::Result<f64> {
-    let files: Vec<PathBuf> = (0..bytes.div_ceil(LEAF_BYTES as u64)).map(|n| folder.join(n.to_string())).collect();
-    let jobs = 4;
+/// GB/s of as many bytes in one file, read past the page cache by as many jobs as keep the disk busy.
+fn fio(file: &Path) -> anyhow::Result<f64> {
     let mut command = Command::new("fio");
-    command.args(["--output-format=json", "--direct=1", "--rw=read", "--bs=2M", "--ioengine=libaio", "--iodepth=4"]);
-    command.args(["--file_service_type=sequential", "--group_reporting", "--openfiles=64"]);
-    for job in 0..jobs {
-        let mine: Vec<String> = files.iter().skip(job).step_by(jobs).map(|path| path.display().to_string()).collect();
-        command.arg(format!("--name=job{job}")).arg(format!("--filename={}", mine.join(":")));
-    }
-    let done = command.output().context("cannot start fio: install it")?;
-    anyhow::ensure!(done.status.success(), "fio: {}", String::from_utf8_lossy(&done.stderr));
+    command.args(["--name=read", "--output-format=json", "--direct=1", "--rw=read", "--bs=2M", "--ioengine=libaio"]);
+    command.args(["--iodepth=4", "--numjobs=4", "--size=25%", "--offset_increment=25%", "--group_reporting"]);
+    let done =
+        command.arg(format!("--filename={}", file.display())).output().context("cannot start fio: install it")?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    anyhow::ensure!(done.status.success(), "fio: {}", said.lines().next().unwrap_or_default());
     let text = String::from_utf8_lossy(&done.stdout);
     let from = text.find('{').context("fio says nothing")?;
     let said: serde_json::Value = serde_json::from_str(&text[from..])?;
-    let read = &said["jobs"][0]["read"];
-    let per_s = read["bw_bytes"].as_f64().context("no rate")?;
+    let per_s = said["jobs"][0]["read"]["bw_bytes"].as_f64().context("no rate")?;
     Ok(per_s / 1e9)
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use fleet::{Presence, Tier};
 use snapshot_agent::snapshots::host::arena::Arena;
+use snapshot_agent::snapshots::host::{Cache, Kept};
 use snapshots::LeafId;
 
 use crate::peers::{BYTES, Host, stored};
@@ -77,4 +78,29 @@ async fn a_copy_outlives_its_store() {
     let mut again = host.restarted().await;
     again.order_in(&object, &store, Tier::Disk, NOBODY);
     assert_eq!(again.is(Presence::Disk).await.store_bytes, 0);
+}
+
+/// A mount that has the same cache makes room with what is its own: what the daemon keeps stays, until it is wanted no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_staged_outlives_the_readers_of_the_same_cache() {
+    let place = Place::new();
+    let (object, store) = stored(&place);
+    let mut host = Host::start_with(None).await;
+    host.order_in(&object, &store, Tier::Disk, NOBODY);
+    host.is(Presence::Disk).await;
+    let staged = leaves(&host);
+    let there = || staged.iter().filter(|leaf| leaf.exists()).count();
+    let cache = Cache::open(host.cache.path(), BYTES as u64 + (24 << 20)).unwrap();
+    let read = |from: u8| {
+        for seed in from..from + 40 {
+            let content = crate::store::noise(2 << 20, u64::from(seed));
+            drop(cache.insert(LeafId::of(&content), &content));
+        }
+    };
+    read(0);
+    assert_eq!(there(), staged.len());
+    assert!(leaves(&host).len() < staged.len() + 20, "the others made room for each other");
+    Kept::staged(host.cache.path()).forget(object.parse().unwrap());
+    read(100);
+    assert!(there() < staged.len(), "nothing keeps it any more");
 }

@@ -42,7 +42,7 @@ fn show(args: &Args, event: &Value) {
             let from = text(event, "from");
             let change = if from.is_empty() { text(event, "to") } else { format!("{from} → {}", text(event, "to")) };
             println!(
-                "{:>8}  {:>8} ago  {:<9} {:<26} {}",
+                "{:>8}  {:>8} ago  {:<20} {:<26} {}",
                 text(event, "seq"),
                 ago(event, "at_ms"),
                 text(event, "subject"),
