@@ -158,16 +158,19 @@ fn host(
     let counts = |copy: &StagedCopy| copy.presence.tier().or(copy.wanted.filter(|_| copy.problem.is_empty()));
     let others = node.copies.iter().filter(|(object, _)| !kept.contains_key(*object));
     let there = others.filter_map(|(object, copy)| Some((*numbers.get(object.as_str())?, counts(copy)?)));
-    let coming = |copy: &&StagedCopy| copy.wanted.is_some() && copy.presence.tier().is_none();
-    let busy = node.copies.values().filter(coming).count() as f64;
+    let missing = |(object, copy): (&String, &StagedCopy)| {
+        let bytes = book.snapshot_of_object(object)?.bytes;
+        Some(bytes.saturating_sub(copy.bytes)).filter(|_| copy.wanted.is_some() && copy.presence.tier().is_none())
+    };
+    let coming: u64 = node.copies.iter().filter_map(missing).sum();
     Host {
         zone,
         class,
         gpus: node.free.count(),
         memory_bytes: room.memory_bytes.saturating_sub(taken(Tier::Memory)),
         disk_bytes: room.disk_bytes.saturating_sub(taken(Tier::Disk)),
-        // What it was told to fetch and has not yet takes of what it can.
-        fetch_bytes: (rate * HORIZON_S / (1.0 + busy)) as u64,
+        // Never more on its way than can be there within the horizon.
+        fetch_bytes: ((rate * HORIZON_S) as u64).saturating_sub(coming),
         staged: there.take(COPIES_MAX).collect(),
     }
 }

@@ -15,7 +15,7 @@ use simulations::scenario::{self, Part, Prepared, ScenarioError};
 const SNAPSHOTS: usize = 24;
 const GIB: f64 = (1_u64 << 30) as f64;
 /// A claim is to be ready within this time of being asked for, seconds.
-const PROMISE_S: f64 = 300.0;
+const PROMISE_S: f64 = 900.0;
 
 fn made_up(setup: &Setup) -> Staging {
     let mut snapshots = Vec::new();
@@ -100,7 +100,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "\nThe same promise, ready within {PROMISE_S:.0} s of being asked for: what a start takes leaves so long to wait for GPUs."
     );
     println!("start s  wait s | dollars  of them idle | hit rate");
-    for start_s in [PROMISE_S, 180.0, 60.0, 20.0, 5.0] {
+    for start_s in [PROMISE_S, 600.0, 300.0, 60.0, 10.0] {
         let mut setup = Setup { staging: None, ..setup.clone() };
         let wait_s = PROMISE_S - start_s;
         setup.classes.iter_mut().for_each(|rule| rule.wait_ms = (wait_s * 1000.0) as i64);

@@ -2,5 +2,6 @@
 
 mod analytic;
 mod as_live;
+mod copies;
 mod readers;
 mod weekly;

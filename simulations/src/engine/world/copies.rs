@@ -17,10 +17,67 @@ use super::{World, ms};
 pub(super) struct Copies {
     /// The order that it heard last.
     version: i64,
-    /// By object, when it is whole on the disk, and in memory, ms.
-    done_ms: BTreeMap<String, (u64, u64)>,
-    /// When it has fetched all that it was told to.
-    free_ms: u64,
+    /// What is wanted, in the order in which it is brought: what is left of each to be fetched and to be read into memory.
+    wanted: Vec<Coming>,
+    /// Up to when that is counted, ms.
+    at_ms: u64,
+    /// When it says next what is there, ms.
+    due_ms: Option<u64>,
+}
+
+/// A copy that comes.
+#[derive(Debug, Clone, PartialEq)]
+struct Coming {
+    object: String,
+    tier: Tier,
+    fetch_bytes: f64,
+    load_bytes: f64,
+}
+
+impl Copies {
+    /// Brings copies for a while, one after the other; bytes that were fetched.
+    fn advance(&mut self, now_ms: u64, fetch_bytes_per_s: f64, load_bytes_per_s: f64) -> f64 {
+        let mut left_s = now_ms.saturating_sub(self.at_ms) as f64 / 1000.0;
+        let mut fetched = 0.0;
+        for copy in &mut self.wanted {
+            let fetch = copy.fetch_bytes.min(left_s * fetch_bytes_per_s);
+            copy.fetch_bytes -= fetch;
+            fetched += fetch;
+            left_s -= fetch / fetch_bytes_per_s;
+            if copy.tier == Tier::Memory && copy.fetch_bytes <= 0.0 {
+                let load = copy.load_bytes.min(left_s * load_bytes_per_s);
+                copy.load_bytes -= load;
+                left_s -= load / load_bytes_per_s;
+            }
+        }
+        self.at_ms = self.at_ms.max(now_ms);
+        fetched
+    }
+
+    /// When the next copy is whole where it is wanted or on the disk, ms.
+    fn next_ms(&self, fetch_bytes_per_s: f64, load_bytes_per_s: f64) -> Option<u64> {
+        let next = self.wanted.iter().find(|copy| copy.left() > 0.0)?;
+        let rest_s = match next.fetch_bytes {
+            fetch if fetch > 0.0 => fetch / fetch_bytes_per_s,
+            _ => next.load_bytes / load_bytes_per_s,
+        };
+        Some(self.at_ms + ms(rest_s).max(1))
+    }
+}
+
+impl Coming {
+    fn left(&self) -> f64 {
+        self.fetch_bytes + if self.tier == Tier::Memory { self.load_bytes } else { 0.0 }
+    }
+
+    fn presence(&self) -> Presence {
+        match self.tier {
+            // Bytes are whole; what is less is rounding.
+            _ if self.fetch_bytes >= 1.0 => Presence::Fetching,
+            Tier::Memory if self.load_bytes < 1.0 => Presence::Memory,
+            Tier::Memory | Tier::Disk => Presence::Disk,
+        }
+    }
 }
 
 /// What the rules beside the plan remember.
@@ -121,11 +178,17 @@ impl World<'_> {
         Ok(())
     }
 
+    /// What a host fetches, and reads off its disk, bytes a second.
+    fn copy_rates(&self) -> (f64, f64) {
+        let of = |rate: Option<f64>| rate.filter(|rate| *rate > 0.0).unwrap_or(1e9);
+        self.staging().map_or((1e9, 1e9), |s| (of(s.room.fetch_bytes_per_s), of(s.room.disk_bytes_per_s)))
+    }
+
     /// A machine hears what it is to have, if that is news; one that has passed its gate says what it can keep.
     pub(super) fn copies_ordered(&mut self, machine: u32) -> Result<(), SimError> {
-        let Some(staging) = self.staging() else { return Ok(()) };
-        let fetch_bytes_per_s = staging.room.fetch_bytes_per_s.unwrap_or(1e9);
-        let load_bytes_per_s = staging.room.disk_bytes_per_s.unwrap_or(1e9);
+        if self.staging().is_none() {
+            return Ok(());
+        }
         let known = &self.machines[machine as usize];
         let Some(node) = self.book.nodes().get(&known.node) else { return Ok(()) };
         if known.proven_ms.is_none() || !node.state.in_service() {
@@ -134,59 +197,51 @@ impl World<'_> {
         if node.staging.is_some() && node.desired.staging == known.copies.version {
             return Ok(());
         }
-        let bytes: BTreeMap<&str, u64> = self.book.snapshots().values().map(|s| (s.object.as_str(), s.bytes)).collect();
-        let wanted: Vec<(String, Tier, u64)> = node
-            .copies
-            .iter()
-            .filter_map(|(object, copy)| Some((object.clone(), copy.wanted?, *bytes.get(object.as_str())?)))
-            .collect();
-        let version = node.desired.staging;
-        let (now_ms, measured) = (self.now_ms, self.measured());
+        let (version, order) = (node.desired.staging, control::staging::order(&self.book, node));
+        self.bring_copies(machine);
         let copies = &mut self.machines[machine as usize].copies;
         copies.version = version;
-        copies.done_ms.retain(|object, _| wanted.iter().any(|(wanted, ..)| wanted == object));
-        copies.free_ms = copies.free_ms.max(now_ms);
-        let mut due = Vec::new();
-        for (object, tier, bytes) in wanted {
-            let bytes = bytes as f64;
-            let (disk_ms, memory_ms) = copies.done_ms.entry(object).or_insert((0, u64::MAX));
-            if *disk_ms == 0 {
-                copies.free_ms += ms(bytes / fetch_bytes_per_s);
-                *disk_ms = copies.free_ms.max(1);
-                self.out.fetched_bytes += if measured { bytes } else { 0.0 };
-                due.push(*disk_ms);
-            }
-            match tier {
-                Tier::Disk => *memory_ms = u64::MAX,
-                Tier::Memory if *memory_ms == u64::MAX => {
-                    copies.free_ms = copies.free_ms.max(*disk_ms) + ms(bytes / load_bytes_per_s);
-                    *memory_ms = copies.free_ms;
-                    due.push(*memory_ms);
-                }
-                Tier::Memory => {}
-            }
-        }
-        due.into_iter().for_each(|at| self.queue.push(at, Event::Copies(machine)));
+        let coming = |copy: &protocol::staging::CopyOrder| {
+            let before = copies.wanted.iter().find(|known| known.object == copy.object);
+            let bytes = copy.bytes as f64;
+            let fetch_bytes = before.map_or(bytes, |known| known.fetch_bytes);
+            // What is wanted on the disk alone leaves memory.
+            let load_bytes = before.filter(|known| known.tier == Tier::Memory).map_or(bytes, |known| known.load_bytes);
+            Coming { object: copy.object.clone(), tier: copy.tier, fetch_bytes, load_bytes }
+        };
+        copies.wanted = order.copies.iter().map(coming).collect();
         self.copies_come(machine)
     }
 
-    /// A machine says what is there.
+    /// Counts what a machine has brought since it was last looked at.
+    fn bring_copies(&mut self, machine: u32) {
+        let (fetch, load) = self.copy_rates();
+        let fetched = self.machines[machine as usize].copies.advance(self.now_ms, fetch, load);
+        self.out.fetched_bytes += if self.measured() { fetched } else { 0.0 };
+    }
+
+    /// A machine says what is there, and goes on.
     pub(super) fn copies_come(&mut self, machine: u32) -> Result<(), SimError> {
         let Some(room) = self.staging().map(|staging| staging.room.clone()) else { return Ok(()) };
+        self.bring_copies(machine);
+        let (fetch, load) = self.copy_rates();
         let known = &self.machines[machine as usize];
         let node = known.node;
         if self.book.nodes().get(&node).is_none_or(|node| node.boot.is_none()) {
             return Ok(());
         }
-        let fact = |(object, (disk_ms, memory_ms)): (&String, &(u64, u64))| {
-            let presence = match self.now_ms {
-                now if now >= *memory_ms => Presence::Memory,
-                now if now >= *disk_ms => Presence::Disk,
-                _ => Presence::Fetching,
-            };
-            (object.clone(), CopyFact { presence, ..CopyFact::default() })
+        let fact = |copy: &Coming| {
+            let there = self.book.snapshot_of_object(&copy.object).map_or(0, |s| s.bytes);
+            let bytes = there.saturating_sub(copy.fetch_bytes as u64);
+            (copy.object.clone(), CopyFact { presence: copy.presence(), bytes, problem: String::new() })
         };
-        let facts: BTreeMap<String, CopyFact> = known.copies.done_ms.iter().map(fact).collect();
+        let facts: BTreeMap<String, CopyFact> = known.copies.wanted.iter().map(fact).collect();
+        let copies = &mut self.machines[machine as usize].copies;
+        copies.due_ms = copies.due_ms.filter(|due| *due > self.now_ms);
+        if let Some(at) = copies.next_ms(fetch, load).filter(|at| copies.due_ms.is_none_or(|due| *at < due)) {
+            copies.due_ms = Some(at);
+            self.queue.push(at, Event::Copies(machine));
+        }
         let said = self.book.staged(node, BOOT, (&room, &facts), self.book_ms());
         said.map(drop).map_err(|source| SimError::Node { at_s: self.now_s(), source })
     }
