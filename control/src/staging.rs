@@ -14,7 +14,9 @@ pub const HORIZON_S: f64 = 600.0;
 /// What a host fetches before it has been measured, bytes a second.
 const FETCH_BYTES_PER_S: f64 = 5e8;
 /// The least probability that anybody asks for a snapshot that is declared.
-const FIRST_CHANCE: f64 = 0.01;
+const FIRST_CHANCE: f64 = 0.05;
+/// A second of fetching is to save so many seconds to readiness: disks of hosts that come and go are not filled for nothing.
+const FETCH_WORTH: f64 = 0.05;
 /// Hosts of a zone that have an object from each other; the others have it from them.
 const MEMBERS_MAX: usize = 64;
 /// Copies that a host is told to have at most: more say little, and fill its order.
@@ -205,6 +207,7 @@ fn planned(book: &Book, snapshot: &Snapshot, outlook: &Outlook, hosts: &[Host]) 
         memory_s: memory_s.min(disk_s).min(cold_s),
         disk_s: disk_s.min(cold_s),
         cold_s,
+        least_gain_s: FETCH_WORTH * snapshot.bytes as f64 / FETCH_BYTES_PER_S,
         at_least: at_least.collect(),
     }
 }

@@ -45,6 +45,7 @@ fn situation(rng: &mut Rng, memory_gib: f64, disk_gib: f64) -> Situation {
             memory_s: 1.0 + gib / 45.0,
             disk_s: 1.0 + gib / 6.0,
             cold_s: 30.0 + gib / 1.5,
+            least_gain_s: 0.0,
             at_least: (0..ZONES).map(|zone| (zone, at_least(mean * 2.0 * rng.unit()))).collect(),
         }
     });

@@ -1,6 +1,6 @@
 //! What copies on hosts are worth: seconds to readiness under each way of choosing them, on the same demand and the same
 //! launches of the shipped planner; and dollars of buffer for the same promise, by how long a start takes.
-//! `staging_gain SCENARIO [SEED]`; a scenario without `[staging]` gets snapshots whose popularity falls as that of models does.
+//! `staging_gain SCENARIO [SEED [WORD]]`, only with ways that have WORD in their name; a scenario without `[staging]` gets snapshots whose popularity falls as that of models does.
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 
 use std::path::{Path, PathBuf};
@@ -57,6 +57,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let path = args.next().ok_or("staging_gain SCENARIO [SEED]")?;
     let seed: u64 = args.next().map_or(Ok(1), |seed| seed.parse())?;
+    let word = args.next();
     let data = std::env::var_os("PILOTLIGHT_DATA").map(PathBuf::from);
     let (spec, _) = scenario::read(Path::new(&path))?;
     let ready = match scenario::prepare(&spec, Path::new(&path).parent().unwrap_or(Path::new(".")), data.as_deref()) {
@@ -77,7 +78,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         staging.room.memory_bytes as f64 / GIB,
     );
     println!("copies by                  cold   disk memory |   p50 s   p90 s   p99 s  mean s | fetched TB | dollars");
-    for stager in Stager::ALL {
+    let is_meant = |stager: &Stager| word.as_ref().is_none_or(|word| stager.name().contains(word.as_str()));
+    for stager in Stager::ALL.into_iter().filter(is_meant) {
         let setup = Setup { staging: Some(Staging { stager, ..staging.clone() }), ..setup.clone() };
         let outcome = played(&ready, &setup)?;
         let starts = outcome.started_from.iter().sum::<u64>().max(1) as f64;
@@ -95,6 +97,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             outcome.fetched_bytes / 1e12,
             outcome.money.total_usd(),
         );
+    }
+    if word.is_some() {
+        return Ok(());
     }
     println!(
         "\nThe same promise, ready within {PROMISE_S:.0} s of being asked for: what a start takes leaves so long to wait for GPUs."

@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub disk_s: f64,
     /// From farther away.
     pub cold_s: f64,
+    /// The least expected saving for which a copy is fetched, seconds: the network is not for nothing.
+    pub least_gain_s: f64,
     /// By zone, for k = 1, 2, …: the probability that k or more replicas are asked for within the horizon, never rising in k.
     pub at_least: BTreeMap<usize, Vec<f64>>,
 }
@@ -253,6 +255,10 @@ impl<'a> Choice<'a> {
             let density = self.density(&candidate);
             let (least, full) = worth[candidate.group];
             if density <= 0.0 || candidate.tier == Tier::Disk && full && density < least {
+                continue;
+            }
+            let is_fetched = candidate.tier == Tier::Disk && !candidate.stays;
+            if is_fetched && self.gain_s(&candidate) < self.situation.snapshots[candidate.snapshot.0].least_gain_s {
                 continue;
             }
             // It has lost since it was last looked at, and may not be the best any more.

@@ -12,7 +12,16 @@ fn host(memory_bytes: u64, disk_bytes: u64) -> Host {
 
 fn snapshot(bytes: u64, gpus: u32, at_least: &[f64]) -> Snapshot {
     let at_least = [(0, at_least.to_vec())].into();
-    Snapshot { bytes, host_classes: [0].into(), gpus, memory_s: 1.0, disk_s: 5.0, cold_s: 60.0, at_least }
+    Snapshot {
+        bytes,
+        host_classes: [0].into(),
+        gpus,
+        memory_s: 1.0,
+        disk_s: 5.0,
+        cold_s: 60.0,
+        least_gain_s: 0.0,
+        at_least,
+    }
 }
 
 fn any_situation(seed: u64) -> Situation {
@@ -31,6 +40,7 @@ fn any_situation(seed: u64) -> Situation {
             memory_s,
             disk_s: memory_s + rng.between(0.0, 10.0),
             cold_s: memory_s + rng.between(10.0, 100.0),
+            least_gain_s: 0.0,
             at_least: (0..rng.below(3)).map(|zone| (zone, of_zone(&mut rng))).collect(),
         }
     });
@@ -131,4 +141,17 @@ fn one_copy_serves_a_whole_host() {
     assert_eq!(plan(&situation).staged.iter().filter(|staged| !staged.is_empty()).count(), 1);
     let situation = Situation { snapshots: vec![snapshot(10, 1, &[0.9; 9])], ..situation };
     assert_eq!(plan(&situation).staged.iter().filter(|staged| !staged.is_empty()).count(), 2);
+}
+
+/// What saves too little is not fetched, and stays where it is there.
+#[test]
+fn the_network_is_not_for_nothing() {
+    let dear = |least_gain_s| Snapshot { least_gain_s, ..snapshot(10, 8, &[0.5, 0.1]) };
+    for (least_gain_s, copies) in [(0.0, 2), (5.4, 2), (5.6, 1), (27.4, 1), (27.6, 0)] {
+        let mut situation = Situation { snapshots: vec![dear(least_gain_s)], hosts: vec![host(0, 100); 3] };
+        let made = plan(&situation).staged.iter().filter(|host| !host.is_empty()).count();
+        assert_eq!(made, copies, "{least_gain_s}: 55 s are saved with probabilities of 0.5 and 0.1");
+        situation.hosts[2].staged.insert(SnapshotId(0), Tier::Disk);
+        assert!(plan(&situation).staged[2].contains_key(&SnapshotId(0)));
+    }
 }
