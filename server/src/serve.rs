@@ -5,9 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, bail};
 use control::sampler;
-use fleet::Snapshot;
-use fleet::book::ClassRule;
-use protocol::{ClassSpec, SnapshotSpec};
 use providers::{Clock, SimProvider};
 use tokio::sync::{Notify, watch};
 
@@ -18,7 +15,7 @@ use crate::config::{Config, DemoPart};
 use crate::loops::{self, Cloud, Context};
 use crate::metrics::Metrics;
 use crate::pacing::Rates;
-use crate::store::{DocumentKey, Ledger, Options, Paused, Store, StoreError, Write, text_of};
+use crate::store::{DocumentKey, Ledger, Named, Options, Paused, Store, StoreError, Write, text_of};
 use crate::tokens::{Tokens, new_secret};
 use crate::{clouds, demo, errors};
 
@@ -74,10 +71,11 @@ pub async fn assemble(
     };
     let ledger = Ledger::start(&store, options).await?;
     for spec in &config.class {
-        seed_class(&store, &ledger, spec).await?;
+        seed(&store, &ledger, &spec.name, &spec.rule_of_server()?).await?;
     }
     for (name, spec) in &config.snapshot {
-        seed_snapshot(&store, &ledger, name, spec).await?;
+        let snapshot = spec.snapshot(name).map_err(|what| anyhow::anyhow!(what))?;
+        seed(&store, &ledger, name, &snapshot).await?;
     }
     if let Some(part) = &config.demo
         && store.demand(0).await?.is_empty()
@@ -189,25 +187,14 @@ async fn refresh_tokens(app: Arc<App>, door: Door, mut stop: watch::Receiver<boo
     }
 }
 
-async fn seed_class(store: &Store, ledger: &Ledger, spec: &ClassSpec) -> anyhow::Result<()> {
-    if store.named::<ClassRule>(&spec.name).await?.is_some() {
-        // What operators edited stays.
+/// Writes down what the configuration has, where there is none of that name: what operators edited stays.
+async fn seed<T: Named>(store: &Store, ledger: &Ledger, name: &str, record: &T) -> anyhow::Result<()> {
+    if store.named::<T>(name).await?.is_some() {
         return Ok(());
     }
-    let body = text_of(&spec.rule_of_server()?, "documents")?;
-    let written = ledger.edit(DocumentKey::Class(spec.name.clone()), body, Some(0), None).await?;
-    // Another replica may have been faster, with the same class.
-    drop(written);
-    Ok(())
-}
-
-async fn seed_snapshot(store: &Store, ledger: &Ledger, name: &str, spec: &SnapshotSpec) -> anyhow::Result<()> {
-    if store.named::<Snapshot>(name).await?.is_some() {
-        return Ok(());
-    }
-    let body = text_of(&spec.snapshot(name).map_err(|what| anyhow::anyhow!(what))?, "documents")?;
-    // Another replica may be faster, with the same snapshot.
-    drop(ledger.edit(DocumentKey::Snapshot(name.to_owned()), body, Some(0), None).await?);
+    let body = text_of(record, "documents")?;
+    // Another replica may be faster, with the same.
+    drop(ledger.edit(T::KIND.key(name.to_owned()), body, Some(0), None).await?);
     Ok(())
 }
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::observation::known_instances;
+use control::plan::PlanRecord;
 use control::weekly::Diagnostics;
 use fleet::cloud::ErrorKind;
 use parking_lot::{Mutex, MutexGuard};
@@ -91,6 +92,12 @@ impl Context {
         let Paused(paused) = self.app.store.single_or_default().await?;
         self.app.board.set_paused(paused);
         Ok(paused)
+    }
+
+    /// The newest plan; none where there is none, or one of another version, which says nothing of what is wanted now.
+    async fn newest_plan(&self) -> Result<Option<PlanRecord>, StoreError> {
+        let newest = self.app.store.plans(i64::MAX, 1).await?;
+        Ok(newest.first().and_then(|plan| serde_json::from_str(&plan.body).ok()))
     }
 
     /// Tells a provider that wants to know which of its instances run. Where that is not known, it is told nothing.

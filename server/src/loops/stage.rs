@@ -1,6 +1,5 @@
 //! Decides which snapshots lie on which hosts, and learns from starts; see [`control::staging`].
 
-use control::plan::PlanRecord;
 use control::staging::{Outlook, learn, situate};
 
 use super::{Context, LoopError};
@@ -17,10 +16,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     if let Some(readiness) = learnt {
         app.ledger.put(&readiness, Some(term)).await?;
     }
-    let newest = app.store.plans(i64::MAX, 1).await?;
-    // One of another version says nothing of what is expected now.
-    let plan: Option<PlanRecord> = newest.first().and_then(|p| serde_json::from_str(&p.body).ok());
-    let Some(plan) = plan else { return Ok("waits for a plan".into()) };
+    let Some(plan) = context.newest_plan().await? else { return Ok("waits for a plan".into()) };
     let outlook = Outlook::of(&plan.input);
     // Claims need the book while the plan is made.
     let situated = situate(&*app.book()?, &outlook);

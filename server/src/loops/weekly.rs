@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use control::gpus::GpuRecord;
-use control::plan::PlanRecord;
 use control::weekly::{Outlook, WeeklyMemory, decide};
 
 use super::{Context, LoopError};
@@ -20,9 +19,7 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let mut memory: WeeklyMemory = app.store.single_or_default().await?;
     let found = app.store.gpus("", i64::MAX).await?;
     let gpus: BTreeMap<&str, &GpuRecord> = found.iter().map(|g| (g.serial.as_str(), &**g)).collect();
-    let newest = app.store.plans(i64::MAX, 1).await?;
-    // One of another version says nothing of what is wanted now.
-    let plan: Option<PlanRecord> = newest.first().and_then(|p| serde_json::from_str(&p.body).ok());
+    let plan = context.newest_plan().await?;
     let outlook = plan.as_ref().map(Outlook::of).unwrap_or_default();
     let (orders, remembers, changes) = {
         let book = app.book()?;

@@ -33,10 +33,10 @@ struct OfStart {
 /// Seconds from grant to readiness.
 const READY_BUCKETS: [f64; 11] = [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct StagingMetrics {
     copies: Family<OfCopies, Gauge>,
-    starts: Family<OfStart, Ready>,
+    starts: Family<OfStart, Histogram, fn() -> Histogram>,
     predicted: Family<OfStart, Counter<f64, AtomicU64>>,
     error: Family<OfStart, Counter<f64, AtomicU64>>,
     late: Family<OfStart, Counter>,
@@ -47,28 +47,20 @@ pub(super) struct StagingMetrics {
     heard: Mutex<BTreeMap<u64, Traffic>>,
 }
 
-/// A histogram that a family can make.
-#[derive(Debug, Clone)]
-struct Ready(Histogram);
-
-impl Default for Ready {
+impl Default for StagingMetrics {
     fn default() -> Self {
-        Self(Histogram::new(READY_BUCKETS))
+        Self {
+            copies: Family::default(),
+            starts: Family::new_with_constructor(|| Histogram::new(READY_BUCKETS)),
+            predicted: Family::default(),
+            error: Family::default(),
+            late: Family::default(),
+            saved_s: Gauge::default(),
+            fetch_bytes: Gauge::default(),
+            moved: Family::default(),
+            heard: Mutex::default(),
+        }
     }
-}
-
-impl prometheus_client::encoding::EncodeMetric for Ready {
-    fn encode(&self, encoder: prometheus_client::encoding::MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
-        self.0.encode(encoder)
-    }
-
-    fn metric_type(&self) -> prometheus_client::metrics::MetricType {
-        self.0.metric_type()
-    }
-}
-
-impl prometheus_client::metrics::TypedMetric for Ready {
-    const TYPE: prometheus_client::metrics::MetricType = prometheus_client::metrics::MetricType::Histogram;
 }
 
 impl StagingMetrics {
@@ -110,7 +102,7 @@ impl StagingMetrics {
 
     pub fn ready(&self, predicted: &Prediction, ready_s: f64) {
         let of = OfStart { from: predicted.tier.map_or("cold", Tier::name) };
-        self.starts.get_or_create(&of).0.observe(ready_s);
+        self.starts.get_or_create(&of).observe(ready_s);
         self.predicted.get_or_create(&of).inc_by(predicted.p50_s);
         self.error.get_or_create(&of).inc_by((ready_s - predicted.p50_s).abs());
         self.late.get_or_create(&of).inc_by(u64::from(ready_s > predicted.p90_s));

@@ -38,10 +38,14 @@ impl Kept {
         entries.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".json")?.parse().ok()).collect()
     }
 
+    fn manifest(&self, id: ObjectId) -> Option<Manifest> {
+        Manifest::read(&fs::read(self.folder.join(format!("{id}.json"))).ok()?, id).ok()
+    }
+
     /// An object's manifest and index, if both are here and whole.
     #[must_use]
     pub fn get(&self, id: ObjectId) -> Option<(Manifest, Vec<u8>)> {
-        let manifest = Manifest::read(&fs::read(self.folder.join(format!("{id}.json"))).ok()?, id).ok()?;
+        let manifest = self.manifest(id)?;
         let index = fs::read(self.folder.join(format!("{id}.index"))).ok()?;
         Index::read(&index, manifest.index).ok()?;
         Some((manifest, index))
@@ -53,7 +57,7 @@ impl Kept {
         let (mut left, mut all) = (ids.into_iter().collect::<Vec<_>>(), BTreeSet::new());
         while let Some(id) = left.pop() {
             if all.insert(id)
-                && let Some((manifest, _)) = self.get(id)
+                && let Some(manifest) = self.manifest(id)
             {
                 left.extend(manifest.references.iter().map(|reference| reference.id));
             }

@@ -56,10 +56,6 @@ pub struct Counts {
     pub received_bytes: AtomicU64,
     /// Bytes of leaves that were sent to peers.
     pub sent_bytes: AtomicU64,
-    /// Leaves that peers sent and that were not what they should be.
-    pub lies: AtomicU64,
-    /// Peers that failed.
-    pub failures: AtomicU64,
 }
 
 /// Other hosts of the zone, as far as this one knows them.
@@ -115,8 +111,8 @@ impl Peers {
     #[must_use]
     pub fn is_home(&self, pack: PackId, members: &[String]) -> bool {
         let all: Vec<&str> = members.iter().map(String::as_str).collect();
-        let homes = peers::ranked(pack, &all).into_iter().take(peers::HOMES);
-        members.is_empty() || homes.into_iter().any(|member| Some(member) == self.own.as_deref())
+        let mut homes = peers::ranked(pack, &all).into_iter().take(peers::HOMES);
+        members.is_empty() || homes.any(|member| Some(member) == self.own.as_deref())
     }
 
     /// A number below `of`, this host's own.
@@ -144,7 +140,6 @@ impl Peers {
             match self.ask(address, &key, &ids).await {
                 Ok(answers) => missing.into_iter().zip(answers).for_each(|(i, answer)| got[i] = answer),
                 Err(error) => {
-                    self.counts.failures.fetch_add(1, Ordering::Relaxed);
                     let lied = error.is::<Lie>();
                     self.leave_alone(address, if lied { LIED_PAUSE } else { FAILED_PAUSE });
                     tracing::debug!(peer = address, "a peer is left alone for a while: {error:#}");
@@ -190,7 +185,6 @@ impl Peers {
         for (id, answer) in ids.iter().zip(&answers) {
             let Some(content) = answer else { continue };
             if LeafId::of(content) != *id {
-                self.counts.lies.fetch_add(1, Ordering::Relaxed);
                 bail!(Lie);
             }
             self.counts.received_bytes.fetch_add(content.len() as u64, Ordering::Relaxed);
