@@ -290,6 +290,7 @@ fn estimate(offer: &Offer, file: &PlanFile) -> anyhow::Result<Estimate> {
         min_hold_s: supply.min_hold_s,
         usable_share: supply.usable_share,
         faults_per_h: 0.0,
+        restage_usd_micros: UsdMicros::ZERO,
     })
 }
 
@@ -330,14 +331,20 @@ fn nodes(file: &PlanFile, classes: &[Class], offers: &[Offer]) -> anyhow::Result
             claims.push((k, *count));
         }
         claims.sort_unstable();
-        let node = ObservedNode { offer, age_s: part.age_s, healthy: true, claims };
+        let node = ObservedNode { offer, age_s: part.age_s, healthy: true, claims, copies_usd_micros: UsdMicros::ZERO };
         all.extend(std::iter::repeat_n(node, part.count as usize));
     }
     for (i, part) in file.launching.iter().enumerate() {
         let place = format!("launching[{i}]");
         checked(&place, part.count, part.age_s)?;
         let offer = find(&part.offer, &place)?;
-        let node = ObservedNode { offer, age_s: part.age_s, healthy: false, claims: Vec::new() };
+        let node = ObservedNode {
+            offer,
+            age_s: part.age_s,
+            healthy: false,
+            claims: Vec::new(),
+            copies_usd_micros: UsdMicros::ZERO,
+        };
         all.extend(std::iter::repeat_n(node, part.count as usize));
     }
     Ok(all)

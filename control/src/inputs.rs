@@ -15,6 +15,7 @@ use crate::learning::Learnt;
 use crate::offers::{Market, commitment};
 use crate::outcomes::place_of;
 use crate::sampler::{STEP_S, demand};
+use crate::staging::{Outlook, Worth, worth};
 
 /// What is looked at.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct Knowledge<'a> {
     pub quotas: &'a [QuotaSpec],
     /// Demand that was declared.
     pub forecasts: &'a [ForecastSpec],
+    /// What the plan before expects; copies on hosts are weighed by it.
+    pub outlook: Option<&'a Outlook>,
     /// Periods of a plan.
     pub periods: usize,
     /// Now, milliseconds since 1970.
@@ -82,8 +85,10 @@ impl Inputs {
     #[must_use]
     pub fn of(known: &Knowledge<'_>, history: History) -> Self {
         let (book, now_s) = (known.book, known.now_ms as f64 / 1000.0);
-        let (ids, nodes) = observed(known);
-        let (estimates, commitments) = estimates(known, now_s);
+        let staged = known.outlook.filter(|_| !book.snapshots().is_empty());
+        let copies = staged.map_or_else(Worth::default, |outlook| worth(book, outlook));
+        let (ids, nodes) = observed(known, &copies);
+        let (estimates, commitments) = estimates(known, &copies, now_s);
         let judged = |name: &String| book.tallies().get(name).copied().unwrap_or_default();
         let names: Vec<&String> = planned(book).map(|(name, _)| name).collect();
         Self {
@@ -137,7 +142,7 @@ fn borrowers(book: &Book) -> Vec<Borrower> {
 }
 
 /// Nodes that plans count, with their numbers.
-fn observed(known: &Knowledge<'_>) -> (Vec<u64>, Vec<ObservedNode>) {
+fn observed(known: &Knowledge<'_>, copies: &Worth) -> (Vec<u64>, Vec<ObservedNode>) {
     let book = known.book;
     let classes: BTreeMap<&str, usize> = planned(book).enumerate().map(|(k, (name, _))| (name.as_str(), k)).collect();
     let mut claims: BTreeMap<u64, BTreeMap<usize, u32>> = BTreeMap::new();
@@ -161,13 +166,14 @@ fn observed(known: &Knowledge<'_>) -> (Vec<u64>, Vec<ObservedNode>) {
             age_s: (known.now_ms - node.asked_at_ms).max(0) as f64 / 1000.0,
             healthy: node.takes_claims() || lent,
             claims: claims.get(&node.id).map(|c| c.iter().map(|(k, n)| (*k, *n)).collect()).unwrap_or_default(),
+            copies_usd_micros: copies.of_node.get(&node.id).copied().unwrap_or_default(),
         });
     }
     (ids, nodes)
 }
 
 /// What is expected of each offer, and what is paid for in any case.
-fn estimates(known: &Knowledge<'_>, now_s: f64) -> (Vec<Estimate>, Vec<Commitment>) {
+fn estimates(known: &Knowledge<'_>, copies: &Worth, now_s: f64) -> (Vec<Estimate>, Vec<Commitment>) {
     let book = known.book;
     let place = |offer: &Offer| place_of(&offer.key, &offer.gpu.to_string());
     let health = known.learnt.health.briefs(book.offers().iter().map(place));
@@ -190,6 +196,7 @@ fn estimates(known: &Knowledge<'_>, now_s: f64) -> (Vec<Estimate>, Vec<Commitmen
         if !known.market.is_sold(&offer.key) {
             estimate.launch_limit_nodes = 0.0;
         }
+        estimate.restage_usd_micros = copies.of_launch;
         estimate
     };
     let estimates = book.offers().iter().enumerate().map(one).collect();

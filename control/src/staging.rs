@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fleet::book::{Book, Node};
-use fleet::{Readiness, Snapshot, StagedCopy, StagingRoom, Tier};
+use fleet::{Readiness, Snapshot, StagedCopy, StagingRoom, Tier, UsdMicros};
 use planner::input::PlanInput;
 use protocol::staging::{CopyOrder, StagingOrder};
 use snapshots::staging::{self, Host, HostId, Situation, SnapshotId};
@@ -115,10 +115,7 @@ impl Orders {
     #[must_use]
     pub fn changes(&self, book: &Book) -> usize {
         let is_new = |(id, wanted): &(&u64, &BTreeMap<String, Tier>)| {
-            book.nodes().get(*id).is_some_and(|node| {
-                let has = node.copies.iter().filter_map(|(object, copy)| Some((object, copy.wanted?)));
-                !has.eq(wanted.iter().map(|(object, tier)| (object, *tier)))
-            })
+            book.nodes().get(*id).is_some_and(|node| !node.is_told(wanted))
         };
         self.copies.iter().filter(is_new).count()
     }
@@ -128,6 +125,62 @@ impl Orders {
         let told = self.copies.iter().filter(|(id, wanted)| book.stage(**id, wanted, now_ms).unwrap_or(false));
         told.count()
     }
+}
+
+/// What copies are worth where nodes are bought and given back, in expectation over the horizon.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Worth {
+    /// What claims lose if a node goes with its copies: others of the zone may have the same.
+    pub of_node: BTreeMap<u64, UsdMicros>,
+    /// What claims lose on a new node until it has copies as the others have.
+    pub of_launch: UsdMicros,
+}
+
+/// Looks at the copies that lie on idle GPUs.
+#[must_use]
+pub fn worth(book: &Book, outlook: &Outlook) -> Worth {
+    let situated = situate(book, outlook);
+    let hosts = || situated.nodes.iter().map(|(id, _)| *id).zip(&situated.situation.hosts);
+    let mut of_node: BTreeMap<u64, f64> = BTreeMap::new();
+    let (mut shares_usd, mut fetch_s) = (0.0, 0.0);
+    for ((n, named), planned) in book.snapshots().values().enumerate().zip(&situated.situation.snapshots) {
+        let saved_s =
+            |tier: Tier| planned.cold_s - if tier == Tier::Memory { planned.memory_s } else { planned.disk_s };
+        let slots = |host: &Host| (host.gpus / planned.gpus) as usize;
+        // Only what is there serves a claim.
+        let is_there = |id: u64| book.nodes().get(&id)?.copies.get(&named.object)?.presence.tier();
+        let there = || {
+            let with = hosts().filter(|(_, host)| host.staged.contains_key(&SnapshotId(n)) && slots(host) > 0);
+            with.filter_map(|(id, host)| Some((id, host, is_there(id)?)))
+        };
+        let mut replicas: BTreeMap<usize, usize> = BTreeMap::new();
+        for (_, host, _) in there() {
+            *replicas.entry(host.zone).or_default() += slots(host);
+        }
+        for (id, host, tier) in there() {
+            let (chances, replicas) = (planned.at_least.get(&host.zone), replicas[&host.zone]);
+            let chances = chances.map_or(&[][..], Vec::as_slice);
+            let of = |from: usize, to: usize| chances.iter().take(to).skip(from).sum::<f64>();
+            let usd = saved_s(tier) * named.second_usd(planned.gpus, &book.offers()[host.class]);
+            // As the last of its zone, and as one of all.
+            *of_node.entry(id).or_default() += usd * of(replicas.saturating_sub(slots(host)), replicas);
+            shares_usd += usd * of(0, replicas) * slots(host) as f64 / replicas as f64;
+            fetch_s += planned.bytes as f64 / fetch_bytes_per_s(book.nodes().get(&id).and_then(|n| n.staging.as_ref()));
+        }
+    }
+    let count = situated.nodes.len().max(1) as f64;
+    // It goes without for as long as it fetches what the others have.
+    let without = (fetch_s / count / HORIZON_S).min(1.0);
+    let money = |usd: f64| UsdMicros::from_usd(usd).unwrap_or(UsdMicros::ZERO);
+    Worth {
+        of_node: of_node.into_iter().map(|(id, usd)| (id, money(usd))).collect(),
+        of_launch: money(shares_usd / count * without),
+    }
+}
+
+fn fetch_bytes_per_s(room: Option<&StagingRoom>) -> f64 {
+    let measured = room.and_then(|room| room.fetch_bytes_per_s);
+    measured.filter(|rate| rate.is_finite() && *rate > 0.0).unwrap_or(FETCH_BYTES_PER_S)
 }
 
 fn takes_copies(node: &Node) -> bool {
@@ -151,7 +204,6 @@ fn host(
     (zone, class): (usize, usize),
     numbers: &BTreeMap<&str, SnapshotId>,
 ) -> Host {
-    let rate = room.fetch_bytes_per_s.filter(|rate| rate.is_finite() && *rate > 0.0).unwrap_or(FETCH_BYTES_PER_S);
     let taken = |least: Tier| -> u64 {
         let of_tier = kept.iter().filter(|(_, tier)| **tier >= least);
         of_tier.filter_map(|(object, _)| Some(book.snapshot_of_object(object)?.bytes)).sum()
@@ -172,7 +224,7 @@ fn host(
         memory_bytes: room.memory_bytes.saturating_sub(taken(Tier::Memory)),
         disk_bytes: room.disk_bytes.saturating_sub(taken(Tier::Disk)),
         // Never more on its way than can be there within the horizon.
-        fetch_bytes: ((rate * HORIZON_S) as u64).saturating_sub(coming),
+        fetch_bytes: ((fetch_bytes_per_s(Some(room)) * HORIZON_S) as u64).saturating_sub(coming),
         staged: there.take(COPIES_MAX).collect(),
     }
 }

@@ -293,7 +293,7 @@ async fn gather(database: &str, nodes: u64) -> anyhow::Result<()> {
     let mut times = Vec::new();
     for _ in 0..20 {
         let began = Instant::now();
-        let gathered = server::loops::gather(&app, &Planning::default(), 8 * 86_400_000).await;
+        let gathered = server::loops::gather(&app, &Planning::default(), None, 8 * 86_400_000).await;
         let (gathered, _) = gathered.map_err(|e| anyhow::anyhow!("{e}"))?;
         times.push(began.elapsed().as_secs_f64() * 1e3);
         assert_eq!(gathered.nodes.len(), nodes as usize);

@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::gpu::GpuModel;
+use crate::money::UsdMicros;
+use crate::offer::Offer;
 
 /// Where on a host a copy lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -168,6 +170,9 @@ pub struct Snapshot {
     pub restore_s: f64,
     /// Share of its class's claims that start from it, where they do not say so themselves.
     pub share: f64,
+    /// What a second of waiting for readiness costs, beside the GPUs that wait.
+    #[serde(default)]
+    pub wait_cost_usd_micros_per_s: UsdMicros,
 }
 
 impl Snapshot {
@@ -182,6 +187,13 @@ impl Snapshot {
             Some(Tier::Memory) => MEMORY_BYTES_PER_S,
         };
         (self.restore_s + self.bytes as f64 / bytes_per_s).min(self.cold_s)
+    }
+
+    /// Dollars that a second costs in which a claim of so many GPUs of an offer is not ready.
+    #[must_use]
+    pub fn second_usd(&self, gpus: u32, offer: &Offer) -> f64 {
+        let gpus_usd_per_h = offer.gpu_price_usd_micros_per_h().usd() * f64::from(gpus);
+        self.wait_cost_usd_micros_per_s.usd() + gpus_usd_per_h / 3600.0
     }
 }
 

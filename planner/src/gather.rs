@@ -23,6 +23,8 @@ pub struct ObservedNode {
     pub healthy: bool,
     /// Live claims, `(class, claims)`, by class.
     pub claims: Vec<(usize, u32)>,
+    /// What claims are expected to lose if it goes with the copies that lie on it. Not money that is paid.
+    pub copies_usd_micros: UsdMicros,
 }
 
 /// Estimates of one offer's supply at one moment.
@@ -42,6 +44,8 @@ pub struct Estimate {
     pub usable_share: f64,
     /// Faults of a node in an hour, among the losses: they cut its claims without a word before.
     pub faults_per_h: f64,
+    /// What claims are expected to lose on a launched node until its copies have come. Not money that is paid.
+    pub restage_usd_micros: UsdMicros,
 }
 
 /// What is assumed of an offer until launches tell more.
@@ -84,6 +88,7 @@ impl Estimate {
             min_hold_s: prior.min_hold_s,
             usable_share: 1.0,
             faults_per_h: 0.0,
+            restage_usd_micros: UsdMicros::ZERO,
         }
         .with_health(offer.gpus_per_node, health)
     }
@@ -204,6 +209,7 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
         let estimate = &seen.estimates[p];
         let target = targets.get(&offer.key);
         let boot_usd = offer.price_usd_micros_per_h.usd() * estimate.lead_time.mean_s() / 3600.0;
+        let launch_usd = boot_usd + estimate.restage_usd_micros.usd();
         OfferState {
             offer: offer.clone(),
             launch_limit_nodes: estimate.launch_limit_nodes,
@@ -212,7 +218,7 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
             hazard_per_h: estimate.hazard_per_h,
             usable_share: estimate.usable_share,
             fault_cost_usd_micros_per_h: fault_cost(seen.classes, offer, estimate.faults_per_h),
-            launch_cost_usd_micros: UsdMicros::from_usd(boot_usd).unwrap_or(UsdMicros::ZERO),
+            launch_cost_usd_micros: UsdMicros::from_usd(launch_usd).unwrap_or(UsdMicros::ZERO),
             min_hold_s: estimate.min_hold_s,
             nodes: std::mem::take(&mut nodes[p]),
             arriving_nodes: std::mem::take(&mut arriving[p]),
@@ -341,14 +347,16 @@ impl Losses {
 /// Points of a distribution of losses.
 const LOSS_STEPS: u32 = 500;
 
-/// Indices of the nodes that a plan gives back: idle ones of its offers, the oldest first.
+/// Indices of the nodes that a plan gives back: idle ones of its offers, those first whose copies are worth least, and of
+/// equals the oldest.
 #[must_use]
 pub fn nodes_to_release(plan: &Plan, offers: &[Offer], nodes: &[ObservedNode]) -> Vec<usize> {
     let mut all = Vec::new();
     for release in &plan.releases {
         let idle = |n: &ObservedNode| n.healthy && n.claims.is_empty() && offers[n.offer].key == release.offer;
         let mut able: Vec<usize> = (0..nodes.len()).filter(|i| idle(&nodes[*i])).collect();
-        able.sort_by(|a, b| nodes[*b].age_s.total_cmp(&nodes[*a].age_s).then(a.cmp(b)));
+        let worth = |i: &usize| nodes[*i].copies_usd_micros;
+        able.sort_by(|a, b| worth(a).cmp(&worth(b)).then(nodes[*b].age_s.total_cmp(&nodes[*a].age_s)).then(a.cmp(b)));
         all.extend(able.into_iter().take(release.nodes as usize));
     }
     all

@@ -139,7 +139,8 @@ pub struct OfferState {
     /// What the claims that its faults cut are worth, for each node-hour. Not money that is paid.
     #[serde(default)]
     pub fault_cost_usd_micros_per_h: UsdMicros,
-    /// What a launch costs beside the node-hours after it is healthy: boot and checks.
+    /// What a launch costs beside the node-hours after it is healthy: boot and checks, and what claims lose until its copies
+    /// of snapshots have come.
     pub launch_cost_usd_micros: UsdMicros,
     /// A node is billed at least this long after its launch, so it is not released earlier.
     pub min_hold_s: u32,

@@ -1,6 +1,6 @@
 //! Snapshots that lie on hosts before they are asked for: as people write them, as hosts are told, and as hosts report.
 
-use fleet::{GpuModel, Presence, Snapshot, StagingRoom, Tier};
+use fleet::{GpuModel, Presence, Snapshot, StagingRoom, Tier, UsdMicros};
 use serde::{Deserialize, Serialize};
 
 /// A stored object that claims of a class start from.
@@ -28,6 +28,10 @@ pub struct SnapshotSpec {
     /// Share of its class's claims that start from it, in (0, 1]; 1 where it is the only one.
     #[serde(default = "whole")]
     pub share: f64,
+    /// Dollars that a second of waiting for readiness costs, beside the GPUs that wait: what a copy is worth when claims are
+    /// placed and nodes are given back.
+    #[serde(default)]
+    pub wait_cost_usd_per_s: f64,
 }
 
 fn restore_s() -> f64 {
@@ -42,6 +46,8 @@ fn whole() -> f64 {
 const BYTES_MAX: u64 = 64 << 40;
 /// Longest start, seconds.
 const SECONDS_MAX: f64 = 86_400.0;
+/// Dearest second, dollars.
+const SECOND_USD_MAX: f64 = 1e6;
 /// Longest address and longest name, bytes.
 const ADDRESS_MAX: usize = 1000;
 const NAME_MAX: usize = 63;
@@ -72,6 +78,11 @@ impl SnapshotSpec {
         if !(self.share > 0.0 && self.share <= 1.0) {
             return Err(format!("share: {} is not above 0 and at most 1", self.share));
         }
+        let wait_cost_usd_micros_per_s = UsdMicros::from_usd(self.wait_cost_usd_per_s).ok();
+        let wait_cost_usd_micros_per_s =
+            wait_cost_usd_micros_per_s.filter(|cost| (0.0..=SECOND_USD_MAX).contains(&cost.usd())).ok_or_else(
+                || format!("wait_cost_usd_per_s: {} is not in 0..={SECOND_USD_MAX}", self.wait_cost_usd_per_s),
+            )?;
         Ok(Snapshot {
             name: name.to_owned(),
             class: self.class.clone(),
@@ -82,6 +93,7 @@ impl SnapshotSpec {
             cold_s: self.cold_s,
             restore_s: self.restore_s,
             share: self.share,
+            wait_cost_usd_micros_per_s,
         })
     }
 
@@ -97,6 +109,7 @@ impl SnapshotSpec {
             cold_s: snapshot.cold_s,
             restore_s: snapshot.restore_s,
             share: snapshot.share,
+            wait_cost_usd_per_s: snapshot.wait_cost_usd_micros_per_s.usd(),
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use fleet::{Snapshot, StagingRoom};
+use fleet::{Snapshot, StagingRoom, UsdMicros};
 use planner::miss_price::MissPrices;
 use simulations::engine::{Outcome, Setup, Stager, Staging, run};
 use simulations::policies::Live;
@@ -13,6 +13,8 @@ use simulations::scenario::{self, Part, Prepared, ScenarioError};
 
 /// Snapshots of each class, and room for a part of them on each host.
 const SNAPSHOTS: usize = 24;
+/// Worths of a second of waiting that are tried, cents.
+const SECOND_CENTS: [i64; 2] = [1, 10];
 const GIB: f64 = (1_u64 << 30) as f64;
 /// A claim is to be ready within this time of being asked for, seconds.
 const PROMISE_S: f64 = 900.0;
@@ -36,6 +38,7 @@ fn made_up(setup: &Setup) -> Staging {
                 cold_s: 40.0 + gib * GIB / 5e8,
                 restore_s: 2.0,
                 share: weight / total,
+                wait_cost_usd_micros_per_s: UsdMicros::ZERO,
             });
         }
     }
@@ -78,15 +81,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         staging.room.memory_bytes as f64 / GIB,
     );
     println!("copies by                  cold   disk memory |   p50 s   p90 s   p99 s  mean s | fetched TB | dollars");
-    let is_meant = |stager: &Stager| word.as_ref().is_none_or(|word| stager.name().contains(word.as_str()));
-    for stager in Stager::ALL.into_iter().filter(is_meant) {
-        let setup = Setup { staging: Some(Staging { stager, ..staging.clone() }), ..setup.clone() };
+    // What a second of waiting is worth beside the GPUs that wait, cents: only the plan and placement go by it.
+    let ways = Stager::ALL.into_iter().map(|stager| (stager, 0)).chain(SECOND_CENTS.map(|cents| (Stager::Plan, cents)));
+    let named = ways.map(|(stager, cents)| match cents {
+        0 => (stager, cents, stager.name().to_owned()),
+        cents => (stager, cents, format!("{}, {cents} ¢/s", stager.name())),
+    });
+    let is_meant = |name: &str| word.as_ref().is_none_or(|word| name.contains(word.as_str()));
+    for (stager, cents, name) in named.filter(|(.., name)| is_meant(name)) {
+        let mut staging = Staging { stager, ..staging.clone() };
+        if cents > 0 {
+            let cost = UsdMicros(cents * 10_000);
+            staging.snapshots.iter_mut().for_each(|snapshot| snapshot.wait_cost_usd_micros_per_s = cost);
+        }
+        let setup = Setup { staging: Some(staging), ..setup.clone() };
         let outcome = played(&ready, &setup)?;
         let starts = outcome.started_from.iter().sum::<u64>().max(1) as f64;
         let share = |n: usize| 100.0 * outcome.started_from[n] as f64 / starts;
         println!(
             "{:<24} {:>4.1} % {:>4.1} % {:>4.1} % | {:>7.1} {:>7.1} {:>7.1} {:>7.1} | {:>10.1} | {:>7.0}",
-            stager.name(),
+            name,
             share(0),
             share(1),
             share(2),

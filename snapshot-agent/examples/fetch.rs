@@ -53,7 +53,8 @@ async fn main() {
         ("AWS_ACCESS_KEY_ID", "key"),
         ("AWS_SECRET_ACCESS_KEY", "secret"),
     ];
-    let store = Store::open_with("s3://bench/objects", variables.map(|(n, v)| (n.into(), v.into()))).expect("a store");
+    let store =
+        Store::open_with("s3://bench/objects", None, variables.map(|(n, v)| (n.into(), v.into()))).expect("a store");
     let folder = tempfile::tempdir_in(".").expect("a folder");
     let model = folder.path().join("model");
     let mut rng = Rng::new(1);

@@ -41,6 +41,7 @@ fn fleet(nodes: u32) -> Book {
         cold_s: 300.0,
         restore_s: 2.0,
         share,
+        wait_cost_usd_micros_per_s: UsdMicros::ZERO,
     };
     book.set_snapshots([snapshot("popular", 0.9), snapshot("rare", 0.1)]);
     for zone in 0..2 {

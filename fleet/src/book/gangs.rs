@@ -1,4 +1,5 @@
-//! Where a claim goes: the cheapest offer that fits, the fullest node of it; several units all in one zone.
+//! Where a claim goes: the cheapest offer that fits, the fullest node of it, unless another has a copy that is worth more;
+//! several units all in one zone.
 
 use std::collections::BTreeMap;
 
@@ -27,12 +28,9 @@ impl Book {
         let gpus = class.gpus_per_claim;
         let spans = class.multi_node;
         if claim.count == 1 {
-            if let Some(id) = self.best_staged(offers, claim, gpus) {
-                return Some(vec![self.part(id, gpus)?]);
-            }
             let shelves = offers.iter().map(|p| (*p, &self.shelves[*p]));
-            if let Some((_, _, id)) = first_fit(shelves, gpus) {
-                return Some(vec![self.part(id, gpus)?]);
+            if let Some((_, _, plain)) = first_fit(shelves, gpus) {
+                return Some(vec![self.part(self.cheapest_start(plain, offers, claim, gpus), gpus)?]);
             }
             if !spans {
                 return None;

@@ -61,9 +61,7 @@ impl Book {
     /// The node is unknown.
     pub fn stage(&mut self, id: u64, wanted: &BTreeMap<String, Tier>, now_ms: i64) -> Result<bool, NodeError> {
         let node = self.nodes.get(&id).ok_or(NodeError::Unknown(id))?;
-        let before: BTreeMap<&String, Tier> =
-            node.copies.iter().filter_map(|(object, copy)| Some((object, copy.wanted?))).collect();
-        if before.len() == wanted.len() && wanted.iter().all(|(object, tier)| before.get(object) == Some(tier)) {
+        if node.is_told(wanted) {
             return Ok(false);
         }
         let mut copies = node.copies.clone();
@@ -183,25 +181,36 @@ impl Book {
         }
     }
 
-    /// The node with the best copy of what a claim starts from, among those of `offers` with as many GPUs free: of equals the
-    /// one that would be taken without any copy.
-    pub(super) fn best_staged(&self, offers: &[usize], claim: &Claim, gpus: u32) -> Option<u64> {
-        let copies = self.copies_of(&self.snapshot_of(claim)?.object);
-        let mut best: Option<(Reverse<Tier>, usize, u32, bool, u64)> = None;
-        for (tier, id) in copies.map_while(|(presence, id)| Some((presence.tier()?, id))) {
-            // The best come first.
-            if best.is_some_and(|(Reverse(known), ..)| tier < known) {
-                break;
-            }
-            let fits = |n: &&Node| n.can_be_claimed() && n.free.count() >= gpus;
-            let Some(node) = self.nodes.get(&id).filter(fits) else { continue };
-            let Some(shelf) = self.offer_of(node).and_then(|p| offers.iter().position(|o| *o == p)) else { continue };
-            let rank = (Reverse(tier), shelf, node.free.count(), node.claimed_last, id);
-            if best.is_none_or(|known| rank < known) {
-                best = Some(rank);
+    /// The node where a claim of one unit costs least, of those of `offers` with as many GPUs free: its seconds to readiness,
+    /// and what the GPUs cost for the life of a claim. Of equals the one that would be taken without any copy, `plain`.
+    pub(super) fn cheapest_start(&self, plain: u64, offers: &[usize], claim: &Claim, gpus: u32) -> u64 {
+        let (Some(snapshot), Some(rule)) = (self.snapshot_of(claim), self.classes.get(&claim.class)) else {
+            return plain;
+        };
+        let multiple = |tier| self.readiness.predict(&snapshot.name, tier, 1.0).p50_s;
+        let multiples = [None, Some(Tier::Disk), Some(Tier::Memory)].map(multiple);
+        let life_h = rule.claim_mean_s / 3600.0;
+        let rank = |tier: Option<Tier>, id: u64| {
+            let node = self.nodes.get(&id).filter(|node| node.can_be_claimed() && node.free.count() >= gpus)?;
+            let p = self.offer_of(node)?;
+            let shelf = offers.iter().position(|offer| *offer == p)?;
+            let offer = &self.offers[p];
+            let ready_s =
+                multiples[tier.map_or(0, |tier| 1 + tier as usize)] * snapshot.ready_s(tier, node.staging.as_ref());
+            let life_usd = offer.gpu_price_usd_micros_per_h().usd() * f64::from(gpus) * life_h;
+            let usd = ready_s * snapshot.second_usd(gpus, offer) + life_usd;
+            Some((usd, (shelf, node.free.count(), node.claimed_last, id)))
+        };
+        let tier_of = |id| self.nodes.get(&id)?.copies.get(&snapshot.object)?.presence.tier();
+        let mut best = rank(tier_of(plain), plain);
+        let copies = self.copies_of(&snapshot.object).map_while(|(presence, id)| Some((presence.tier()?, id)));
+        for found in copies.filter_map(|(tier, id)| rank(Some(tier), id)) {
+            let is_better = |known: (f64, _)| found.0.total_cmp(&known.0).then(found.1.cmp(&known.1)).is_lt();
+            if best.is_none_or(is_better) {
+                best = Some(found);
             }
         }
-        best.map(|(.., id)| id)
+        best.map_or(plain, |(_, (.., id))| id)
     }
 
     /// Seconds to readiness of a claim on its nodes; none where it is not known what it starts from.
@@ -244,6 +253,15 @@ impl Book {
         let rooms = claim.parts.iter().map(|part| self.nodes.get(&part.node).and_then(|n| n.staging.as_ref()));
         let thought_s = rooms.map(|room| snapshot.ready_s(predicted.tier, room)).fold(0.0, f64::max);
         (thought_s > 0.0).then(|| (snapshot.name.clone(), predicted.tier, ready_s / thought_s))
+    }
+}
+
+impl Node {
+    /// Whether exactly these copies are wanted on it already.
+    #[must_use]
+    pub fn is_told(&self, wanted: &BTreeMap<String, Tier>) -> bool {
+        let before = self.copies.iter().filter_map(|(object, copy)| Some((object, copy.wanted?)));
+        before.eq(wanted.iter().map(|(object, tier)| (object, *tier)))
     }
 }
 

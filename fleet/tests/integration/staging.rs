@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use fleet::book::{Book, ClaimError, ClaimRequest, CopyFact, What};
-use fleet::{OnEmpty, Presence, Readiness, Snapshot, StagingRoom, Tier};
+use fleet::{OnEmpty, Presence, Readiness, Snapshot, StagingRoom, Tier, UsdMicros};
 
 use crate::fleets::{ask, book, idle_nodes};
 
@@ -18,6 +18,7 @@ fn snapshot(name: &str, class: &str) -> Snapshot {
         cold_s: 300.0,
         restore_s: 2.0,
         share: 1.0,
+        wait_cost_usd_micros_per_s: UsdMicros::ZERO,
     }
 }
 

@@ -35,6 +35,7 @@ impl Case {
             min_hold_s: 60,
             usable_share: 1.0,
             faults_per_h: 0.0,
+            restage_usd_micros: fleet::UsdMicros::ZERO,
         }];
         let rules = Rules {
             period_s: [vec![60; 6], vec![300; 6]].concat(),

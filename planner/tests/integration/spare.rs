@@ -27,9 +27,16 @@ impl World {
             hazard_per_h: 0.0,
             usable_share: 1.0,
             faults_per_h: 0.0,
+            restage_usd_micros: fleet::UsdMicros::ZERO,
             min_hold_s: 0,
         };
-        let node = |offer: usize| ObservedNode { offer, age_s: 9000.0, healthy: true, claims: vec![] };
+        let node = |offer: usize| ObservedNode {
+            offer,
+            age_s: 9000.0,
+            healthy: true,
+            claims: vec![],
+            copies_usd_micros: fleet::UsdMicros::ZERO,
+        };
         let nodes: Vec<ObservedNode> = (0..2).flat_map(|p| (0..self.idle_nodes[p]).map(move |_| node(p))).collect();
         let claims = vec![vec![self.claims]; PERIODS_S.len()];
         let input = plan_input(

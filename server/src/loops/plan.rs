@@ -6,6 +6,7 @@ use std::sync::Arc;
 use control::inputs::{Inputs, Knowledge, history};
 use control::learning::Learnt;
 use control::plan::{Acted, PlanRecord, Wanted, intend};
+use control::staging::Outlook;
 use fleet::book::Book;
 use fleet::invariants::{Breach, Invariant};
 use planner::gather::nodes_to_release;
@@ -24,7 +25,12 @@ const HISTORY_DAYS: i64 = 8;
 ///
 /// # Errors
 /// The database cannot be used.
-pub async fn gather(app: &App, planning: &Planning, now_ms: i64) -> Result<(Inputs, BudgetSpec), LoopError> {
+pub async fn gather(
+    app: &App,
+    planning: &Planning,
+    outlook: Option<&Outlook>,
+    now_ms: i64,
+) -> Result<(Inputs, BudgetSpec), LoopError> {
     let learnt: Arc<Learnt> = app.store.shared().await?;
     let budget = app.budget().await?.record;
     let forecasts = app.forecasts().await?;
@@ -41,6 +47,7 @@ pub async fn gather(app: &App, planning: &Planning, now_ms: i64) -> Result<(Inpu
         prior_of: &BTreeMap::new(),
         quotas: &budget.quota,
         forecasts: &forecasts,
+        outlook,
         periods: planning.periods_s.len(),
         now_ms,
     };
@@ -53,7 +60,11 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     if !app.board.was_asked_in(term) {
         return Ok("waits until the providers have said what they sell".into());
     }
-    let (inputs, budget) = gather(app, &context.planning, app.now_ms()).await?;
+    let last = app.store.plans(i64::MAX, 1).await?.first().map_or(0, |p| p.epoch);
+    let has_snapshots = !app.book()?.snapshots().is_empty();
+    let newest = if has_snapshots { context.newest_plan().await? } else { None };
+    let outlook = newest.map(|plan| Outlook::of(&plan.input));
+    let (inputs, budget) = gather(app, &context.planning, outlook.as_ref(), app.now_ms()).await?;
     if inputs.classes.is_empty() || inputs.offers.is_empty() {
         return Ok(format!("{} classes, {} offers: nothing to plan", inputs.classes.len(), inputs.offers.len()));
     }
@@ -62,7 +73,6 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
         Err(StoreError::Record { .. }) => RollingMemory::default(),
         read => read?,
     };
-    let last = app.store.plans(i64::MAX, 1).await?.first().map_or(0, |p| p.epoch);
     let rules = context.planning.rules(&budget)?;
     let epoch = last + 1;
     let began_ms = app.now_ms();

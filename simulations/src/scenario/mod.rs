@@ -302,6 +302,9 @@ pub struct SnapshotPart {
     /// Share of the class's claims.
     #[serde(default = "one")]
     pub share: f64,
+    /// Dollars that a second of waiting for readiness costs, beside the GPUs that wait.
+    #[serde(default)]
+    pub wait_cost_usd_per_s: f64,
 }
 
 impl Default for ColdStartPart {

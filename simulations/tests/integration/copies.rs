@@ -1,6 +1,6 @@
 //! Copies on simulated hosts come exactly when a host that fetches one after the other has them.
 
-use fleet::{OnEmpty, Snapshot, StagingRoom};
+use fleet::{OnEmpty, Snapshot, StagingRoom, UsdMicros};
 use simulations::engine::{ClaimSpec, Outcome, Setup, Stager, Staging, run};
 use simulations::policies::FixedNodes;
 
@@ -19,6 +19,7 @@ fn played(stager: Stager, memory_bytes: u64, at_s: &[u64]) -> Outcome {
         cold_s: 300.0,
         restore_s: 2.0,
         share: 1.0,
+        wait_cost_usd_micros_per_s: UsdMicros::ZERO,
     };
     let room = StagingRoom {
         disk_bytes: 200_000_000_000,

@@ -66,6 +66,19 @@ pub struct Staging {
     pub listen: Option<SocketAddr>,
     /// Where they reach that, if it is elsewhere.
     pub advertise: Option<SocketAddr>,
+    /// Keys of sealed stores.
+    #[serde(default)]
+    pub key: Vec<KeyOf>,
+}
+
+/// The key of a tenant's stores.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyOf {
+    /// Address of the store, or of what it lies below.
+    pub store: String,
+    /// File with the key, as 'pilotlight-agent store keygen' writes it.
+    pub file: PathBuf,
 }
 
 fn staging_folder() -> PathBuf {

@@ -16,6 +16,7 @@ use super::link::Token;
 use crate::snapshots::host::arena::Arena;
 use crate::snapshots::host::peers::{self, Peers};
 use crate::snapshots::host::stage::{Facts, Stage};
+use crate::snapshots::store::seal::{SealError, SealKey, StoreKeys};
 
 /// What changes is said at most this often.
 const SAID_EVERY: Duration = Duration::from_secs(2);
@@ -74,7 +75,9 @@ fn run(
     }
     let memory_bytes = arena.as_ref().map_or(0, |arena| arena.bytes());
     let peers = Peers::new(own.clone());
-    let stage = Stage::open(&part.folder, bytes(part.disk_gib), peers.clone(), arena)?;
+    let keys = part.key.iter().map(|key| Ok((key.store.clone(), SealKey::read(&key.file)?)));
+    let keys = StoreKeys::new(keys.collect::<Result<Vec<_>, SealError>>()?);
+    let stage = Stage::open(&part.folder, bytes(part.disk_gib), peers.clone(), arena, keys)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
     runtime.context("cannot start threads")?.block_on(async {
         if let Some(listen) = part.listen {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -18,6 +19,7 @@ use snapshots::manifest::Kind;
 use super::collect::Terms;
 use super::store::Store;
 use super::store::lease::Lease;
+use super::store::seal::SealKey;
 use super::{collect, get, image, in_one_line, put, verify};
 
 /// What to do with a store.
@@ -80,6 +82,11 @@ pub enum Command {
         #[arg(long, default_value_t = 60.0, value_parser = at_least_zero, value_name = "SECONDS")]
         wait_s: f64,
     },
+    /// Makes a key that seals a tenant's store, in a file that only its owner reads. Without it nobody reads the store again.
+    Keygen {
+        /// The file, which is not there yet.
+        file: PathBuf,
+    },
     /// Reads and hashes all that objects need. Exit code 1 where something is wrong and stays so.
     Verify {
         /// A store with copies, from which what is wrong is written anew; may be given several times.
@@ -98,6 +105,21 @@ pub struct At {
     /// variables (AWS_*, GOOGLE_*, AZURE_*).
     #[arg(long = "store", env = "PILOTLIGHT_STORE", value_name = "ADDRESS")]
     address: String,
+    /// The tenant's key, if the store is sealed: it sees neither content nor names then. 'store keygen' makes one.
+    #[arg(long, env = "PILOTLIGHT_KEY_FILE", value_name = "FILE")]
+    key_file: Option<PathBuf>,
+}
+
+impl At {
+    fn open(&self) -> anyhow::Result<Store> {
+        self.at(&self.address)
+    }
+
+    /// Another store, sealed with the same key.
+    fn at(&self, address: &str) -> anyhow::Result<Store> {
+        let key = self.key_file.as_deref().map(SealKey::read).transpose()?;
+        Ok(Store::open(address, key.map(Arc::new))?)
+    }
 }
 
 /// Takes the names of kinds, and says what each holds.
@@ -136,11 +158,11 @@ pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Put { path, at, kind, compress, labels } => {
             let compression = if *compress { Compression::IfWorthwhile } else { Compression::Never };
             let labels: BTreeMap<String, String> = labels.iter().cloned().collect();
-            let done = stored(&runtime, &Store::open(&at.address)?, path, *kind, compression, labels)?;
+            let done = stored(&runtime, &at.open()?, path, *kind, compression, labels)?;
             println!("{}", done.id);
         }
         Command::Get { id, folder, at } => {
-            let store = Store::open(&at.address)?;
+            let store = at.open()?;
             let (manifest, lease) = runtime.block_on(Lease::take_to_read(&store, *id))?;
             let bar = bar(manifest.bytes());
             let got = wait(&runtime, get::get(&store, &manifest, folder, |bytes| bar.inc(bytes)));
@@ -151,9 +173,9 @@ pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
             bar.finish_and_clear();
             eprintln!("{} in {}, every byte verified", size(bytes), folder.display());
         }
-        Command::Ls { at } => print!("{}", runtime.block_on(listed(&Store::open(&at.address)?))?),
+        Command::Ls { at } => print!("{}", runtime.block_on(listed(&at.open()?))?),
         Command::Rm { ids, at } => {
-            let store = Store::open(&at.address)?;
+            let store = at.open()?;
             for id in ids {
                 runtime.block_on(store.remove(*id))?;
                 eprintln!("removed {id}; 'pilotlight-agent store gc' deletes what nothing else needs");
@@ -162,11 +184,15 @@ pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Gc { at, dry_run, grace_h, wait_s } => {
             let grace = Duration::from_secs_f64(grace_h * 3600.0);
             let terms = Terms { grace, patience: Duration::from_secs_f64(*wait_s), dry_run: *dry_run };
-            println!("{}", collected(&wait(&runtime, collect::collect(&Store::open(&at.address)?, terms))?, terms));
+            println!("{}", collected(&wait(&runtime, collect::collect(&at.open()?, terms))?, terms));
+        }
+        Command::Keygen { file } => {
+            let key = SealKey::generate(file)?;
+            eprintln!("key {} is in {}: keep a copy of it elsewhere", key.id(), file.display());
         }
         Command::Verify { at, mirrors } => {
-            let mirrors: Vec<Store> = mirrors.iter().map(|address| Store::open(address)).collect::<Result<_, _>>()?;
-            return verified(&runtime, &Store::open(&at.address)?, &mirrors);
+            let mirrors: Vec<Store> = mirrors.iter().map(|address| at.at(address)).collect::<Result<_, _>>()?;
+            return verified(&runtime, &at.open()?, &mirrors);
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -116,13 +116,23 @@ pub async fn put(
         let mut file = File::open(&source.path).with_context(shown)?;
         let before = file.metadata().with_context(shown)?;
         writer.stream(&source.name);
+        let mut at = 0;
         loop {
-            let read = fill(&mut file, &mut content).with_context(shown)?;
+            // What a file does not hold reads as zeros, and need not be read.
+            let hole = hole_bytes(&file, at, before.len());
+            let read = if hole == 0 {
+                fill(&mut file, &mut content).with_context(shown)?
+            } else {
+                file.seek(SeekFrom::Start(at + hole)).with_context(shown)?;
+                content[..hole as usize].fill(0);
+                hole as usize
+            };
             if read == 0 {
                 break;
             }
             writer.leaf(&content[..read]).await?;
             told(read as u64);
+            at += read as u64;
         }
         let after = file.metadata().with_context(shown)?;
         let same = before.len() == after.len() && before.modified().ok() == after.modified().ok();
@@ -207,6 +217,22 @@ impl Writer {
         }
         Ok(Done { id, bytes: self.bytes, new_packs, new_bytes })
     }
+}
+
+/// Bytes of the leaf at `at` of a file of `bytes`, if it lies in a hole; 0 where something is to be read. The file is read on
+/// from `at`.
+fn hole_bytes(file: &File, at: u64, bytes: u64) -> u64 {
+    let leaf = (bytes.saturating_sub(at)).min(LEAF_BYTES as u64);
+    let data = match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
+        Ok(data) => data,
+        // No data from there on.
+        Err(rustix::io::Errno::NXIO) => u64::MAX,
+        // A filesystem that does not tell.
+        Err(_) => at,
+    };
+    // Where there is data, it was looked for, and the place is another now; where that fails, so does reading.
+    let _ = rustix::fs::seek(file, rustix::fs::SeekFrom::Start(at));
+    if data >= at + leaf { leaf } else { 0 }
 }
 
 /// Reads until `content` is full or the file ends.

@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::store::noise;
+use crate::store::{files, noise};
 
 /// The key of the account that every Azurite has, from its documentation.
 const AZURITE_KEY: &str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
@@ -75,6 +76,14 @@ impl Bed {
             ("AZURE_ALLOW_HTTP", "true".into()),
         ];
         Some(Self { folder, address: "az://snapshots/some/prefix".into(), variables, server: Some(server) })
+    }
+
+    /// The same, sealed with a key of its own.
+    fn sealed(mut self) -> Self {
+        let file = self.text("tenant.key");
+        assert!(self.ok(&["store", "keygen", &file]).1.contains("keep a copy of it elsewhere"));
+        self.variables.push(("PILOTLIGHT_KEY_FILE", file));
+        self
     }
 
     fn run(&self, args: &[&str]) -> Output {
@@ -174,6 +183,61 @@ fn conforms(bed: &Bed) {
 #[test]
 fn a_folder_is_a_store() {
     conforms(&Bed::folder());
+}
+
+#[test]
+fn a_sealed_folder_is_a_store_to_who_has_its_key() {
+    let bed = Bed::folder().sealed();
+    conforms(&bed);
+    // The store has nothing of the content and of its names.
+    let secret = fs::read(bed.path("model/sub/weights")).expect("read");
+    let id = bed.ok(&["store", "ls"]).0.lines().nth(1).expect("one").split(' ').next().expect("an id").to_owned();
+    for file in files(&bed.path("store")) {
+        assert!(!file.to_str().expect("text").contains(&id[..16]), "{}", file.display());
+        let bytes = fs::read(&file).expect("read");
+        assert!(!bytes.windows(32).any(|part| part == &secret[1000..1032]), "{}", file.display());
+    }
+    let file = bed.path("tenant.key");
+    assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
+    assert!(bed.refused(&["store", "keygen", &bed.text("tenant.key")]).contains("that is not there yet"));
+    // What lies there is found, mended and deleted as anywhere.
+    let pack = files(&bed.path("store/packs")).into_iter().max_by_key(|file| fs::metadata(file).expect("there").len());
+    let pack = pack.expect("one");
+    let mut bytes = fs::read(&pack).expect("read");
+    bytes[1_000_000] ^= 1;
+    fs::write(&pack, &bytes).expect("written");
+    let said = bed.refused(&["store", "verify"]);
+    assert!(said.contains("was not sealed with this key, or was changed since"), "{said}");
+    bed.ok(&["store", "rm", &id]);
+    assert!(bed.ok(&["store", "gc", "--grace-h", "0"]).0.starts_with("deleted"));
+
+    // Another tenant, and nobody.
+    let other = bed.text("other.key");
+    bed.ok(&["store", "keygen", &other]);
+    let get = ["store", "get", &id, &bed.text("stolen")];
+    for command in [&["store", "ls"][..], &get, &["store", "put", &bed.text("model")], &["store", "verify"]] {
+        let with = [command, &["--key-file", &other]].concat();
+        assert!(bed.refused(&with).contains("give the key file of its tenant"), "{command:?}");
+    }
+    let mut open = bed;
+    open.variables.clear();
+    for command in [&["store", "ls"][..], &get, &["store", "put", &open.text("model")], &["store", "gc"]] {
+        assert!(open.refused(command).contains("give its key file with --key-file"), "{command:?}");
+    }
+    fs::write(open.path("no.key"), "secret").expect("written");
+    assert!(open.refused(&["store", "ls", "--key-file", &open.text("no.key")]).contains("holds no key"));
+    // What lies in the clear is not sealed beside it.
+    let clear = Bed::folder();
+    clear.ok(&["store", "put", &open.text("model")]);
+    let said = clear.refused(&["store", "put", &open.text("model"), "--key-file", &other]);
+    assert!(said.contains("in the clear"), "{said}");
+}
+
+#[test]
+fn a_sealed_s3_bucket_is_a_store() {
+    if let Some(bed) = Bed::s3() {
+        conforms(&bed.sealed());
+    }
 }
 
 #[test]

@@ -91,7 +91,7 @@ fn every_flipped_bit_is_repaired() {
     let mirror = std::path::PathBuf::from(place.path("mirror"));
     let copied = std::process::Command::new("cp").arg("-r").args([&store, &mirror]).status().expect("copied");
     assert!(copied.success());
-    let open = |path: &std::path::Path| Store::open(path.to_str().expect("text")).expect("a store");
+    let open = |path: &std::path::Path| Store::open(path.to_str().expect("text"), None).expect("a store");
     let (here, there) = (open(&store), [open(&mirror)]);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
     let parts: Vec<_> = ["packs", "indexes", "objects"].iter().flat_map(|part| place.stored(part)).collect();

@@ -36,6 +36,14 @@ impl Layer {
         self
     }
 
+    /// An extended header of the entry that follows.
+    fn extended(self, key: &str, value: &[u8]) -> Self {
+        let rest = key.len() + value.len() + 3;
+        let length = (rest..).find(|n| n.to_string().len() + rest == *n).expect("one");
+        let record = [format!("{length} {key}=").as_bytes(), value, b"\n"].concat();
+        self.add(EntryType::XHeader, "PaxHeader", "", &record)
+    }
+
     fn file(self, path: &str, content: &str) -> Self {
         self.add(EntryType::Regular, path, "", content.as_bytes())
     }
@@ -175,8 +183,43 @@ fn layers_lie_one_above_the_other() {
 }
 
 #[test]
+fn an_opaque_folder_hides_what_is_below_wherever_it_stands() {
+    let lower = || Layer::new().file("a/old", "1").file("a/b/older", "1").file("a/c/oldest", "1");
+    let marks = |layer: Layer| layer.file("a/.wh..wh..opq", "");
+    let first = |layer: Layer| layer.folder("a").file("a/b/new", "22").folder("a/c");
+    for upper in [first(marks(Layer::new())), marks(first(Layer::new()))] {
+        let layout = Layout::new().layer("tar", lower()).layer("tar", upper).done();
+        let source = Source::open(layout.path()).expect("an image");
+        assert_eq!(paths(&source.tree), ["/", "/a/", "/a/b/", "/a/b/new 2", "/a/c/"]);
+    }
+}
+
+#[test]
+fn extended_headers_are_read_by_their_lengths() {
+    // Revision 3 of the kernel's `vfs_ns_cap_data`, with a byte that is a line's end.
+    let capability = [1, 0, 0, 3, 0x0a, 0, 0, 0, 0, 0, 0, 0, b'\n', b'7', b' ', b'a', b'=', 0, 0, 0];
+    let layer = Layer::new()
+        .extended("SCHILY.xattr.security.capability", &capability)
+        .file("bin", "x")
+        .file("plain", "y")
+        .extended("mtime", b"1700000001.25")
+        .file("later", "z");
+    let source = Source::open(Layout::new().layer("tar", layer).done().path()).expect("an image");
+    let meta = |name: &[u8]| &source.tree.inode(source.tree.child(Tree::ROOT, name).expect("there")).meta;
+    assert_eq!(meta(b"bin").xattrs[&b"security.capability"[..]], capability);
+    assert!(meta(b"plain").xattrs.is_empty());
+    assert_eq!((meta(b"later").mtime_s, meta(b"later").mtime_ns), (1_700_000_001, 250_000_000));
+}
+
+#[test]
 fn what_harms_is_named() {
     let one = |layer: Layer| Layout::new().layer("tar", layer).done().refused();
+    let long = vec![b'x'; 2 << 20];
+    assert!(one(Layer::new().extended("comment", &long).file("a", "x")).contains("at most 1048576 are read"));
+    let name = Layer::new().add(EntryType::GNULongName, "././@LongLink", "", &long).file("a", "x");
+    assert!(one(name).contains("at most 1048576 are read"));
+    let broken = Layer::new().add(EntryType::XHeader, "PaxHeader", "", b"99 a=b\n").file("a", "x");
+    assert!(one(broken).contains("extended headers that make no sense"));
     assert!(one(Layer::new().file("../../etc/passwd", "x")).contains("leads out of the image"));
     assert!(one(Layer::new().file("a/../../b", "x")).contains("leads out of the image"));
     assert!(one(Layer::new().add(EntryType::Link, "a", "nothing", b"")).contains("what is not there"));

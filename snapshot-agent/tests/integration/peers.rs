@@ -12,6 +12,7 @@ use protocol::staging::{CopyOrder, StagingOrder, Traffic};
 use snapshot_agent::snapshots::host::arena::Arena;
 use snapshot_agent::snapshots::host::peers::{Peers, serve};
 use snapshot_agent::snapshots::host::stage::{Facts, Stage};
+use snapshot_agent::snapshots::store::seal::StoreKeys;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -47,7 +48,7 @@ impl Host {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let peers = Peers::new(Some(address.clone()));
-        let stage = Stage::open(cache.path(), 1 << 30, peers.clone(), arena).unwrap();
+        let stage = Stage::open(cache.path(), 1 << 30, peers.clone(), arena, StoreKeys::default()).unwrap();
         let (orders, heard) = watch::channel(None);
         let facts = stage.facts();
         tokio::spawn(serve(listener, stage.cache(), peers));

@@ -109,6 +109,37 @@ fn files_go_in_and_come_out() {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "a real disk takes real time")]
+fn holes_are_neither_read_nor_stored() {
+    let place = Place::new();
+    let path = place.folder.path().join("model/sparse");
+    let file = fs::File::create(&path).expect("made");
+    let bytes: u64 = (64 << 30) + 77;
+    file.set_len(bytes).expect("longer");
+    let content = noise(100_000, 3);
+    let at = [0, (3 << 21) + 5, (40 << 30) - 50_000, bytes - 100_000];
+    for at in at {
+        std::os::unix::fs::FileExt::write_all_at(&file, &content, at).expect("written");
+    }
+    let model = place.path("model/sparse");
+    let began = std::time::Instant::now();
+    let (id, said) = ok(&place.store(), &["put", &model]);
+    // To read it all would take half a minute.
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+    assert!(said.starts_with("1 file, 64.00 GiB; stored") && place.stored("packs").len() == 1, "{said}");
+    let pack = fs::metadata(&place.stored("packs")[0]).expect("there").len();
+    assert!(pack <= 6 * (2 << 20), "leaves of six stretches: {pack}");
+    ok(&place.store(), &["verify"]);
+    let other = fs::File::create(place.path("model/other")).expect("made");
+    other.set_len(9 << 20).expect("longer");
+    std::os::unix::fs::FileExt::write_all_at(&other, &content, 4 << 20).expect("written");
+    let (second, _) = ok(&place.store(), &["put", &place.path("model/other")]);
+    ok(&place.store(), &["get", &second, &place.path("copy")]);
+    assert!(fs::read(place.path("copy/other")).expect("read") == fs::read(place.path("model/other")).expect("read"));
+    assert_ne!(id, second);
+}
+
+#[test]
 fn damage_is_found_and_nothing_half_written_stays() {
     let place = Place::new();
     let store = place.store();

@@ -61,6 +61,9 @@ pub struct Put {
     /// Share of its class's claims that start from it.
     #[arg(long, default_value_t = 1.0)]
     share: f64,
+    /// Dollars that a second of waiting for readiness costs, beside the GPUs that wait.
+    #[arg(long, value_name = "DOLLARS", default_value_t = 0.0)]
+    wait_cost_usd_per_s: f64,
     #[command(flatten)]
     remote: Remote,
 }
@@ -108,7 +111,7 @@ pub fn run(args: &Snapshots) -> anyhow::Result<()> {
 fn declare(put: &Put) -> anyhow::Result<()> {
     let mut spec = json!({
         "class": put.class, "store": put.store, "object": put.object, "bytes": put.size, "cold_s": put.cold_s,
-        "restore_s": put.restore_s, "share": put.share,
+        "restore_s": put.restore_s, "share": put.share, "wait_cost_usd_per_s": put.wait_cost_usd_per_s,
     });
     if let Some(gpu) = &put.gpu {
         spec["gpu"] = json!(gpu);

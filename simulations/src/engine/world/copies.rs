@@ -154,10 +154,13 @@ impl World<'_> {
     }
 
     /// Says what hosts are to have.
-    pub(super) fn stage(&mut self, outlook: Option<Outlook>) -> Result<(), SimError> {
+    pub(super) fn stage(&mut self) -> Result<(), SimError> {
         match self.staging().map(|staging| staging.stager) {
             Some(Stager::Plan) => {
-                let orders = decide(&self.book, &outlook.unwrap_or_default());
+                let orders = match &self.outlook {
+                    Some(outlook) => decide(&self.book, outlook),
+                    None => decide(&self.book, &Outlook::default()),
+                };
                 let now_ms = self.book_ms();
                 orders.carry_out(&mut self.book, now_ms);
             }

@@ -51,7 +51,10 @@ impl World<'_> {
         } else {
             self.carry_out(&decision)?;
         }
-        self.stage(policy.outlook())
+        if self.setup.staging.is_some() {
+            self.outlook = policy.outlook();
+        }
+        self.stage()
     }
 
     /// What plans are made from, as the server assembles it.
@@ -78,6 +81,7 @@ impl World<'_> {
             prior_of: &self.priors,
             quotas: &[],
             forecasts: &[],
+            outlook: self.outlook.as_ref(),
             periods: 0,
             now_ms: self.book_ms(),
         };

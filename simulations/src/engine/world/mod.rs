@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use control::breakers::FaultLog;
 use control::learning::Learnt;
 use control::offers::Market;
+use control::staging::Outlook;
 use fleet::book::{Book, Change, ClassRule, Limits, What};
 use fleet::rng::Rng;
 use fleet::{NodeState, Offer, OfferKey};
@@ -84,6 +85,8 @@ struct World<'a> {
     late: Vec<Option<Decision>>,
     /// What the rules beside the staging plan go by.
     remembered: Remembered,
+    /// What the last plan expects.
+    outlook: Option<Outlook>,
     /// When nodes are looked at next.
     look_ms: Option<u64>,
     /// When a call is made again.
@@ -192,6 +195,7 @@ impl<'a> World<'a> {
             silent_until_ms: 0,
             late: Vec::new(),
             remembered: Remembered::default(),
+            outlook: None,
             look_ms: None,
             act_ms: None,
             out: Outcome { measured_s: setup.end_s - setup.measure_from_s, ..Outcome::default() },

@@ -23,6 +23,7 @@ use super::peers::Peers;
 use super::runs::runs;
 use crate::snapshots::in_one_line;
 use crate::snapshots::store::lease::{Lease, Work};
+use crate::snapshots::store::seal::StoreKeys;
 use crate::snapshots::store::{self, Store};
 
 /// Share of the cache that staged copies may take: the rest is for what is fetched before it is known to stay.
@@ -82,6 +83,7 @@ struct Copy {
 pub struct Stage {
     cache: Arc<Cache>,
     kept: Kept,
+    keys: StoreKeys,
     /// By address of the store.
     leaves: BTreeMap<String, (Store, Arc<Leaves>)>,
     copies: BTreeMap<ObjectId, Copy>,
@@ -94,7 +96,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Copies in a cache folder that may take `budget_bytes`, fetched from `peers` where they have them; and in memory.
+    /// Copies in a cache folder that may take `budget_bytes`, fetched from `peers` where they have them; and in memory. Sealed
+    /// stores are opened with `keys`.
     ///
     /// # Errors
     /// The folder is no cache.
@@ -103,6 +106,7 @@ impl Stage {
         budget_bytes: u64,
         peers: Arc<Peers>,
         arena: Option<Arc<Arena>>,
+        keys: StoreKeys,
     ) -> Result<Self, CacheError> {
         let cache = Arc::new(Cache::open(folder, budget_bytes)?);
         let room_bytes = (budget_bytes as f64 * ROOM_SHARE) as u64;
@@ -110,6 +114,7 @@ impl Stage {
         Ok(Self {
             cache,
             kept: Kept::staged(folder),
+            keys,
             leaves: BTreeMap::new(),
             copies: BTreeMap::new(),
             facts,
@@ -316,7 +321,7 @@ impl Stage {
         if let Some(known) = self.leaves.get(address) {
             return Ok(known.clone());
         }
-        let store = Store::open(address)?;
+        let store = Store::open(address, self.keys.of(address))?;
         let leaves = Leaves::new(self.cache.clone(), vec![store.clone()]);
         self.leaves.insert(address.to_owned(), (store.clone(), leaves.clone()));
         Ok((store, leaves))

@@ -1,6 +1,7 @@
 //! Root filesystems into a store: from a folder, or from an OCI image layout.
 
 mod folder;
+mod frames;
 mod oci;
 mod put;
 

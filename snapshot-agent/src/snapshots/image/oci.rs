@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use snapshots::image::{Content, DeviceKind, Inode, InodeId, Meta, Tree};
 use tar::{Entry, EntryType};
 
+use super::frames::{Extended, Records, Watched};
 use super::{Place, Source};
 
 /// Most bytes of a document of a layout.
@@ -145,6 +146,9 @@ impl<R: Read> Read for Hashed<R> {
     }
 }
 
+/// An entry of a layer's archive.
+type Member<'a, 'b> = Entry<'a, Watched<&'b mut dyn Read>>;
+
 /// What the last part of a path stands for, if it is a link.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum LastLink {
@@ -185,18 +189,19 @@ impl Layers {
     }
 
     fn entries(&mut self, layer: &mut dyn Read) -> anyhow::Result<()> {
-        let mut archive = tar::Archive::new(layer);
+        let (watched, extended) = Watched::new(layer);
+        let mut archive = tar::Archive::new(watched);
         for entry in archive.entries().context("the layer is no archive")? {
             let mut entry = entry.context("the layer's archive cannot be read")?;
             let path = entry.path_bytes().into_owned();
-            self.entry(&mut entry, &path).with_context(|| format!("at '{}'", path.escape_ascii()))?;
+            self.entry(&mut entry, &path, &extended).with_context(|| format!("at '{}'", path.escape_ascii()))?;
         }
         Ok(())
     }
 
-    fn entry(&mut self, entry: &mut Entry<'_, &mut dyn Read>, path: &[u8]) -> anyhow::Result<()> {
+    fn entry(&mut self, entry: &mut Member<'_, '_>, path: &[u8], extended: &Extended) -> anyhow::Result<()> {
         let parts = parts(path)?;
-        let meta = meta(entry)?;
+        let meta = meta(entry, extended.take())?;
         let Some((last, folders)) = parts.split_last() else {
             return Ok(self.tree.set_meta(Tree::ROOT, meta)?);
         };
@@ -260,13 +265,17 @@ impl Layers {
         Ok(id)
     }
 
-    /// Takes away what lower layers have in a folder.
+    /// Takes away what lower layers have in a folder, and in those folders in it that this layer has already named.
     fn hide_all(&mut self, folder: InodeId) -> anyhow::Result<()> {
-        let Content::Directory(entries) = &self.tree.inode(folder).content else { return Ok(()) };
-        let below: Vec<Vec<u8>> =
-            entries.iter().filter(|(_, id)| !self.of_layer.contains(id)).map(|(name, _)| name.clone()).collect();
-        for name in below {
-            self.tree.remove(folder, &name)?;
+        let mut left = vec![folder];
+        while let Some(folder) = left.pop() {
+            let Content::Directory(entries) = &self.tree.inode(folder).content else { continue };
+            let (named, below): (Vec<_>, Vec<_>) = entries.iter().partition(|(_, id)| self.of_layer.contains(id));
+            left.extend(named.into_iter().map(|(_, id)| *id));
+            let below: Vec<Vec<u8>> = below.into_iter().map(|(name, _)| name.clone()).collect();
+            for name in below {
+                self.tree.remove(folder, &name)?;
+            }
         }
         Ok(())
     }
@@ -283,7 +292,11 @@ impl Layers {
         let mut at = Tree::ROOT;
         for (n, part) in parts.iter().enumerate() {
             at = match self.find(&parts[..=n], LastLink::Followed)? {
-                Some(id) if matches!(self.tree.inode(id).content, Content::Directory(_)) => id,
+                Some(id) if matches!(self.tree.inode(id).content, Content::Directory(_)) => {
+                    // Something of this layer lies in it.
+                    self.of_layer.insert(id);
+                    id
+                }
                 Some(_) => bail!("'{}' is no folder", part.escape_ascii()),
                 None if self.tree.child(at, part).is_some() => bail!("'{}' leads nowhere", part.escape_ascii()),
                 None => {
@@ -340,13 +353,13 @@ fn parts_of_link(path: &[u8]) -> anyhow::Result<Vec<Vec<u8>>> {
     Ok(parts)
 }
 
-fn device(entry: &Entry<'_, &mut dyn Read>, kind: DeviceKind) -> anyhow::Result<Content> {
+fn device(entry: &Member<'_, '_>, kind: DeviceKind) -> anyhow::Result<Content> {
     let header = entry.header();
     let number = |of: std::io::Result<Option<u32>>| anyhow::Ok(of?.unwrap_or(0));
     Ok(Content::Device { kind, major: number(header.device_major())?, minor: number(header.device_minor())? })
 }
 
-fn meta(entry: &mut Entry<'_, &mut dyn Read>) -> anyhow::Result<Meta> {
+fn meta(entry: &Member<'_, '_>, extended: Records) -> anyhow::Result<Meta> {
     let header = entry.header();
     let mut meta = Meta {
         permissions: (header.mode()? & 0o7777) as u16,
@@ -355,23 +368,20 @@ fn meta(entry: &mut Entry<'_, &mut dyn Read>) -> anyhow::Result<Meta> {
         mtime_s: header.mtime()?.cast_signed(),
         ..Meta::default()
     };
-    let Some(extensions) = entry.pax_extensions()? else { return Ok(meta) };
-    for extension in extensions {
-        let extension = extension.context("extended headers that make no sense")?;
-        let (key, value) = (extension.key_bytes(), extension.value_bytes());
+    for (key, value) in extended {
         if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
             // Labels of the machine where the layer was made say nothing here.
             if name != b"security.selinux" {
-                meta.xattrs.insert(name.to_vec(), value.to_vec());
+                meta.xattrs.insert(name.to_vec(), value);
             }
             continue;
         }
-        let text = std::str::from_utf8(value).unwrap_or_default();
+        let text = std::str::from_utf8(&value).unwrap_or_default();
         ensure!(
             !key.starts_with(b"GNU.sparse."),
             "a sparse file in the form of extended headers, which this build does not read"
         );
-        match key {
+        match &key[..] {
             b"mtime" => {
                 let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
                 meta.mtime_s = seconds.parse().context("a time that is no number")?;

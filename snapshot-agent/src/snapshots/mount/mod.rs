@@ -25,6 +25,9 @@ pub struct Options {
     /// The store: a folder that exists, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX.
     #[arg(long = "store", env = "PILOTLIGHT_STORE", value_name = "ADDRESS")]
     store: String,
+    /// The tenant's key, if the store is sealed.
+    #[arg(long, env = "PILOTLIGHT_KEY_FILE", value_name = "FILE")]
+    key_file: Option<PathBuf>,
     /// A store with copies, asked when the first one fails or has something damaged; may be given several times.
     #[arg(long = "mirror", value_name = "ADDRESS")]
     mirrors: Vec<String>,

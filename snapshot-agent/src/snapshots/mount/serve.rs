@@ -18,6 +18,7 @@ use super::ways::{Mounted, Place, WAYS};
 use crate::snapshots::host::{Cache, Kept, Leaves};
 use crate::snapshots::store::Store;
 use crate::snapshots::store::lease::{Lease, Work};
+use crate::snapshots::store::seal::SealKey;
 
 /// How often the run so far is written down: a process that is killed loses this much.
 const TRACE_PERIOD: Duration = Duration::from_secs(30);
@@ -45,11 +46,12 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
 #[allow(clippy::disallowed_methods, reason = "a start takes real time")]
 async fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
-    let store = Store::open(&options.store)?;
+    let key = options.key_file.as_deref().map(SealKey::read).transpose()?.map(Arc::new);
+    let store = Store::open(&options.store, key.clone())?;
     let (manifest, index_bytes, lease) = known(&store, options).await?;
     let mut tiers = vec![store.clone()];
     for mirror in &options.mirrors {
-        tiers.push(Store::open(mirror)?);
+        tiers.push(Store::open(mirror, key.clone())?);
     }
     let cache = Cache::open(&options.cache, (options.cache_gib * f64::from(1 << 30)) as u64)?;
     let leaves = Leaves::new(Arc::new(cache), tiers);

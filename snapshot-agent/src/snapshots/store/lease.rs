@@ -85,6 +85,7 @@ impl Lease {
     /// # Errors
     /// The store does not take the document.
     pub async fn take(store: &Store, work: Work) -> Result<Self, StoreError> {
+        store.check_seal(work == Work::Write).await?;
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let lessee = Lessee { work, host, process: std::process::id(), processes_of: processes() };
         let document = serde_json::to_vec(&lessee).unwrap_or_default();

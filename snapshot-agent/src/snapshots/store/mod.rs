@@ -4,10 +4,12 @@
 //! packs/7d/7d0c…       leaves
 //! indexes/<id>         which leaves an object has, and where they lie
 //! objects/<id>.json    manifests: what is here exists, and all that it names was stored before
+//! sealed.json          with which key all of it is sealed, if it is; see [`seal`]
 //! ```
 
 mod address;
 pub mod lease;
+pub mod seal;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,10 +20,14 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use serde::{Deserialize, Serialize};
 use snapshots::leaf::Codec;
 use snapshots::manifest::{MANIFEST_BYTES_MAX, ManifestError};
 use snapshots::pack::PACK_BYTES;
 use snapshots::{Index, IndexRecord, LeafId, Manifest, ObjectId, PackId};
+use tokio::sync::OnceCell;
+
+use self::seal::{SealKey, Sealed};
 
 /// Most bytes of an index that is read: 20 million leaves, 40 TiB.
 const INDEX_BYTES_MAX: u64 = 1 << 30;
@@ -74,6 +80,22 @@ pub enum StoreError {
         /// The limit.
         most: u64,
     },
+    /// It is sealed, and not with the key that was given.
+    #[error("the store is sealed with key {sealed}, not with {given}: give the key file of its tenant")]
+    OtherKey {
+        /// The store's.
+        sealed: String,
+        /// The one that was given.
+        given: String,
+    },
+    /// It is sealed.
+    #[error(
+        "the store is sealed with key {0}: give its key file with --key-file, or under [[staging.key]] in join.toml"
+    )]
+    Sealed(String),
+    /// Objects lie in it in the clear.
+    #[error("objects lie in the store in the clear: seal a new one, and leave the key away for this one")]
+    NotSealed,
     /// There is no such object.
     #[error("there is no object {0}: 'pilotlight-agent store ls' lists those that are")]
     NoObject(ObjectId),
@@ -117,6 +139,22 @@ pub struct Store {
     objects: Arc<dyn ObjectStore>,
     /// Where it is, if it is a folder.
     folder: Option<PathBuf>,
+    /// The same without the seal, and the key.
+    below: Arc<dyn ObjectStore>,
+    key: Option<Arc<SealKey>>,
+    /// It was seen to be sealed with this key, or not at all.
+    looked: Arc<OnceCell<()>>,
+}
+
+/// Where a store says that it is sealed.
+const SEAL_PATH: &str = "sealed.json";
+const SEAL_FORMAT: u32 = 1;
+
+/// What it says.
+#[derive(Debug, Serialize, Deserialize)]
+struct SealMark {
+    format: u32,
+    key: String,
 }
 
 impl StoreError {
@@ -132,21 +170,82 @@ impl Store {
     ///
     /// # Errors
     /// There is none, or it cannot be understood.
-    pub fn open(address: &str) -> Result<Self, StoreError> {
+    pub fn open(address: &str, key: Option<Arc<SealKey>>) -> Result<Self, StoreError> {
         // What is no text names nothing of a cloud's.
         let text =
             std::env::vars_os().filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok()));
-        Self::open_with(address, text)
+        Self::open_with(address, key, text)
     }
 
     /// The same, with variables of clouds that are not this process's own.
     ///
     /// # Errors
     /// There is none, or it cannot be understood.
-    pub fn open_with(address: &str, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, StoreError> {
-        let objects = address::open(address, &variables.into_iter().collect())?;
+    pub fn open_with(
+        address: &str,
+        key: Option<Arc<SealKey>>,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, StoreError> {
+        let below = address::open(address, &variables.into_iter().collect())?;
+        let objects = match &key {
+            Some(key) => Arc::new(Sealed::new(below.clone(), key.clone())),
+            None => below.clone(),
+        };
         let folder = (!address.contains("://")).then(|| PathBuf::from(address));
-        Ok(Self { objects, folder })
+        Ok(Self { objects, folder, below, key, looked: Arc::default() })
+    }
+
+    /// That it is sealed with the key that was given, or not at all without one. Who is to write seals an empty one.
+    ///
+    /// # Errors
+    /// It is sealed otherwise, or the store fails.
+    async fn check_seal(&self, writes: bool) -> Result<(), StoreError> {
+        if self.looked.initialized() {
+            return Ok(());
+        }
+        let mark = Path::from(SEAL_PATH);
+        let failed = |source| StoreError::Backend { path: Path::from(SEAL_PATH), source };
+        let found = match self.below.get(&mark).await {
+            Ok(got) => {
+                let bytes = got.bytes().await.map_err(failed)?;
+                let read: Result<SealMark, _> = serde_json::from_slice(&bytes);
+                read.ok()
+                    .filter(|mark| mark.format == SEAL_FORMAT)
+                    .map(|mark| mark.key)
+                    .or(Some("of a newer build".into()))
+            }
+            Err(object_store::Error::NotFound { .. }) => None,
+            // Who may read objects only by their names is not told what is not there.
+            Err(object_store::Error::PermissionDenied { .. }) if self.key.is_none() => None,
+            Err(source) => return Err(failed(source)),
+        };
+        match (found, &self.key) {
+            (None, None) => {}
+            (Some(sealed), None) => return Err(StoreError::Sealed(sealed)),
+            (Some(sealed), Some(key)) if sealed == key.id() => {}
+            (Some(sealed), Some(key)) => return Err(StoreError::OtherKey { sealed, given: key.id().to_owned() }),
+            (None, Some(key)) => {
+                let any = self.below.list(Some(&Path::from("objects"))).try_next().await.map_err(failed)?;
+                if any.is_some() {
+                    return Err(StoreError::NotSealed);
+                }
+                if !writes {
+                    // Nothing is there to be read.
+                    return Ok(());
+                }
+                let document = serde_json::to_vec(&SealMark { format: SEAL_FORMAT, key: key.id().to_owned() });
+                let document = PutPayload::from(document.unwrap_or_default());
+                match self.below.put_opts(&mark, document, PutMode::Create.into()).await {
+                    Ok(_) => {}
+                    // Somebody else seals it at the same moment.
+                    Err(object_store::Error::AlreadyExists { .. }) => return Box::pin(self.check_seal(writes)).await,
+                    Err(source) => return Err(failed(source)),
+                }
+            }
+        }
+        // Two who look at the same time have seen the same.
+        let _ = self.looked.set(());
+        Ok(())
     }
 
     pub(super) fn pack_path(id: PackId) -> Path {
@@ -302,6 +401,7 @@ impl Store {
     /// # Errors
     /// The store cannot be listed.
     pub async fn objects(&self) -> Result<Vec<ObjectId>, StoreError> {
+        self.check_seal(false).await?;
         let path = Path::from("objects");
         let names: Result<Vec<Option<ObjectId>>, _> = self
             .objects
@@ -328,6 +428,7 @@ impl Store {
     /// # Errors
     /// It is not there.
     pub async fn manifest_bytes(&self, id: ObjectId) -> Result<Vec<u8>, StoreError> {
+        self.check_seal(false).await?;
         match self.bytes(Self::manifest_path(id), MANIFEST_BYTES_MAX as u64).await {
             Err(error) if error.is_not_found() => Err(StoreError::NoObject(id)),
             got => got,
