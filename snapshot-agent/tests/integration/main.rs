@@ -5,6 +5,7 @@ mod buckets;
 mod check;
 mod collect;
 mod diagnose;
+mod faults;
 mod kernels;
 mod mount;
 mod oci;

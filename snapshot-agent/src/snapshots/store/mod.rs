@@ -16,10 +16,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use address::AddressError;
-use bytes::Bytes;
-use futures::TryStreamExt;
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use object_store::{GetOptions, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use serde::{Deserialize, Serialize};
 use snapshots::leaf::Codec;
 use snapshots::manifest::{MANIFEST_BYTES_MAX, ManifestError};
@@ -321,10 +321,39 @@ impl Store {
             Ok(got) if got.meta.size > most => return Err(StoreError::TooLong { path, bytes: got.meta.size, most }),
             got => got,
         };
-        match async { got?.bytes().await }.await {
-            Ok(bytes) => Ok(bytes.into()),
+        match got {
+            Ok(got) => Self::collected(path, got, most).await.map(Into::into),
             Err(source) => Err(StoreError::Backend { path, source }),
         }
+    }
+
+    /// The bytes of an answer, if they are at most so many: a server may say one length and send another.
+    async fn collected(path: Path, got: GetResult, most: u64) -> Result<Bytes, StoreError> {
+        let expected = got.range.end.saturating_sub(got.range.start).min(most) as usize;
+        let mut chunks = match got.payload {
+            GetResultPayload::Stream(chunks) => chunks,
+            GetResultPayload::File(..) => {
+                return got.bytes().await.map_err(|source| StoreError::Backend { path, source });
+            }
+        };
+        let mut bytes = BytesMut::new();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = match chunk {
+                Ok(chunk) => chunk,
+                Err(source) => return Err(StoreError::Backend { path, source }),
+            };
+            // What comes in one piece is not copied.
+            if bytes.is_empty() && chunk.len() == expected {
+                bytes = chunk.into();
+                continue;
+            }
+            if (bytes.len() + chunk.len()) as u64 > most {
+                return Err(StoreError::TooLong { path, bytes: (bytes.len() + chunk.len()) as u64, most });
+            }
+            bytes.reserve(expected.saturating_sub(bytes.len()));
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes.freeze())
     }
 
     /// What lies below a folder: path, bytes, and when it was written, seconds by the store's clock.
@@ -448,8 +477,15 @@ impl Store {
     /// # Errors
     /// It is not there, or not so long.
     pub async fn pack_range(&self, id: PackId, range: std::ops::Range<u64>) -> Result<Bytes, StoreError> {
-        let path = Self::pack_path(id);
-        self.objects.get_range(&path, range).await.map_err(|source| StoreError::Backend { path, source })
+        let (path, most) = (Self::pack_path(id), range.end.saturating_sub(range.start));
+        if self.folder.is_some() {
+            return self.objects.get_range(&path, range).await.map_err(|source| StoreError::Backend { path, source });
+        }
+        let options = GetOptions { range: Some(range.into()), ..GetOptions::default() };
+        match self.objects.get_opts(&path, options).await {
+            Ok(got) => Self::collected(path, got, most).await,
+            Err(source) => Err(StoreError::Backend { path, source }),
+        }
     }
 
     /// A pack's bytes.
