@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use fleet::rng::Rng;
 use futures::StreamExt;
+use snapshot_agent::snapshots::put::About;
 use snapshot_agent::snapshots::store::{self, Store};
 use snapshot_agent::snapshots::{get, put};
-use snapshots::leaf::Compression;
 use snapshots::manifest::Kind;
 
 const BYTES: usize = 1 << 30;
@@ -62,7 +62,7 @@ async fn main() {
     std::fs::write(&model, &content).expect("written");
     drop(content);
     let sources = put::sources(&model).expect("a file");
-    let done = put::put(&store, &sources, Kind::Weights, Compression::Never, [].into(), |_| {}).await.expect("stored");
+    let done = put::put(&store, &sources, About::kind(Kind::Weights), |_| {}).await.expect("stored");
     let manifest = store.manifest(done.id).await.expect("there");
     let bytes = store.index(manifest.index).await.expect("there");
     let packs: Vec<_> = store::index(&bytes, manifest.index).expect("an index").packs().collect();

@@ -149,6 +149,14 @@ pub fn league(league: &League) -> String {
     let mut text = format!("{}: {}\n", league.name, league.title);
     text += &section(&format!("Policies ({seeds})"), &rows);
     text += &section("Hit rates", &services(league));
+    if has_copies(league) {
+        let header = std::iter::once("policy").chain(STARTS_HEADER).collect::<Vec<_>>();
+        let mut rows = table(&header, 1..header.len());
+        for entry in league.shown() {
+            rows.add_row(std::iter::once(entry.player.name()).chain(starts(entry)));
+        }
+        text += &section("Starts, by the copies that hosts had", &rows);
+    }
     text += "\n";
     for line in verdict(league) {
         text += &line;
@@ -173,6 +181,25 @@ fn services(league: &League) -> comfy_table::Table {
         rows.add_row([class.class.clone(), rate(class.hit_rate_target)].into_iter().chain(cells));
     }
     rows
+}
+
+/// Whether hosts had copies of snapshots.
+pub fn has_copies(league: &League) -> bool {
+    league.entries.iter().flat_map(|e| &e.outcomes).any(|o| o.started_from.iter().sum::<u64>() > 0)
+}
+
+/// What [`starts`] gives.
+pub const STARTS_HEADER: [&str; 7] = ["from memory", "from disk", "cold", "ready p50", "p90", "p99", "fetched"];
+
+/// Where an entry's claims started from, seconds from asking to readiness, and bytes that hosts fetched for it.
+pub fn starts(entry: &Entry) -> [String; 7] {
+    let all = entry.outcomes.iter().flat_map(|o| o.started_from).sum::<u64>().max(1) as f64;
+    let share = |n: usize| percent(entry.outcomes.iter().map(|o| o.started_from[n]).sum::<u64>() as f64 / all);
+    let mut seconds = simulations::engine::Histogram::default();
+    entry.outcomes.iter().for_each(|o| seconds.merge(&o.starts));
+    let quantile = |q: f64| format!("{:.1} s", seconds.quantile_s(q));
+    let fetched = format!("{:.1} TB", entry.over(|o| o.fetched_bytes).mean / 1e12);
+    [share(2), share(1), share(0), quantile(0.5), quantile(0.9), quantile(0.99), fetched]
 }
 
 /// The planner, foresight, and the rivals that it is compared with.
@@ -204,6 +231,8 @@ pub fn league_figures(league: &League) -> serde_json::Value {
                 "shortfall": entry.shortfall(),
                 "money": entry.outcomes.iter().map(|o| o.money).collect::<Vec<_>>(),
                 "utilisation": entry.over(Outcome::utilisation),
+                "started_from": entry.outcomes.iter().map(|o| o.started_from).collect::<Vec<_>>(),
+                "fetched_bytes": entry.outcomes.iter().map(|o| o.fetched_bytes).collect::<Vec<_>>(),
             })
         })
         .collect();

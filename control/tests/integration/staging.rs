@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use control::staging::{Orders, Outlook, decide, order};
+use control::staging::{Orders, Outlook, decide, order, worth};
 use fleet::book::{Book, CopyFact, Gate, Limits};
 use fleet::{LaunchAnswer, Market, Offer, OfferKey, Presence, Snapshot, StagingRoom, UsdMicros};
 
@@ -94,4 +94,36 @@ fn copies_go_where_claims_are_expected_and_stay() {
     // What is declared no more goes.
     book.set_snapshots([]);
     assert!(decide(&book, &outlook).copies.values().all(BTreeMap::is_empty));
+}
+
+/// What a node's copies are worth is what claims would wait for longer without it.
+#[test]
+fn copies_are_worth_what_claims_would_lose() {
+    let mut book = fleet(2);
+    let ids: Vec<u64> = book.nodes().keys().copied().collect();
+    let outlook = Outlook { new_claims: [("chat".to_owned(), vec![(0.5, 2.0), (0.5, 4.0)])].into() };
+    assert_eq!(worth(&book, &outlook), control::staging::Worth::default(), "nothing is there");
+    // Two hosts of the first zone have the popular one, one of the second.
+    [ids[0], ids[1], ids[2]].iter().for_each(|id| has(&mut book, *id, &["popular"]));
+    let two = worth(&book, &outlook);
+    let of = |worth: &control::staging::Worth, id: u64| worth.of_node.get(&id).map_or(0.0, |usd| usd.usd());
+    assert!((of(&two, ids[0]) - of(&two, ids[1])).abs() < 1e-9 && of(&two, ids[3]) == 0.0, "{two:?}");
+    assert!(of(&two, ids[2]) > of(&two, ids[0]), "the only one of its zone is worth more: {two:?}");
+    assert!(two.of_launch > UsdMicros::ZERO);
+    // Both replicas at once are worth more than twice the last, and no more than every start that they save: of two or four
+    // claims in two zones, nine of ten of this snapshot, at 2 s and 60 GiB a disk's 2 GB/s instead of 300 s.
+    let each_usd = (300.0 - 2.0 - 60.0 * GIB as f64 / 2e9) * 20.0 / 3600.0;
+    assert!(of(&two, ids[2]) <= each_usd && of(&two, ids[2]) > 0.5 * each_usd, "{two:?}, {each_usd}");
+    // Who waits at a price of a dollar a second, waits dearer; and one that only comes serves nobody yet.
+    let dear: Vec<Snapshot> = book.snapshots().values().cloned().collect();
+    let dear = dear.into_iter().map(|s| Snapshot { wait_cost_usd_micros_per_s: UsdMicros(1_000_000), ..s });
+    book.set_snapshots(dear);
+    let waited = worth(&book, &outlook);
+    let factor = (1.0 + 20.0 / 3600.0) / (20.0 / 3600.0);
+    assert!((of(&waited, ids[0]) / of(&two, ids[0]) / factor - 1.0).abs() < 1e-3, "{waited:?}");
+    let fact = CopyFact { presence: Presence::Fetching, ..CopyFact::default() };
+    let room = StagingRoom { disk_bytes: 100 * GIB, ..StagingRoom::default() };
+    book.stage(ids[3], &[("popular".to_owned(), fleet::Tier::Disk)].into(), 5).expect("known");
+    book.staged(ids[3], "boot", (&room, &[("popular".to_owned(), fact)].into()), 6).expect("of this boot");
+    assert_eq!(of(&worth(&book, &outlook), ids[3]), 0.0);
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use fleet::book::{Book, ClaimError, ClaimRequest, CopyFact, What};
+use fleet::book::{Book, ClaimError, ClaimRequest, ClassRule, CopyFact, What};
 use fleet::{OnEmpty, Presence, Readiness, Snapshot, StagingRoom, Tier, UsdMicros};
 
-use crate::fleets::{ask, book, idle_nodes};
+use crate::fleets::{ask, book, class, idle_nodes};
 
 fn snapshot(name: &str, class: &str) -> Snapshot {
     Snapshot {
@@ -79,6 +79,28 @@ fn a_claim_gets_the_node_with_the_best_copy() {
     assert!(claim(&mut book, None).1.is_some(), "the one of its class is meant");
     let ask = ClaimRequest { snapshot: Some("code".into()), ..ask("small", OnEmpty::Fail) };
     assert!(matches!(book.claim(ask, 6), Err(ClaimError::UnknownSnapshot { .. })));
+}
+
+/// A copy on a dear node is worth its price for the life of a claim, or is not.
+#[test]
+fn seconds_are_weighed_against_the_price() {
+    let taken = |life_s: f64, wait_cost_usd_per_s: f64| {
+        let mut book = book();
+        let rule = ClassRule { claim_mean_s: life_s, ..class("small", 1, &[("H100", None)]) };
+        book.set_classes([rule]);
+        let wait_cost_usd_micros_per_s = UsdMicros::from_usd(wait_cost_usd_per_s).expect("finite");
+        book.set_snapshots([Snapshot { wait_cost_usd_micros_per_s, ..snapshot("chat", "small") }]);
+        let (cheap, dear) = (idle_nodes(&mut book, 0, 2, 0), idle_nodes(&mut book, 1, 1, 0));
+        has(&mut book, dear[0], &[("chat", Presence::Disk)], 1);
+        let (id, _) = book.claim(ask("small", OnEmpty::Fail), 2).expect("free");
+        let node = book.claims()[&id].parts[0].node;
+        assert!(node == dear[0] || node == cheap[0], "of the cheap ones the first");
+        node == dear[0]
+    };
+    // 284 s of a GPU at $2 are 15.5 cents; 50 cents an hour are more from 1,120 s on.
+    assert!(taken(1000.0, 0.0) && !taken(1200.0, 0.0));
+    // A cent a second: $2.84 more, for six hours.
+    assert!(taken(20_000.0, 0.01) && !taken(25_000.0, 0.01));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Spare nodes stay for as long as starting them again would be paid for, and go at once where they are in the way.
 
-use planner::gather::{Estimate, Observed, ObservedNode, plan_input};
+use planner::gather::{Estimate, Observed, ObservedNode, nodes_to_release, plan_input};
 use planner::input::{LeadTime, Policy, Quota, Scenario};
 use planner::plan::Plan;
 use planner::planning::{Options, plan};
@@ -113,4 +113,22 @@ fn they_go_at_once_where_their_room_is_needed() {
     let needed = with(4.0, 6.0).plan(2, Some((&parent, 60.0)));
     assert_eq!(needed.launches.iter().map(|l| l.nodes).sum::<u32>(), 4);
     assert!(released(&needed) >= 4, "{:?}", needed.releases);
+}
+
+/// Nodes go whose copies are worth least, and of equals the oldest.
+#[test]
+fn copies_are_given_back_last() {
+    let world = World { claims: 1.0, idle_nodes: [4, 0], quotas: vec![] };
+    let plan = world.plan(1, None);
+    assert_eq!(released(&plan), 3);
+    let offers = [offer(0, 0, "H100", 1, 3.0, false).offer];
+    let node = |age_s: f64, cents: i64| ObservedNode {
+        offer: 0,
+        age_s,
+        healthy: true,
+        claims: vec![],
+        copies_usd_micros: fleet::UsdMicros(cents * 10_000),
+    };
+    let nodes = [node(90.0, 5), node(10.0, 0), node(20.0, 0), node(10.0, 2)];
+    assert_eq!(nodes_to_release(&plan, &offers, &nodes), [2, 1, 3]);
 }

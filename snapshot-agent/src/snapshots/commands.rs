@@ -38,6 +38,10 @@ pub enum Command {
         /// Compresses leaves that shrink by a third.
         #[arg(long)]
         compress: bool,
+        /// An object that this one needs beside, such as a snapshot its weights and caches; may be given several times. It stays
+        /// as long as this one, and comes to hosts with it.
+        #[arg(long = "needs", value_name = "ID")]
+        needs: Vec<ObjectId>,
         /// A label, NAME=TEXT; may be given several times.
         #[arg(long = "label", value_parser = label)]
         labels: Vec<(String, String)>,
@@ -129,7 +133,7 @@ fn kinds() -> impl TypedValueParser<Value = Kind> {
             Kind::Snapshot => "A process at rest",
             Kind::Image => "A root filesystem",
             Kind::Weights => "Weights of a model",
-            Kind::Cache => "Compiled graphs and kernels",
+            Kind::Cache => "Compiled graphs and kernels: a tree with its times, to be mounted as an image is",
         })
     };
     let of = |name: String| Kind::ALL.into_iter().find(|kind| kind.name() == name).ok_or("no such kind");
@@ -155,10 +159,12 @@ fn label(text: &str) -> Result<(String, String), String> {
 pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     match command {
-        Command::Put { path, at, kind, compress, labels } => {
+        Command::Put { path, at, kind, compress, needs, labels } => {
             let compression = if *compress { Compression::IfWorthwhile } else { Compression::Never };
             let labels: BTreeMap<String, String> = labels.iter().cloned().collect();
-            let done = stored(&runtime, &at.open()?, path, *kind, compression, labels)?;
+            let store = at.open()?;
+            let references = runtime.block_on(put::references(&store, needs))?;
+            let done = stored(&runtime, &store, path, put::About { kind: *kind, compression, references, labels })?;
             println!("{}", done.id);
         }
         Command::Get { id, folder, at } => {
@@ -203,20 +209,21 @@ fn stored(
     runtime: &tokio::runtime::Runtime,
     store: &Store,
     path: &Path,
-    kind: Kind,
-    compression: Compression,
-    labels: BTreeMap<String, String>,
+    about: put::About,
 ) -> anyhow::Result<put::Done> {
-    let (what, done) = if kind == Kind::Image {
+    // A cache is found again by names and times: it is a tree, as an image is.
+    let tree = about.kind == Kind::Image || about.kind == Kind::Cache && path.is_dir();
+    let (what, done) = if tree {
+        let what = if about.kind == Kind::Image { "an image" } else { "a cache" };
         let source = image::Source::open(path)?;
         let bar = bar(source.bytes());
-        let done = wait(runtime, image::put(store, &source, compression, labels, |bytes| bar.inc(bytes)))?;
+        let done = wait(runtime, image::put(store, &source, about, |bytes| bar.inc(bytes)))?;
         bar.finish_and_clear();
-        ("an image".to_owned(), done)
+        (what.to_owned(), done)
     } else {
         let sources = put::sources(path)?;
         let bar = bar(sources.iter().map(|source| source.bytes).sum());
-        let done = wait(runtime, put::put(store, &sources, kind, compression, labels, |bytes| bar.inc(bytes)))?;
+        let done = wait(runtime, put::put(store, &sources, about, |bytes| bar.inc(bytes)))?;
         bar.finish_and_clear();
         (count(sources.len(), "file"), done)
     };

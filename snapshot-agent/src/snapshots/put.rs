@@ -18,6 +18,39 @@ use super::store::{self, Store, StoreError};
 /// Packs that are stored at the same time: each is 64 MiB of memory.
 const IN_FLIGHT: usize = 4;
 
+/// What is to be stored, beside its content.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// What it holds.
+    pub kind: Kind,
+    /// Whether leaves are compressed.
+    pub compression: Compression,
+    /// What it needs beside.
+    pub references: Vec<Reference>,
+    /// For people and tools.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl About {
+    /// Nothing but what it holds.
+    #[must_use]
+    pub fn kind(kind: Kind) -> Self {
+        Self { kind, compression: Compression::Never, references: Vec::new(), labels: BTreeMap::new() }
+    }
+}
+
+/// References to objects of a store.
+///
+/// # Errors
+/// One is not there.
+pub async fn references(store: &Store, needs: &[ObjectId]) -> Result<Vec<Reference>, StoreError> {
+    let mut references = Vec::new();
+    for id in needs {
+        references.push(Reference { kind: store.manifest(*id).await?.kind, id: *id });
+    }
+    Ok(references)
+}
+
 /// What storing files did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Done {
@@ -101,15 +134,8 @@ async fn known(store: &Store) -> Result<BTreeMap<LeafId, Known>, StoreError> {
 ///
 /// # Errors
 /// A file or the store fails, or a name is no stream's.
-pub async fn put(
-    store: &Store,
-    sources: &[Source],
-    kind: Kind,
-    compression: Compression,
-    labels: BTreeMap<String, String>,
-    told: impl Fn(u64),
-) -> anyhow::Result<Done> {
-    let mut writer = Writer::open(store, compression).await?;
+pub async fn put(store: &Store, sources: &[Source], about: About, told: impl Fn(u64)) -> anyhow::Result<Done> {
+    let mut writer = Writer::open(store, about.compression).await?;
     let mut content = vec![0; LEAF_BYTES];
     for source in sources {
         let shown = || format!("cannot read {}", source.path.display());
@@ -138,7 +164,7 @@ pub async fn put(
         let same = before.len() == after.len() && before.modified().ok() == after.modified().ok();
         anyhow::ensure!(same, "{} changed while it was read; try again", source.path.display());
     }
-    writer.publish(kind, Vec::new(), labels).await
+    writer.publish(about).await
 }
 
 /// An object on its way into a store.
@@ -194,14 +220,10 @@ impl Writer {
     /// Stores what is left, the manifest last: until then there is no object.
     ///
     /// # Errors
-    /// The store does not take it, or a stream's name is none.
-    pub async fn publish(
-        mut self,
-        kind: Kind,
-        references: Vec<Reference>,
-        labels: BTreeMap<String, String>,
-    ) -> anyhow::Result<Done> {
-        let finished = self.builder.finish(kind, references, labels)?;
+    /// The store does not take it, a stream's name is none, or what it needs is gone.
+    pub async fn publish(mut self, about: About) -> anyhow::Result<Done> {
+        let needs: Vec<ObjectId> = about.references.iter().map(|reference| reference.id).collect();
+        let finished = self.builder.finish(about.kind, about.references, about.labels)?;
         if let Some(pack) = finished.pack {
             self.uploads.add(pack).await?;
         }
@@ -211,6 +233,8 @@ impl Writer {
         if !self.lease.is_held().await? {
             return Err(StoreError::LeaseLost.into());
         }
+        // They were there when this began; a removal since then would leave this one without them.
+        references(&store, &needs).await?;
         store.publish(finished.index, finished.manifest).await?;
         if let Err(error) = self.lease.release().await {
             tracing::warn!("a lease stays until it ends by itself: {error}");

@@ -48,8 +48,12 @@ impl Bed {
     }
 
     fn put(&self, name: &str, more: &[&str]) -> String {
+        self.put_as("image", name, more)
+    }
+
+    fn put_as(&self, kind: &str, name: &str, more: &[&str]) -> String {
         let path = self.path(name);
-        let args = [&["store", "put", "--kind", "image", path.to_str().expect("text")], more].concat();
+        let args = [&["store", "put", "--kind", kind, path.to_str().expect("text")], more].concat();
         let done = self.run(&args);
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         String::from_utf8_lossy(&done.stdout).trim().to_owned()
@@ -381,7 +385,7 @@ fn what_cannot_be_mounted_is_named() {
     let weights = String::from_utf8_lossy(&weights.stdout).trim().to_owned();
     let mnt = bed.path("mnt");
     let mnt = mnt.to_str().expect("text");
-    assert!(bed.refused(&[&weights, mnt]).contains("store it with --kind image"));
+    assert!(bed.refused(&[&weights, mnt]).contains("store it with --kind image or --kind cache"));
     assert!(bed.refused(&[&"0".repeat(64), mnt]).contains("there is no object"));
     assert!(bed.refused(&[&id, "/nowhere/at/all"]).contains("make it first"));
     assert!(bed.refused(&[&id, mnt, "--cache", "/proc"]).contains("cannot hold a cache"));
@@ -392,4 +396,36 @@ fn what_cannot_be_mounted_is_named() {
     let done = bed.run(&["store", "put", "--kind", "image", file.to_str().expect("text")]);
     assert!(String::from_utf8_lossy(&done.stderr).contains("is no folder"), "{done:?}");
     assert!(!is_mounted(Path::new(mnt)));
+}
+
+/// A compile cache is found by names and times: thousands of small files with theirs, and writes above them.
+#[test]
+fn a_cache_is_mounted_with_its_times() {
+    if !may_mount() {
+        return;
+    }
+    let bed = Bed::new();
+    for n in 0..1500_u64 {
+        let folder = bed.path("inductor").join(format!("{:02}", n % 40));
+        fs::create_dir_all(&folder).expect("a folder");
+        let file = folder.join(format!("kernel-{n}.cubin"));
+        fs::write(&file, noise(300 + n as usize, n)).expect("written");
+        let time = std::time::UNIX_EPOCH + Duration::new(1_700_000_000 + n, 123_456_789);
+        fs::File::options().write(true).open(file).expect("there").set_modified(time).expect("set");
+    }
+    let id = bed.put_as("cache", "inductor", &["--compress"]);
+    let writes = bed.path("writes");
+    let mount = bed.mount(&id, &["--writable", writes.to_str().expect("text")]);
+    for n in (0..1500_u64).step_by(37) {
+        let name = format!("{:02}/kernel-{n}.cubin", n % 40);
+        let meta = fs::metadata(mount.folder.join(&name)).expect("there");
+        assert_eq!((meta.mtime(), meta.mtime_nsec()), (1_700_000_000 + n as i64, 123_456_789), "{name}");
+        assert!(fs::read(mount.folder.join(&name)).expect("read") == noise(300 + n as usize, n), "{name}");
+    }
+    fs::write(mount.folder.join("new"), "x").expect("written");
+    // Another mount that would keep its writes in the same folder.
+    let other = bed.path("other");
+    fs::create_dir(&other).expect("a folder");
+    let args = [&id, other.to_str().expect("text"), "--writable", writes.to_str().expect("text")];
+    assert!(bed.refused(&args).contains("keeps the writes of another mount"));
 }

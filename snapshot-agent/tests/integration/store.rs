@@ -139,6 +139,23 @@ fn holes_are_neither_read_nor_stored() {
     assert_ne!(id, second);
 }
 
+/// What an object needs is there before it, and stays as long as it.
+#[test]
+fn an_object_keeps_what_it_needs() {
+    let place = Place::new();
+    let store = place.store();
+    let (weights, _) = ok(&store, &["put", &place.path("model")]);
+    fs::write(place.path("process"), noise(1000, 8)).expect("written");
+    let put = ["put", "--kind", "snapshot", "--needs", &weights, &place.path("process")];
+    let (snapshot, _) = ok(&store, &put);
+    let said = refused(&store, &["rm", &weights]);
+    assert!(said.contains(&format!("is needed by object {snapshot}")), "{said}");
+    let missing = ["put", "--needs", &"1".repeat(64), &place.path("process")];
+    assert!(refused(&store, &missing).contains("there is no object 111"));
+    ok(&store, &["rm", &snapshot]);
+    ok(&store, &["rm", &weights]);
+}
+
 #[test]
 fn damage_is_found_and_nothing_half_written_stays() {
     let place = Place::new();

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use simulations::engine::Outcome;
 use simulations::league::{Entry, League, Player, Rivals};
 
-use super::league::{percent_of, rate, rival, usd_of, verdict, worst};
+use super::league::{STARTS_HEADER, has_copies, percent_of, rate, rival, starts, usd_of, verdict, worst};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#1c2430}\
 h1{font-size:1.5em;margin-bottom:.2em}h2{font-size:1.15em;margin-top:2em}p.sub{color:#5a6675;margin-top:0}\
@@ -68,6 +68,9 @@ pub fn report(league: &League) -> anyhow::Result<String> {
                 &caption,
             )?;
         }
+    }
+    if has_copies(league) {
+        copies(&mut page, league)?;
     }
     figure(
         &mut page,
@@ -134,6 +137,18 @@ fn services(page: &mut String, league: &League) -> std::fmt::Result {
         write!(page, "</tr>")?;
     }
     write!(page, "</table>")
+}
+
+fn copies(page: &mut String, league: &League) -> std::fmt::Result {
+    write!(page, "<h2>Starts, by the copies that hosts had</h2><table><tr><th>policy")?;
+    STARTS_HEADER.iter().try_for_each(|name| write!(page, "<th>{name}"))?;
+    write!(page, "</tr>")?;
+    league.shown().into_iter().try_for_each(|entry| row(page, entry, &starts(entry)))?;
+    write!(
+        page,
+        "</table><p class=\"sub\">Seconds from asking for GPUs to readiness. The staging plan chooses the copies; under a \
+         policy that does not say what it expects, it expects little of each.</p>"
+    )
 }
 
 fn stability(page: &mut String, league: &League) -> std::fmt::Result {

@@ -6,7 +6,7 @@ use simulations::engine::Outcome;
 use simulations::league::{Entry, League, Player, Rivals};
 use simulations::policies::{Family, Rule};
 
-use crate::render::league::rival;
+use crate::render::league::{has_copies, rival};
 
 const SIZE: (u32, u32) = (1040, 380);
 const LABEL: (&str, i32) = ("sans-serif", 13);
@@ -103,7 +103,9 @@ pub fn cold_starts(league: &League) -> anyhow::Result<String> {
         let mut lines = Vec::new();
         for entry in entries {
             let mut all = simulations::engine::Histogram::default();
-            entry.outcomes.iter().for_each(|o| all.merge(&o.cold_starts));
+            // With copies, what a start takes follows from where they lie.
+            let with_copies = has_copies(league);
+            entry.outcomes.iter().for_each(|o| all.merge(if with_copies { &o.starts } else { &o.cold_starts }));
             lines.push((entry.player, all.cdf()));
         }
         let points = || lines.iter().flat_map(|l| l.1.iter().map(|p| p.0.max(1.0)));

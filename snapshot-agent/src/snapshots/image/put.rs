@@ -1,29 +1,21 @@
 //! A root filesystem as an object: its metadata, then the content of its files.
 
-use std::collections::BTreeMap;
 use std::io::Read;
 
 use snapshots::image::{BLOCK_BYTES, first_leaf_bytes, lay_out};
-use snapshots::leaf::{Compression, LEAF_BYTES};
-use snapshots::manifest::Kind;
+use snapshots::leaf::LEAF_BYTES;
 
-use super::super::put::{Done, Writer};
+use super::super::put::{About, Done, Writer};
 use super::super::store::Store;
 use super::{DATA_STREAM, META_STREAM, Source};
 
-/// Stores a root filesystem; `told` hears of each stretch of bytes that was read.
+/// Stores a tree with all that a filesystem has; `told` hears of each stretch of bytes that was read.
 ///
 /// # Errors
 /// A file cannot be read or changed its length, or the store fails.
-pub async fn put(
-    store: &Store,
-    source: &Source,
-    compression: Compression,
-    labels: BTreeMap<String, String>,
-    told: impl Fn(u64),
-) -> anyhow::Result<Done> {
+pub async fn put(store: &Store, source: &Source, about: About, told: impl Fn(u64)) -> anyhow::Result<Done> {
     let laid = lay_out(&source.tree)?;
-    let mut writer = Writer::open(store, compression).await?;
+    let mut writer = Writer::open(store, about.compression).await?;
     writer.stream(META_STREAM);
     for leaf in laid.meta.chunks(LEAF_BYTES) {
         writer.leaf(leaf).await?;
@@ -51,7 +43,7 @@ pub async fn put(
         waiting.resize(waiting.len() + padding as usize, 0);
     }
     cut(&mut writer, &mut waiting, 1).await?;
-    writer.publish(Kind::Image, Vec::new(), labels).await
+    writer.publish(about).await
 }
 
 /// Cuts leaves off while `at_least` bytes wait.

@@ -62,8 +62,8 @@ impl LazyImage {
     ) -> anyhow::Result<Self> {
         let streams: Vec<&str> = manifest.streams.iter().map(|stream| &stream.name[..]).collect();
         anyhow::ensure!(
-            manifest.kind == Kind::Image && streams == [META_STREAM, DATA_STREAM],
-            "object {id} is of kind '{}', not the image of a root filesystem: store it with --kind image",
+            matches!(manifest.kind, Kind::Image | Kind::Cache) && streams == [META_STREAM, DATA_STREAM],
+            "object {id} is of kind '{}' and holds files, not a tree: store it with --kind image or --kind cache",
             manifest.kind.name()
         );
         let meta_bytes = manifest.streams[0].bytes;
