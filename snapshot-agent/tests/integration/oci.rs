@@ -211,6 +211,24 @@ fn extended_headers_are_read_by_their_lengths() {
     assert_eq!((meta(b"later").mtime_s, meta(b"later").mtime_ns), (1_700_000_001, 250_000_000));
 }
 
+/// As some tools write archives: no owner, no group, no time.
+#[test]
+fn an_empty_field_is_zero() {
+    let mut header = Header::new_ustar();
+    header.set_size(1);
+    header.set_entry_type(EntryType::Regular);
+    header.set_path("a").expect("a name");
+    header.set_mode(0o600);
+    let old = header.as_old_mut();
+    (old.uid, old.gid, old.mtime) = ([0; 8], [b' '; 8], [0; 12]);
+    header.set_cksum();
+    let mut layer = Layer::new();
+    layer.archive.append(&header, &b"x"[..]).expect("appended");
+    let source = Source::open(Layout::new().layer("tar", layer).done().path()).expect("an image");
+    let meta = &source.tree.inode(source.tree.child(Tree::ROOT, b"a").expect("there")).meta;
+    assert_eq!((meta.uid, meta.gid, meta.mtime_s, meta.permissions), (0, 0, 0, 0o600));
+}
+
 #[test]
 fn what_harms_is_named() {
     let one = |layer: Layer| Layout::new().layer("tar", layer).done().refused();

@@ -361,11 +361,15 @@ fn device(entry: &Member<'_, '_>, kind: DeviceKind) -> anyhow::Result<Content> {
 
 fn meta(entry: &Member<'_, '_>, extended: Records) -> anyhow::Result<Meta> {
     let header = entry.header();
+    // Some tools leave a field empty where they mean 0.
+    let is_empty = |field: &[u8]| field.iter().all(|byte| matches!(byte, 0 | b' '));
+    let number = |field: &[u8], read: std::io::Result<u64>| if is_empty(field) { Ok(0) } else { read };
+    let fields = header.as_old();
     let mut meta = Meta {
-        permissions: (header.mode()? & 0o7777) as u16,
-        uid: u32::try_from(header.uid()?).context("an owner beyond 32 bits")?,
-        gid: u32::try_from(header.gid()?).context("a group beyond 32 bits")?,
-        mtime_s: header.mtime()?.cast_signed(),
+        permissions: (number(&fields.mode, header.mode().map(u64::from))? & 0o7777) as u16,
+        uid: u32::try_from(number(&fields.uid, header.uid())?).context("an owner beyond 32 bits")?,
+        gid: u32::try_from(number(&fields.gid, header.gid())?).context("a group beyond 32 bits")?,
+        mtime_s: number(&fields.mtime, header.mtime())?.cast_signed(),
         ..Meta::default()
     };
     for (key, value) in extended {
