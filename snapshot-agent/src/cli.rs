@@ -9,6 +9,7 @@ use crate::daemon;
 use crate::diagnose;
 use crate::doctor;
 use crate::probe::Probe;
+use crate::restore::{self, commands as processes};
 use crate::snapshots::{commands as store, mount};
 use crate::switches::Switches;
 use crate::worker::{Program, serve};
@@ -36,6 +37,14 @@ enum Command {
     Store(store::Command),
     /// Mounts an image: its tree at once, its content when it is touched. Ends when it is unmounted.
     Mount(mount::Options),
+    /// Starts a workload, captures it when it serves, stores it, and prints the snapshot's id. The workload is gone afterwards.
+    Capture(processes::CaptureOptions),
+    /// Brings a captured workload up: restored, or by a cold start where that cannot be, fails, or would be slower. Stays until
+    /// it ends.
+    Restore(processes::RestoreOptions),
+    /// Holds a workload; 'capture' and 'restore' start it.
+    #[command(hide = true)]
+    Hold(restore::Where),
     /// Answers questions about GPUs; the agent starts it.
     #[command(hide = true)]
     Probe,
@@ -66,6 +75,9 @@ pub fn main(probe: &mut dyn Probe, switches: &Switches) -> ExitCode {
         Command::Doctor(options) => program().and_then(|p| doctor::run(options, p, &switches.host)),
         Command::Store(command) => store::run(command),
         Command::Mount(options) => mount::run(options),
+        Command::Capture(options) => processes::capture(options),
+        Command::Restore(options) => processes::restore(options),
+        Command::Hold(at) => restore::hold(at.criu.clone()),
         Command::Check(options) => program().and_then(|p| check::run(options, p, switches)),
     };
     done.unwrap_or_else(|error| {

@@ -11,6 +11,7 @@ pub mod host;
 pub mod kmsg;
 pub mod nvml;
 pub mod probe;
+pub mod restore;
 pub mod rules;
 pub mod snapshots;
 pub mod switches;

@@ -9,10 +9,12 @@
 
 pub mod builder;
 pub mod collection;
+pub mod compatibility;
 pub mod eviction;
 pub mod id;
 pub mod image;
 pub mod index;
+pub mod ladder;
 pub mod leaf;
 pub mod manifest;
 mod numbers;

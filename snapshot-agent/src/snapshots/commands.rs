@@ -103,7 +103,7 @@ pub enum Command {
 }
 
 /// Which store.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct At {
     /// The store: a folder that exists, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX with the cloud's own
     /// variables (AWS_*, GOOGLE_*, AZURE_*).
@@ -115,7 +115,11 @@ pub struct At {
 }
 
 impl At {
-    fn open(&self) -> anyhow::Result<Store> {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// There is no such store, or no such key.
+    pub fn open(&self) -> anyhow::Result<Store> {
         self.at(&self.address)
     }
 
@@ -140,7 +144,11 @@ fn kinds() -> impl TypedValueParser<Value = Kind> {
     PossibleValuesParser::new(Kind::ALL.map(shown)).try_map(of)
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+/// A label, `NAME=TEXT`.
+///
+/// # Errors
+/// It is none.
+pub fn label(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("write NAME=TEXT")?;
     if name.is_empty() {
         return Err("a label has a name: NAME=TEXT".into());
@@ -342,7 +350,8 @@ fn count_of(n: usize, one: &str, several: &str) -> String {
 }
 
 /// Bytes for people.
-fn size(bytes: u64) -> String {
+#[must_use]
+pub fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
 

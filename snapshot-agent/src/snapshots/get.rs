@@ -47,6 +47,31 @@ pub async fn get(store: &Store, manifest: &Manifest, folder: &Path, told: impl F
     Ok(bytes)
 }
 
+/// The content of one stream that has at most so many bytes, verified.
+///
+/// # Errors
+/// There is none of this name, it is longer, or the store fails or holds something else.
+pub async fn stream(store: &Store, manifest: &Manifest, name: &str, most: u64) -> anyhow::Result<Vec<u8>> {
+    let number = manifest.streams.iter().position(|stream| stream.name == name);
+    let number = number.with_context(|| format!("it has no {name}"))?;
+    let bytes = manifest.streams[number].bytes;
+    anyhow::ensure!(bytes <= most, "its {name} has {bytes} bytes: at most {most} are read");
+    let index_bytes = store.index(manifest.index).await?;
+    let index = store::index(&index_bytes, manifest.index)?;
+    let (mut content, mut scratch) = (Vec::new(), Vec::new());
+    for mut record in manifest.ranges(&index)?[number].clone().filter_map(|i| index.leaf(i)) {
+        let pack = index.pack_of(&record);
+        let (from, length) = (u64::from(record.place.offset), u64::from(record.place.stored_bytes));
+        let stored = match pack {
+            Some(pack) => store.pack_range(pack, from..from + length).await?,
+            None => bytes::Bytes::new(),
+        };
+        record.place.offset = 0;
+        content.extend_from_slice(store::leaf(&record, pack.unwrap_or(PackId([0; 32])), &stored, &mut scratch)?);
+    }
+    Ok(content)
+}
+
 async fn write(store: &Store, manifest: &Manifest, folder: &Path, told: impl Fn(u64)) -> anyhow::Result<u64> {
     let index_bytes = store.index(manifest.index).await?;
     let index = store::index(&index_bytes, manifest.index)?;

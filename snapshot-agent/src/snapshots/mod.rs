@@ -11,7 +11,7 @@ pub mod store;
 pub mod verify;
 
 /// An error with its causes, in one line.
-fn in_one_line(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn in_one_line(error: &(dyn std::error::Error + 'static)) -> String {
     let all = std::iter::successors(Some(error), |error| error.source());
     all.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

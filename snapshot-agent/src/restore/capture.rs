@@ -1,0 +1,98 @@
+//! A workload at rest: started, warmed up, asked, written to files, and stored as one object.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Context;
+use snapshots::leaf::Compression;
+use snapshots::manifest::{Kind, Reference};
+
+use super::answer;
+use super::criu::Criu;
+use super::engine::Engine;
+use super::facts;
+use super::held::Held;
+use super::recipe::Recipe;
+use super::records::{CAPTURED, Captured, IMAGES, RECIPE};
+use crate::snapshots::put::{self, About, Done};
+use crate::snapshots::store::Store;
+
+/// A phase with its seconds.
+pub type Phase = (&'static str, f64);
+
+/// What is to be captured, and where it goes.
+#[derive(Debug)]
+pub struct Capture<'a> {
+    /// The recipe.
+    pub recipe: &'a Recipe,
+    /// CRIU.
+    pub criu: Option<&'a Path>,
+    /// A folder with room for the process's memory.
+    pub work: &'a Path,
+    /// Objects that it needs beside.
+    pub references: Vec<Reference>,
+    /// For people and tools.
+    pub labels: BTreeMap<String, String>,
+    /// Whether leaves are compressed.
+    pub compression: Compression,
+}
+
+/// Seconds of a step, noted under its name.
+#[allow(clippy::disallowed_methods, reason = "phases take real time")]
+pub(super) fn timed<T>(
+    phases: &mut Vec<Phase>,
+    name: &'static str,
+    work: impl FnOnce() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let began = Instant::now();
+    let done = work();
+    phases.push((name, began.elapsed().as_secs_f64()));
+    done
+}
+
+/// Captures a workload. It is gone afterwards, captured or not.
+///
+/// # Errors
+/// It does not start, serve or answer, cannot be captured, or cannot be stored; nothing of it is stored then.
+pub fn capture(
+    runtime: &tokio::runtime::Runtime,
+    store: &Store,
+    capture: Capture<'_>,
+    phases: &mut Vec<Phase>,
+) -> anyhow::Result<Done> {
+    let engine = Criu::new(capture.criu.map(Into::into));
+    // Before minutes are spent on a start.
+    let version = timed(phases, "engine", || Ok(engine.probe()?))?;
+    let recipe = capture.recipe;
+    let folder = tempfile::tempdir_in(capture.work)
+        .with_context(|| format!("cannot write into {}: choose another --work", capture.work.display()))?;
+    let images = folder.path().join(IMAGES);
+    std::fs::create_dir(&images).context("cannot make a folder")?;
+    let mut held = Held::new(capture.criu)?;
+    let mut cold = Vec::new();
+    timed(&mut cold, "cold start", || {
+        held.start(recipe)?;
+        answer::wait_until_ready(&mut held, &recipe.ready)
+    })?;
+    let cold_s = cold[0].1;
+    phases.extend(cold);
+    timed(phases, "warm-up", || answer::run(&recipe.warm_up, "warm_up"))?;
+    let answered = timed(phases, "canary", || recipe.canary.as_ref().map(answer::asked).transpose())?;
+    timed(phases, "before capture", || answer::run(&recipe.before_capture, "before_capture"))?;
+    let outlets = held.outlets.clone();
+    timed(phases, "dump", || held.dump(&images))?;
+    drop(held);
+    let captured = Captured::new(facts::requirements(&engine, version), outlets, cold_s, answered);
+    let write = |name: &str, bytes: Vec<u8>| {
+        std::fs::write(folder.path().join(name), bytes).with_context(|| format!("cannot write {name}"))
+    };
+    write(CAPTURED, serde_json::to_vec_pretty(&captured).context("cannot write what it needs")?)?;
+    write(RECIPE, toml::to_string(recipe).context("cannot write the recipe")?.into_bytes())?;
+    let Capture { references, labels, compression, .. } = capture;
+    let about = About { kind: Kind::Snapshot, compression, references, labels };
+    timed(phases, "store", || {
+        let sources = put::sources(folder.path())?;
+        runtime.block_on(put::put(store, &sources, about, |_| {}))
+    })
+}

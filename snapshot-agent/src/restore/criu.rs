@@ -1,0 +1,101 @@
+//! CRIU, started as a command. From 4.2 on: older versions fail on kernels of 2025 and later.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use snapshots::compatibility::Version;
+
+use super::engine::{Engine, EngineError, Outlets};
+
+const NAME: &str = "criu";
+const OLDEST: [u32; 2] = [4, 2];
+/// Largest deleted file that a process still holds, bytes: it goes into the images.
+const GHOST_LIMIT: &str = "1G";
+/// Words of its log that are shown.
+const SHOWN_LINES: usize = 4;
+
+/// CRIU.
+#[derive(Debug, Clone)]
+pub struct Criu {
+    program: PathBuf,
+}
+
+impl Criu {
+    /// The program at a path, or the one that `PATH` has.
+    #[must_use]
+    pub fn new(program: Option<PathBuf>) -> Self {
+        Self { program: program.unwrap_or_else(|| NAME.into()) }
+    }
+
+    fn run(&self, args: &[&str]) -> std::io::Result<Output> {
+        Command::new(&self.program).args(args).output()
+    }
+}
+
+/// The errors of a log, the first ones: what follows is what they led to.
+fn errors(log: &Path, output: &Output) -> String {
+    let said = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let said = said + &String::from_utf8_lossy(&output.stderr);
+    // One that comes each time, and harms nothing.
+    let harmless = |line: &&str| line.contains("RLIMIT_NOFILE");
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains("Error")).filter(|line| !harmless(line)).collect();
+    match &lines[..] {
+        [] => format!("it ended with {}; its log is {}", output.status, log.display()),
+        lines => lines[..lines.len().min(SHOWN_LINES)].iter().map(|line| line.trim()).collect::<Vec<_>>().join("; "),
+    }
+}
+
+impl Engine for Criu {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn probe(&self) -> Result<Version, EngineError> {
+        let unusable = |why: String| EngineError::Unusable { engine: NAME, why };
+        let mend = "install CRIU 4.2 or later, or name it in PILOTLIGHT_CRIU";
+        let said = self.run(&["--version"]).map_err(|error| unusable(format!("{error}: {mend}")))?;
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        let version = said.split_once("Version: ").and_then(|(_, rest)| Version::leading(rest.trim()));
+        let version = version.ok_or_else(|| unusable(format!("it does not say its version: {mend}")))?;
+        if version.0 < OLDEST.to_vec() {
+            return Err(unusable(format!("it is {version}: {mend}")));
+        }
+        let checked = self.run(&["check"]).map_err(|error| unusable(error.to_string()))?;
+        if !checked.status.success() {
+            return Err(unusable(errors(Path::new("/nonexistent"), &checked)));
+        }
+        Ok(version)
+    }
+
+    fn dump(&self, root: i32, images: &Path) -> Result<(), EngineError> {
+        let failed = |why: String| EngineError::Dump { engine: NAME, why };
+        let (root, folder) = (root.to_string(), images.display().to_string());
+        let args = ["dump", "--tree", &root, "--images-dir", &folder, "--log-file", "dump.log", "-v2"];
+        // Connections are closed on the way back: who was at their other end is gone by then.
+        let kept = ["--ext-unix-sk", "--tcp-established", "--network-lock", "skip", "--link-remap", "--file-locks"];
+        let more = ["--ghost-limit", GHOST_LIMIT, "--manage-cgroups=ignore"];
+        let done = self.run(&[&args[..], &kept, &more].concat()).map_err(|error| failed(error.to_string()))?;
+        if done.status.success() { Ok(()) } else { Err(failed(errors(&images.join("dump.log"), &done))) }
+    }
+
+    fn restore(&self, images: &Path, was: &Outlets, now: (i32, i32)) -> Result<i32, EngineError> {
+        let failed = |why: String| EngineError::Restore { engine: NAME, why };
+        // Images may be shared by several restores at once, and may be read-only.
+        let work = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
+        let (folder, at) = (images.display().to_string(), work.path().display().to_string());
+        let log = work.path().join("restore.log");
+        let pid_file = work.path().join("root.pid");
+        let pid = pid_file.display().to_string();
+        let args = ["restore", "--images-dir", &folder, "--work-dir", &at, "--log-file", "restore.log", "-v2"];
+        let kept = ["--restore-detached", "--pidfile", &pid, "--ext-unix-sk", "--tcp-close", "--network-lock", "skip"];
+        let more = ["--link-remap", "--file-locks", "--ghost-limit", GHOST_LIMIT, "--manage-cgroups=ignore"];
+        let outlets = [(&was.out, now.0), (&was.err, now.1)].map(|(was, now)| format!("fd[{now}]:{was}"));
+        let ends = outlets.iter().flat_map(|outlet| ["--inherit-fd", outlet]).collect::<Vec<_>>();
+        let done = self.run(&[&args[..], &kept, &more, &ends].concat()).map_err(|error| failed(error.to_string()))?;
+        if !done.status.success() {
+            return Err(failed(errors(&log, &done)));
+        }
+        let root = std::fs::read_to_string(&pid_file).ok().and_then(|text| text.trim().parse().ok());
+        root.ok_or_else(|| failed("it does not say which process is the root".into()))
+    }
+}

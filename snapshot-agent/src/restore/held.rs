@@ -1,0 +1,175 @@
+//! A holder, seen from the agent.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use super::engine::Outlets;
+use super::holder::{Order, Said};
+use super::recipe::Recipe;
+
+/// How long an engine may take for a tree.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(600);
+/// How long a workload gets to end by itself.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A workload below its holder. Both are gone when this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    holder: Child,
+    orders: Option<ChildStdin>,
+    said: Receiver<Said>,
+    /// Where its output leads, as it knows it.
+    pub outlets: Outlets,
+}
+
+/// How a workload ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Exit code.
+    pub code: Option<i32>,
+    /// Signal.
+    pub signal: Option<i32>,
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.code, self.signal) {
+            (Some(code), _) => write!(f, "ended with code {code}"),
+            (None, Some(signal)) => write!(f, "was ended by signal {signal}"),
+            (None, None) => write!(f, "ended"),
+        }
+    }
+}
+
+impl Held {
+    /// A holder without a workload, in a namespace of processes of its own.
+    ///
+    /// # Errors
+    /// This process may not make one.
+    pub fn new(criu: Option<&Path>) -> anyhow::Result<Self> {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"]);
+        command.arg(std::env::current_exe().context("this program has no path")?).arg("hold");
+        if let Some(criu) = criu {
+            command.arg("--criu").arg(criu);
+        }
+        let mut holder =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("there is no 'unshare'")?;
+        let orders = holder.stdin.take();
+        let out = holder.stdout.take().context("the holder has no output")?;
+        let (tell, said) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                if let Ok(said) = serde_json::from_str(&line)
+                    && tell.send(said).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Ok(Self { holder, orders, said, outlets: Outlets::default() })
+    }
+
+    fn tell(&mut self, order: &Order) -> anyhow::Result<()> {
+        let orders = self.orders.as_mut().context("the holder is gone")?;
+        let line = serde_json::to_string(order).context("an order that cannot be written")?;
+        writeln!(orders, "{line}")
+            .and_then(|()| orders.flush())
+            .context("no namespace of processes can be made: run as root")
+    }
+
+    fn ask(&mut self, order: &Order, patience: Duration) -> anyhow::Result<Said> {
+        self.tell(order)?;
+        match self.said.recv_timeout(patience) {
+            Ok(Said::Failed(why)) => bail!("{why}"),
+            Ok(said) => Ok(said),
+            Err(RecvTimeoutError::Timeout) => bail!("no answer in {} s", patience.as_secs()),
+            Err(RecvTimeoutError::Disconnected) => bail!("no namespace of processes can be made: run as root"),
+        }
+    }
+
+    fn runs(&mut self, order: &Order) -> anyhow::Result<()> {
+        match self.ask(order, ENGINE_PATIENCE)? {
+            Said::Runs(outlets) => {
+                self.outlets = outlets;
+                Ok(())
+            }
+            other => bail!("the holder says {other:?}"),
+        }
+    }
+
+    /// Starts a workload.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(&mut self, recipe: &Recipe) -> anyhow::Result<()> {
+        self.runs(&Order::Start(Box::new(recipe.clone())))
+    }
+
+    /// Brings one back.
+    ///
+    /// # Errors
+    /// The engine cannot.
+    pub fn restore(&mut self, images: &Path, was: &Outlets) -> anyhow::Result<()> {
+        self.runs(&Order::Restore(images.to_owned(), was.clone()))
+    }
+
+    /// Writes the workload to files and ends it.
+    ///
+    /// # Errors
+    /// The engine cannot; the workload goes on.
+    pub fn dump(&mut self, images: &Path) -> anyhow::Result<()> {
+        match self.ask(&Order::Dump(images.to_owned()), ENGINE_PATIENCE)? {
+            Said::Dumped => Ok(()),
+            Said::Ended { code, signal } => bail!("the workload {}", Ended { code, signal }),
+            other @ (Said::Runs(_) | Said::Failed(_)) => bail!("the holder says {other:?}"),
+        }
+    }
+
+    /// How the workload has ended, if it does within a while.
+    pub fn ends_within(&mut self, patience: Duration) -> Option<Ended> {
+        match self.said.recv_timeout(patience) {
+            Ok(Said::Ended { code, signal }) => Some(Ended { code, signal }),
+            // The holder is gone, and everything with it.
+            Err(RecvTimeoutError::Disconnected) => Some(Ended { code: None, signal: None }),
+            Ok(_) | Err(RecvTimeoutError::Timeout) => None,
+        }
+    }
+
+    /// Asks the workload to end, and ends it when it does not.
+    pub fn end(mut self) -> Option<Ended> {
+        const SIGTERM: i32 = 15;
+        self.tell(&Order::Signal(SIGTERM)).ok()?;
+        let mut left = END_PATIENCE;
+        const LOOK: Duration = Duration::from_millis(50);
+        while left > Duration::ZERO {
+            if let Some(ended) = self.ends_within(LOOK) {
+                return Some(ended);
+            }
+            left = left.saturating_sub(LOOK);
+        }
+        None
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // The holder is killed with its parent, and all that it holds with it.
+        drop(self.orders.take());
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+/// Where CRIU is, if the command line or the environment says so.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Where {
+    /// CRIU, 4.2 or later; without it the one in PATH.
+    #[arg(long, env = "PILOTLIGHT_CRIU", value_name = "FILE")]
+    pub criu: Option<PathBuf>,
+}

@@ -1,0 +1,20 @@
+//! Processes at rest, and brought back: `pilotlight-agent capture` and `pilotlight-agent restore`.
+//!
+//! A workload runs in a namespace of processes of its own, below a [`holder`] that is its first process: numbers of processes
+//! never collide with others', and whatever happens, the end of the holder is the end of all of them. An [`engine`] writes
+//! the tree to files and brings it back; [`capture`] and [`start`] are what is done around that.
+
+mod answer;
+pub mod capture;
+pub mod commands;
+mod criu;
+mod engine;
+mod facts;
+mod held;
+mod holder;
+mod recipe;
+mod records;
+mod start;
+
+pub use held::Where;
+pub use holder::hold;

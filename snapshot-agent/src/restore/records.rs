@@ -1,0 +1,102 @@
+//! What a snapshot says of itself beside the images, and what this host remembers of its starts.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use serde::{Deserialize, Serialize};
+use snapshots::ObjectId;
+use snapshots::compatibility::Requirements;
+use snapshots::ladder::History;
+
+use super::engine::Outlets;
+
+/// Stream of [`Captured`].
+pub const CAPTURED: &str = "capture.json";
+/// Stream of the recipe.
+pub const RECIPE: &str = "recipe.toml";
+/// Folder of the engine's images.
+pub const IMAGES: &str = "host";
+/// The newest format that this build reads and writes.
+const FORMAT: u32 = 1;
+
+/// What is known of a captured process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Captured {
+    format: u32,
+    /// What it needs.
+    pub requirements: Requirements,
+    /// Ends of its output.
+    pub outlets: Outlets,
+    /// Seconds of its cold start to readiness.
+    pub cold_s: f64,
+    /// What it answered to its canary.
+    pub answer: Option<String>,
+}
+
+impl Captured {
+    /// Of this format.
+    #[must_use]
+    pub fn new(requirements: Requirements, outlets: Outlets, cold_s: f64, answer: Option<String>) -> Self {
+        Self { format: FORMAT, requirements, outlets, cold_s, answer }
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// It is of a newer build, or makes no sense.
+    pub fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+        }
+        let head: Head = serde_json::from_slice(bytes).context("the snapshot does not say what it needs")?;
+        ensure!(head.format == FORMAT, "the snapshot has format {}, this build reads {FORMAT}; update it", head.format);
+        serde_json::from_slice(bytes).context("the snapshot does not say what it needs")
+    }
+}
+
+/// Where this host remembers what starts of an object took.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    path: PathBuf,
+}
+
+impl Memory {
+    /// In a folder, made if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be written to.
+    pub fn of(folder: &Path, id: ObjectId) -> anyhow::Result<Self> {
+        let starts = folder.join("starts");
+        std::fs::create_dir_all(&starts).with_context(|| format!("cannot write into {}", folder.display()))?;
+        Ok(Self { path: starts.join(format!("{id}.json")) })
+    }
+
+    /// What is remembered; nothing where that cannot be read.
+    #[must_use]
+    pub fn read(&self) -> History {
+        std::fs::read(&self.path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    /// Changes it, whole or not at all.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn change(&self, change: impl FnOnce(&mut History)) -> anyhow::Result<()> {
+        let mut history = self.read();
+        change(&mut history);
+        let parent = self.path.parent().context("no folder")?;
+        let mut file = tempfile::NamedTempFile::new_in(parent).context("cannot remember how a start went")?;
+        serde_json::to_writer(&mut file, &history).context("cannot remember how a start went")?;
+        file.persist(&self.path).context("cannot remember how a start went")?;
+        Ok(())
+    }
+
+    /// Forgets it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn forget(&self) -> anyhow::Result<()> {
+        self.change(|history| *history = History::default())
+    }
+}
