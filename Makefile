@@ -1,7 +1,7 @@
 # make run    set up, then the main job on demo data
 # make test   set up, then every test
 # make bench  set up, then every benchmark (release build)
-.PHONY: kernels bench-gate bench-rates bench-weekly bench-yield bench-store bench-mount bench-fetch bench-arena bench-staging bench-staging-gain setup moto run reports test test-room test-all test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
+.PHONY: criu kernels bench-gate bench-rates bench-weekly bench-yield bench-store bench-mount bench-fetch bench-arena bench-staging bench-staging-gain setup moto run reports test test-room test-all test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
 
 DEMO := target/demo
 # Folder with public traces; what needs them is skipped, and says so, without it.
@@ -38,6 +38,7 @@ test-room:
 
 # Every test there is, in one build: those on the API of Amazon EC2 too, whose SDK takes minutes.
 test-all: moto
+	-@scripts/setup-criu
 	$(MAKE) test FEATURES=$(AWS_FEATURES)
 
 # Ten minutes of claims on two servers over one PostgreSQL, one of which is killed every five seconds; then outages of the
@@ -56,6 +57,10 @@ moto: setup
 	@scripts/setup-moto
 	@scripts/setup-azurite
 	target/moto/bin/python -m openapi_spec_validator docs/openapi.json
+
+# CRIU, for tests of captured processes; without it they say that they are skipped.
+criu: setup
+	@scripts/setup-criu
 
 # The provider for Amazon EC2 and a whole server on it, against moto. The SDK compiles for four minutes the first time.
 test-aws: moto

@@ -7,6 +7,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::engine::Outlets;
 use super::holder::{Order, Said};
@@ -159,9 +160,16 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // The holder is killed with its parent, and all that it holds with it.
         drop(self.orders.take());
-        let _ = self.holder.kill();
+        // The end of a namespace's first process takes all others with it, and is over when they are gone: its parent waits for
+        // that, and is waited for. What comes next in the same place finds nothing of them.
+        let pid = self.holder.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let first = children.split_whitespace().find_map(|child| Pid::from_raw(child.parse().ok()?));
+        let killed = first.is_some_and(|first| kill_process(first, Signal::KILL).is_ok());
+        if !killed {
+            let _ = self.holder.kill();
+        }
         let _ = self.holder.wait();
     }
 }

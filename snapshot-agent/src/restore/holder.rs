@@ -10,7 +10,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use anyhow::Context;
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use serde::{Deserialize, Serialize};
 
 use super::criu::Criu;
@@ -89,7 +89,7 @@ pub fn hold(criu: Option<PathBuf>) -> anyhow::Result<ExitCode> {
             Err(RecvTimeoutError::Disconnected) => return Ok(ExitCode::SUCCESS),
         }
         // Orders and this are done by turns: whatever the engine starts is waited for by the engine.
-        while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             if root == Some(pid) {
                 root = None;
                 let status = ExitStatus::from_raw(status.as_raw());
@@ -127,7 +127,7 @@ fn obey(engine: &dyn Engine, order: Order, root: &mut Option<Pid>) -> anyhow::Re
             engine.dump(known.as_raw_nonzero().get(), &images)?;
             *root = None;
             // What was written is gone, and its numbers are free again.
-            while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {}
+            while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
             Ok(Said::Dumped)
         }
         Order::Restore(images, was) => {

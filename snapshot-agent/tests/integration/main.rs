@@ -10,6 +10,7 @@ mod kernels;
 mod mount;
 mod oci;
 mod peers;
+mod restore;
 mod stage;
 mod stand;
 mod store;
