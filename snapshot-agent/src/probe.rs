@@ -6,7 +6,7 @@ use health::gate::{
 use health::kernel_log::PciAddress;
 use serde::{Deserialize, Serialize};
 
-use crate::gpu::{self, Effort, Measured};
+use crate::gpu::{self, Checkpoints, Effort, Measured, ProcessState, Step};
 use crate::nvml::{Library, Nvml, WATCHED, read_all};
 
 /// A question.
@@ -33,6 +33,8 @@ pub enum Ask {
     Products(Effort),
     /// Copies in a ring of GPUs.
     Peers(Vec<(u32, PciAddress)>),
+    /// A step of the driver's checkpoint of a process.
+    Checkpoint(i32, Step),
 }
 
 /// An answer.
@@ -59,6 +61,8 @@ pub enum Answer {
     Products(Products),
     /// To [`Ask::Peers`].
     Peers(Vec<Peer>),
+    /// To [`Ask::Checkpoint`].
+    Checkpoint(ProcessState),
 }
 
 /// What watching sees.
@@ -98,6 +102,7 @@ pub trait Probe {
 pub struct Hardware {
     library: Option<Library>,
     gpu: Option<Measured>,
+    checkpoints: Option<Checkpoints>,
 }
 
 impl Probe for Hardware {
@@ -120,6 +125,13 @@ impl Probe for Hardware {
             Ask::Copies => Ok(Answer::Copies(self.gpu()?.copies()?)),
             Ask::Products(effort) => Ok(Answer::Products(self.gpu()?.products(*effort)?)),
             Ask::Peers(gpus) => Ok(Answer::Peers(gpu::peers(gpus)?)),
+            Ask::Checkpoint(pid, step) => {
+                if self.checkpoints.is_none() {
+                    self.checkpoints = Some(Checkpoints::load()?);
+                }
+                let checkpoints = self.checkpoints.as_ref().ok_or_else(|| Unseen::NoDriver("not loaded".into()))?;
+                Ok(Answer::Checkpoint(checkpoints.step(*pid, *step)?))
+            }
         }
     }
 }

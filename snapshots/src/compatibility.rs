@@ -19,7 +19,23 @@ pub struct Requirements {
     pub kernel: Version,
     /// Instruction sets of the processor, as the kernel calls them: libraries have chosen their code by them.
     pub cpu_features: BTreeSet<String>,
+    /// The GPUs that it used; none: it used none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub devices: Option<Devices>,
 }
+
+/// GPUs of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Devices {
+    /// Version of the driver.
+    pub driver: String,
+    /// Names of the GPUs, in the driver's order.
+    pub gpus: Vec<String>,
+}
+
+/// Oldest driver whose checkpoints of processes can be relied on: 570 has the functions and refuses what PyTorch does
+/// (NVIDIA/cuda-checkpoint, issue 34).
+pub const DRIVER_MIN: u32 = 580;
 
 /// What a host has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +48,8 @@ pub struct Host {
     pub kernel: Version,
     /// Instruction sets of the processor.
     pub cpu_features: BTreeSet<String>,
+    /// Its GPUs, if it has any.
+    pub devices: Option<Devices>,
 }
 
 /// Numbers of a version, the most important first.
@@ -98,6 +116,34 @@ pub enum Refusal {
     /// Instruction sets are missing.
     #[error("this host's processor lacks {}", .0.iter().cloned().collect::<Vec<_>>().join(", "))]
     CpuFeatures(BTreeSet<String>),
+    /// There are no GPUs.
+    #[error("it used GPUs, and no driver answers on this host")]
+    NoDevices,
+    /// Another driver.
+    #[error("it was captured with driver {needed}, this host has {found}: capture it anew")]
+    Driver {
+        /// Of the capture.
+        needed: String,
+        /// Of the host.
+        found: String,
+    },
+    /// The driver is too old.
+    #[error("driver {0} cannot be relied on to bring processes back: install {DRIVER_MIN} or later")]
+    OldDriver(String),
+    /// Other GPUs.
+    #[error("it was captured on {}, this host has {}", count(needed), count(found))]
+    Gpus {
+        /// Of the capture.
+        needed: Vec<String>,
+        /// Of the host.
+        found: Vec<String>,
+    },
+}
+
+/// `2 NVIDIA H200`: alike ones together, in their order.
+fn count(gpus: &[String]) -> String {
+    let parts = gpus.chunk_by(|a, b| a == b).map(|alike| format!("{} {}", alike.len(), alike[0]));
+    if gpus.is_empty() { "none".to_owned() } else { parts.collect::<Vec<_>>().join(", ") }
 }
 
 /// Every reason against a restore; none: it may be tried.
@@ -123,6 +169,25 @@ pub fn refusals(needed: &Requirements, host: &Host) -> Vec<Refusal> {
     let missing: BTreeSet<String> = needed.cpu_features.difference(&host.cpu_features).cloned().collect();
     if !missing.is_empty() {
         found.push(Refusal::CpuFeatures(missing));
+    }
+    if let Some(needed) = &needed.devices {
+        found.extend(device_refusals(needed, host.devices.as_ref()));
+    }
+    found
+}
+
+fn device_refusals(needed: &Devices, host: Option<&Devices>) -> Vec<Refusal> {
+    let Some(host) = host else { return vec![Refusal::NoDevices] };
+    let mut found = Vec::new();
+    // What a driver wrote into a process is for that driver to read.
+    if needed.driver != host.driver {
+        found.push(Refusal::Driver { needed: needed.driver.clone(), found: host.driver.clone() });
+    }
+    if Version::leading(&host.driver).is_none_or(|version| version.series().0 < DRIVER_MIN) {
+        found.push(Refusal::OldDriver(host.driver.clone()));
+    }
+    if needed.gpus != host.gpus {
+        found.push(Refusal::Gpus { needed: needed.gpus.clone(), found: host.gpus.clone() });
     }
     found
 }
@@ -176,6 +241,7 @@ mod tests {
             engines: vec![("criu".into(), version("4.2.1"))],
             kernel: version("6.18.44-cloud-amd64"),
             cpu_features: instruction_sets(["fpu", "avx", "avx2", "avx512f", "amx_tile", "hypervisor", "fma"]),
+            devices: None,
         }
     }
 
@@ -183,7 +249,26 @@ mod tests {
         let host = host();
         let (engine, engine_version) = host.engines[0].clone();
         let (arch, kernel, cpu_features) = (host.arch, host.kernel, host.cpu_features);
-        Requirements { arch, engine, engine_version, kernel, cpu_features }
+        Requirements { arch, engine, engine_version, kernel, cpu_features, devices: None }
+    }
+
+    #[test]
+    fn gpus_are_the_same_by_driver_model_and_count() {
+        let devices = |driver: &str, gpus: &[&str]| Devices {
+            driver: driver.into(),
+            gpus: gpus.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let two = devices("580.159.04", &["NVIDIA H200", "NVIDIA H200"]);
+        let needed = Requirements { devices: Some(two.clone()), ..needed() };
+        let of = |found: Option<Devices>| {
+            let all = refusals(&needed, &Host { devices: found, ..host() });
+            all.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert!(of(Some(two)).is_empty());
+        assert_eq!(of(None), ["it used GPUs, and no driver answers on this host"]);
+        let one = of(Some(devices("580.159.04", &["NVIDIA H200"])));
+        assert_eq!(one, ["it was captured on 2 NVIDIA H200, this host has 1 NVIDIA H200"]);
+        assert_eq!(of(Some(devices("570.158", &["NVIDIA A100"]))).len(), 3);
     }
 
     #[test]

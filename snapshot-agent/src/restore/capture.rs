@@ -10,6 +10,7 @@ use snapshots::manifest::{Kind, Reference};
 
 use super::answer;
 use super::criu::Criu;
+use super::device::Driver;
 use super::engine::Engine;
 use super::facts;
 use super::held::Held;
@@ -81,9 +82,19 @@ pub fn capture(
     let answered = timed(phases, "canary", || recipe.canary.as_ref().map(answer::asked).transpose())?;
     timed(phases, "before capture", || answer::run(&recipe.before_capture, "before_capture"))?;
     let outlets = held.outlets.clone();
+    let devices = timed(phases, "device memory", || {
+        let mut driver = Driver::new()?;
+        let Some(devices) = driver.devices() else { return Ok(None) };
+        let using = driver.using(&held.pids());
+        if using.is_empty() {
+            return Ok(None);
+        }
+        driver.freeze(&using, &devices.driver).context("the driver cannot take it off the GPUs")?;
+        Ok(Some(devices))
+    })?;
     timed(phases, "dump", || held.dump(&images))?;
     drop(held);
-    let captured = Captured::new(facts::requirements(&engine, version), outlets, cold_s, answered);
+    let captured = Captured::new(facts::requirements(&engine, version, devices), outlets, cold_s, answered);
     let write = |name: &str, bytes: Vec<u8>| {
         std::fs::write(folder.path().join(name), bytes).with_context(|| format!("cannot write {name}"))
     };

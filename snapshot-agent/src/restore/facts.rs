@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use snapshots::compatibility::{Host, Requirements, Version, instruction_sets};
+use snapshots::compatibility::{Devices, Host, Requirements, Version, instruction_sets};
 
 use super::engine::Engine;
 
@@ -21,26 +21,28 @@ fn cpu_features() -> BTreeSet<String> {
     instruction_sets(flags.unwrap_or_default().split_whitespace())
 }
 
-/// This host, with the engines that work on it.
+/// This host, with the engines that work on it, and its GPUs as far as they are asked for.
 #[must_use]
-pub fn host(engines: &[&dyn Engine]) -> Host {
+pub fn host(engines: &[&dyn Engine], devices: Option<Devices>) -> Host {
     let works = |engine: &&dyn Engine| Some((engine.name().to_owned(), engine.probe().ok()?));
     Host {
         arch: std::env::consts::ARCH.to_owned(),
         engines: engines.iter().filter_map(works).collect(),
         kernel: kernel(),
         cpu_features: cpu_features(),
+        devices,
     }
 }
 
 /// What a process that is captured here needs elsewhere.
 #[must_use]
-pub fn requirements(engine: &dyn Engine, engine_version: Version) -> Requirements {
+pub fn requirements(engine: &dyn Engine, engine_version: Version, devices: Option<Devices>) -> Requirements {
     Requirements {
         arch: std::env::consts::ARCH.to_owned(),
         engine: engine.name().to_owned(),
         engine_version,
         kernel: kernel(),
         cpu_features: cpu_features(),
+        devices,
     }
 }

@@ -132,6 +132,27 @@ impl Held {
         }
     }
 
+    /// Numbers of the workload's processes as this process sees them.
+    #[must_use]
+    pub fn pids(&self) -> Vec<i32> {
+        let children = |pid: i32| -> Vec<i32> {
+            let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+            let of_task =
+                |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            let all: Vec<String> = tasks.map(of_task).collect();
+            all.iter().flat_map(|text| text.split_whitespace()).filter_map(|pid| pid.parse().ok()).collect()
+        };
+        // The holder is the child of what made its namespace.
+        let mut left: Vec<i32> = children(self.holder.id().cast_signed()).into_iter().flat_map(children).collect();
+        let mut found = Vec::new();
+        while let Some(pid) = left.pop() {
+            left.extend(children(pid));
+            found.push(pid);
+        }
+        found.sort_unstable();
+        found
+    }
+
     /// How the workload has ended, if it does within a while.
     pub fn ends_within(&mut self, patience: Duration) -> Option<Ended> {
         match self.said.recv_timeout(patience) {

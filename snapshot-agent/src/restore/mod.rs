@@ -8,6 +8,7 @@ mod answer;
 pub mod capture;
 pub mod commands;
 mod criu;
+mod device;
 mod engine;
 mod facts;
 mod held;

@@ -12,6 +12,7 @@ use snapshots::{Manifest, ObjectId};
 use super::answer;
 use super::capture::{Phase, timed};
 use super::criu::Criu;
+use super::device::Driver;
 use super::engine::Engine;
 use super::facts;
 use super::held::Held;
@@ -78,7 +79,9 @@ impl Known {
     #[must_use]
     pub fn ladder(&self, criu: Option<&Path>) -> Vec<Step> {
         let engine = Criu::new(criu.map(Into::into));
-        let host = facts::host(&[&engine as &dyn Engine]);
+        let uses_gpus = self.captured.requirements.devices.is_some();
+        let devices = if uses_gpus { Driver::new().ok().and_then(|mut driver| driver.devices()) } else { None };
+        let host = facts::host(&[&engine as &dyn Engine], devices);
         let bytes = self.manifest.bytes();
         ladder(&Situation {
             refusals: refusals(&self.captured.requirements, &host),
@@ -149,6 +152,14 @@ impl Known {
         }
         let mut held = Held::new(criu)?;
         timed(phases, "processes", || held.restore(&self.files.join(IMAGES), &self.captured.outlets))?;
+        if self.captured.requirements.devices.is_some() {
+            timed(phases, "device memory", || {
+                let mut driver = Driver::new()?;
+                let using = driver.using(&held.pids());
+                ensure!(!using.is_empty(), "no process that came back uses a GPU, where one did");
+                driver.thaw(&using).context("the driver cannot bring it back onto the GPUs")
+            })?;
+        }
         timed(phases, "after restore", || answer::run(&self.recipe.after_restore, "after_restore"))?;
         timed(phases, "ready", || answer::wait_until_ready(&mut held, &self.recipe.ready))?;
         timed(phases, "canary", || {

@@ -161,6 +161,7 @@ impl Probe for Script {
                 Ok(Answer::Copies(CopyRates { h2d_gbps, d2h_gbps: 55.0, bad_words: 0 }))
             }
             Ask::Products(effort) => Ok(Answer::Products(products(gpu()?, *effort))),
+            Ask::Checkpoint(..) => Err(Unseen::NoDriver("a scripted one has no processes".into())),
             Ask::Peers(ring) => {
                 let to = ring.iter().cycle().skip(1);
                 let copy = |(from, to): (&(u32, PciAddress), &(u32, PciAddress))| Peer {
