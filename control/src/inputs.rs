@@ -196,7 +196,7 @@ fn estimates(known: &Knowledge<'_>, copies: &Worth, now_s: f64) -> (Vec<Estimate
         if !known.market.is_sold(&offer.key) {
             estimate.launch_limit_nodes = 0.0;
         }
-        estimate.restage_usd_micros = copies.of_launch;
+        estimate.restage_usd_micros = copies.of_launch.get(&p).copied().unwrap_or_default();
         estimate
     };
     let estimates = book.offers().iter().enumerate().map(one).collect();

@@ -130,51 +130,61 @@ impl Orders {
 /// What copies are worth where nodes are bought and given back, in expectation over the horizon.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Worth {
-    /// What claims lose if a node goes with its copies: others of the zone may have the same.
+    /// What claims lose if a node goes with its copies. Of nodes of a zone with the same the oldest is the first that can be
+    /// spared, and the youngest the last.
     pub of_node: BTreeMap<u64, UsdMicros>,
-    /// What claims lose on a new node until it has copies as the others have.
-    pub of_launch: UsdMicros,
+    /// By offer, what claims lose on a new node until it has copies as others have.
+    pub of_launch: BTreeMap<usize, UsdMicros>,
 }
 
 /// Looks at the copies that lie on idle GPUs.
 #[must_use]
 pub fn worth(book: &Book, outlook: &Outlook) -> Worth {
     let situated = situate(book, outlook);
-    let hosts = || situated.nodes.iter().map(|(id, _)| *id).zip(&situated.situation.hosts);
-    let mut of_node: BTreeMap<u64, f64> = BTreeMap::new();
-    let (mut shares_usd, mut fetch_s) = (0.0, 0.0);
-    for ((n, named), planned) in book.snapshots().values().enumerate().zip(&situated.situation.snapshots) {
-        let saved_s =
-            |tier: Tier| planned.cold_s - if tier == Tier::Memory { planned.memory_s } else { planned.disk_s };
-        let slots = |host: &Host| (host.gpus / planned.gpus) as usize;
-        // Only what is there serves a claim.
-        let is_there = |id: u64| book.nodes().get(&id)?.copies.get(&named.object)?.presence.tier();
-        let there = || {
-            let with = hosts().filter(|(_, host)| host.staged.contains_key(&SnapshotId(n)) && slots(host) > 0);
-            with.filter_map(|(id, host)| Some((id, host, is_there(id)?)))
-        };
-        let mut replicas: BTreeMap<usize, usize> = BTreeMap::new();
-        for (_, host, _) in there() {
-            *replicas.entry(host.zone).or_default() += slots(host);
-        }
-        for (id, host, tier) in there() {
-            let (chances, replicas) = (planned.at_least.get(&host.zone), replicas[&host.zone]);
-            let chances = chances.map_or(&[][..], Vec::as_slice);
-            let of = |from: usize, to: usize| chances.iter().take(to).skip(from).sum::<f64>();
-            let usd = saved_s(tier) * named.second_usd(planned.gpus, &book.offers()[host.class]);
-            // As the last of its zone, and as one of all.
-            *of_node.entry(id).or_default() += usd * of(replicas.saturating_sub(slots(host)), replicas);
-            shares_usd += usd * of(0, replicas) * slots(host) as f64 / replicas as f64;
-            fetch_s += planned.bytes as f64 / fetch_bytes_per_s(book.nodes().get(&id).and_then(|n| n.staging.as_ref()));
+    let named: Vec<&Snapshot> = book.snapshots().values().collect();
+    let hosts = &situated.situation.hosts;
+    // By snapshot, the hosts where it is: only what is there serves a claim.
+    let mut there: Vec<Vec<(usize, Tier)>> = vec![Vec::new(); named.len()];
+    let node_of: Vec<Option<&Node>> = situated.nodes.iter().map(|(id, _)| book.nodes().get(id)).collect();
+    for (h, host) in hosts.iter().enumerate() {
+        for SnapshotId(n) in host.staged.keys() {
+            let copy = node_of[h].and_then(|node| node.copies.get(&named[*n].object));
+            there[*n].extend(copy.and_then(|copy| copy.presence.tier()).map(|tier| (h, tier)));
         }
     }
-    let count = situated.nodes.len().max(1) as f64;
-    // It goes without for as long as it fetches what the others have.
-    let without = (fetch_s / count / HORIZON_S).min(1.0);
+    let mut of_node: BTreeMap<u64, f64> = BTreeMap::new();
+    // Dollars and seconds of fetching of each snapshot, spread over the hosts that it runs on.
+    let mut of_launch: BTreeMap<usize, (f64, f64)> = BTreeMap::new();
+    for ((named, planned), mut there) in named.iter().zip(&situated.situation.snapshots).zip(there) {
+        let slots = |h: usize| (hosts[h].gpus / planned.gpus) as usize;
+        there.retain(|(h, _)| slots(*h) > 0);
+        there.sort_by_key(|(h, _)| std::cmp::Reverse(node_of[*h].map(|node| (node.asked_at_ms, node.id))));
+        let (mut usd, mut fetch_s) = (0.0, 0.0);
+        let mut before: BTreeMap<usize, usize> = BTreeMap::new();
+        for (h, tier) in there {
+            let host = &hosts[h];
+            let saved_s = planned.cold_s - if tier == Tier::Memory { planned.memory_s } else { planned.disk_s };
+            let replicas = before.entry(host.zone).or_default();
+            let chances = planned.at_least.get(&host.zone).map_or(&[][..], Vec::as_slice);
+            let served: f64 = chances.iter().skip(*replicas).take(slots(h)).sum();
+            *replicas += slots(h);
+            let saved_usd = saved_s * named.second_usd(planned.gpus, &book.offers()[host.class]) * served;
+            *of_node.entry(situated.nodes[h].0).or_default() += saved_usd;
+            usd += saved_usd;
+            fetch_s += planned.bytes as f64 / fetch_bytes_per_s(node_of[h].and_then(|node| node.staging.as_ref()));
+        }
+        let runs_on = hosts.iter().filter(|host| planned.host_classes.contains(&host.class)).count().max(1) as f64;
+        for p in planned.host_classes.iter().filter(|_| usd > 0.0) {
+            let (total_usd, total_s) = of_launch.entry(*p).or_default();
+            (*total_usd, *total_s) = (*total_usd + usd / runs_on, *total_s + fetch_s / runs_on);
+        }
+    }
     let money = |usd: f64| UsdMicros::from_usd(usd).unwrap_or(UsdMicros::ZERO);
+    // It goes without for as long as it fetches what the others have.
+    let launch = |(p, (usd, fetch_s)): (usize, (f64, f64))| (p, money(usd * (fetch_s / HORIZON_S).min(1.0)));
     Worth {
         of_node: of_node.into_iter().map(|(id, usd)| (id, money(usd))).collect(),
-        of_launch: money(shares_usd / count * without),
+        of_launch: of_launch.into_iter().map(launch).collect(),
     }
 }
 

@@ -193,7 +193,7 @@ fn cost(input: &PlanInput, model: &Model, master: &Master, rounded: &Rounded, mi
         for (t, held) in master.nodes(solution, i).into_iter().enumerate() {
             let billed = if committed { value(ColKey::Billed(SourceId(i), Period(t))) } else { held };
             nodes += source.price_usd_per_h * model.hours[t] * billed;
-            launches += source.launch_cost_usd * value(ColKey::Launch(SourceId(i), Period(t)));
+            launches += source.boot_usd * value(ColKey::Launch(SourceId(i), Period(t)));
         }
     }
     let usd = |k: usize| input.classes[k].miss_cost_usd_micros.usd();

@@ -142,7 +142,7 @@ pub fn explain(
 /// Node-hours that a launch now is billed for, boot included, when it is kept to the end of the horizon.
 fn billed_h(model: &Model, source: &Source) -> f64 {
     let mut alive = 0.0;
-    let mut billed = source.launch_cost_usd / source.price_usd_per_h.max(1e-9);
+    let mut billed = source.boot_usd / source.price_usd_per_h.max(1e-9);
     for t in 0..model.periods() {
         alive = alive * source.profile.survive[t] + source.profile.arrivals[0][t];
         billed += alive * model.hours[t];

@@ -209,7 +209,6 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
         let estimate = &seen.estimates[p];
         let target = targets.get(&offer.key);
         let boot_usd = offer.price_usd_micros_per_h.usd() * estimate.lead_time.mean_s() / 3600.0;
-        let launch_usd = boot_usd + estimate.restage_usd_micros.usd();
         OfferState {
             offer: offer.clone(),
             launch_limit_nodes: estimate.launch_limit_nodes,
@@ -218,7 +217,8 @@ pub fn plan_input(seen: &Observed, scenarios: Vec<Scenario>) -> PlanInput {
             hazard_per_h: estimate.hazard_per_h,
             usable_share: estimate.usable_share,
             fault_cost_usd_micros_per_h: fault_cost(seen.classes, offer, estimate.faults_per_h),
-            launch_cost_usd_micros: UsdMicros::from_usd(launch_usd).unwrap_or(UsdMicros::ZERO),
+            launch_cost_usd_micros: UsdMicros::from_usd(boot_usd).unwrap_or(UsdMicros::ZERO),
+            restage_usd_micros: estimate.restage_usd_micros,
             min_hold_s: estimate.min_hold_s,
             nodes: std::mem::take(&mut nodes[p]),
             arriving_nodes: std::mem::take(&mut arriving[p]),

@@ -139,9 +139,11 @@ pub struct OfferState {
     /// What the claims that its faults cut are worth, for each node-hour. Not money that is paid.
     #[serde(default)]
     pub fault_cost_usd_micros_per_h: UsdMicros,
-    /// What a launch costs beside the node-hours after it is healthy: boot and checks, and what claims lose until its copies
-    /// of snapshots have come.
+    /// What a launch costs beside the node-hours after it is healthy: boot and checks.
     pub launch_cost_usd_micros: UsdMicros,
+    /// What claims are expected to lose on a launched node until its copies of snapshots have come. Not money that is paid.
+    #[serde(default)]
+    pub restage_usd_micros: UsdMicros,
     /// A node is billed at least this long after its launch, so it is not released earlier.
     pub min_hold_s: u32,
     /// Nodes that exist and are healthy.
@@ -169,7 +171,8 @@ impl OfferState {
     #[must_use]
     pub fn release_after_s(&self) -> f64 {
         let usd_per_s = self.offer.price_usd_micros_per_h.usd() / 3600.0;
-        self.launch_cost_usd_micros.usd() / self.fill.max(0.05) / usd_per_s.max(1e-12)
+        let launch_usd = self.launch_cost_usd_micros.usd() + self.restage_usd_micros.usd();
+        launch_usd / self.fill.max(0.05) / usd_per_s.max(1e-12)
     }
 }
 

@@ -371,6 +371,8 @@ impl Model {
     fn bare_source(&self, input: &PlanInput, p: usize, pool: usize) -> Source {
         let state = &input.offers[p];
         let periods = self.periods();
+        // At least a second of the node, so that launching for nothing is never free.
+        let boot_usd = state.launch_cost_usd_micros.usd().max(state.offer.price_usd_micros_per_h.usd() / 3600.0);
         Source {
             offer: p,
             pool,
@@ -383,8 +385,8 @@ impl Model {
             claimed: vec![0.0; periods],
             profile: Rc::clone(&self.profiles[p]),
             launch_limit: vec![0.0; periods],
-            // At least a second of the node, so that launching for nothing is never free.
-            launch_cost_usd: state.launch_cost_usd_micros.usd().max(state.offer.price_usd_micros_per_h.usd() / 3600.0),
+            launch_cost_usd: boot_usd + state.restage_usd_micros.usd(),
+            boot_usd,
             planned: vec![0.0; periods],
             expected: vec![0.0; periods],
             first: 0,

@@ -27,8 +27,10 @@ pub struct Source {
     pub profile: Rc<Profile>,
     /// Most launches in each period, `[T]`.
     pub launch_limit: Vec<f64>,
-    /// Dollars for one launch, before the churn penalty.
+    /// Dollars for one launch, before the churn penalty: its boot, and what claims lose until copies have come.
     pub launch_cost_usd: f64,
+    /// Of these what is billed.
+    pub boot_usd: f64,
     /// Launches of the parent plan, `[T]`.
     pub planned: Vec<f64>,
     /// Nodes that the parent plan expected, `[T]`.

@@ -182,6 +182,7 @@ fn offer(rng: &mut Rng, models: &[(&str, f64)]) -> OfferState {
         lead_time: LeadTime { cdf: vec![(0.6 * lead_s, 0.0), (lead_s, 0.7), (2.0 * lead_s, 1.0)] },
         hazard_per_h: interruption_per_h + 0.0005,
         launch_cost_usd_micros: UsdMicros::from_usd(price * lead_s / 3600.0).expect("finite"),
+        restage_usd_micros: UsdMicros::ZERO,
         min_hold_s: if provider == "epsilon" { 3600 } else { 60 },
         nodes: vec![],
         arriving_nodes: vec![],

@@ -134,6 +134,7 @@ fn offers(c: &mut Checker, input: &PlanInput) {
         c.range(&at("fault_cost_usd_micros_per_h"), state.fault_cost_usd_micros_per_h.usd(), 0.0, 1e5);
         c.range(&at("usable_share"), state.usable_share, 0.01, 1.0);
         c.range(&at("hazard_per_h"), state.hazard_per_h, 0.0, 3600.0);
+        c.range(&at("restage_usd_micros"), state.restage_usd_micros.usd(), 0.0, 1e9);
         c.range(&at("launch_cost_usd_micros"), state.launch_cost_usd_micros.usd(), 0.0, 1e6);
         lead_time(c, &at("lead_time"), &state.lead_time.cdf);
         c.counts(&at("arriving_nodes"), &state.arriving_nodes, input.period_s.len());

@@ -47,7 +47,7 @@ const BYTES_MAX: u64 = 64 << 40;
 /// Longest start, seconds.
 const SECONDS_MAX: f64 = 86_400.0;
 /// Dearest second, dollars.
-const SECOND_USD_MAX: f64 = 1e6;
+const SECOND_USD_MAX: f64 = 100.0;
 /// Longest address and longest name, bytes.
 const ADDRESS_MAX: usize = 1000;
 const NAME_MAX: usize = 63;

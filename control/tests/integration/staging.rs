@@ -107,13 +107,16 @@ fn copies_are_worth_what_claims_would_lose() {
     [ids[0], ids[1], ids[2]].iter().for_each(|id| has(&mut book, *id, &["popular"]));
     let two = worth(&book, &outlook);
     let of = |worth: &control::staging::Worth, id: u64| worth.of_node.get(&id).map_or(0.0, |usd| usd.usd());
-    assert!((of(&two, ids[0]) - of(&two, ids[1])).abs() < 1e-9 && of(&two, ids[3]) == 0.0, "{two:?}");
-    assert!(of(&two, ids[2]) > of(&two, ids[0]), "the only one of its zone is worth more: {two:?}");
-    assert!(two.of_launch > UsdMicros::ZERO);
-    // Both replicas at once are worth more than twice the last, and no more than every start that they save: of two or four
-    // claims in two zones, nine of ten of this snapshot, at 2 s and 60 GiB a disk's 2 GB/s instead of 300 s.
+    assert!(of(&two, ids[1]) > of(&two, ids[0]), "the younger of two in a zone is the last to be spared: {two:?}");
+    assert!((of(&two, ids[1]) - of(&two, ids[2])).abs() < 1e-9 && of(&two, ids[3]) == 0.0, "{two:?}");
+    assert!(two.of_launch.len() == 2 && two.of_launch.values().all(|usd| *usd > UsdMicros::ZERO), "{two:?}");
+    // At most what a start saves: 2 s and 60 GiB at a disk's 2 GB/s instead of 300 s, of a claim that is likelier than not.
     let each_usd = (300.0 - 2.0 - 60.0 * GIB as f64 / 2e9) * 20.0 / 3600.0;
     assert!(of(&two, ids[2]) <= each_usd && of(&two, ids[2]) > 0.5 * each_usd, "{two:?}, {each_usd}");
+    // All of them go for nothing only where there are more than anybody asks for.
+    let many = Outlook { new_claims: [("chat".to_owned(), vec![(1.0, 1.0)])].into() };
+    let few = worth(&book, &many);
+    assert!(of(&few, ids[1]) > 0.0 && of(&few, ids[0]) < 0.2 * of(&few, ids[1]), "{few:?}");
     // Who waits at a price of a dollar a second, waits dearer; and one that only comes serves nobody yet.
     let dear: Vec<Snapshot> = book.snapshots().values().cloned().collect();
     let dear = dear.into_iter().map(|s| Snapshot { wait_cost_usd_micros_per_s: UsdMicros(1_000_000), ..s });

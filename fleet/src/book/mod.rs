@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::admission;
 use crate::offer::{Offer, OfferKey};
 use crate::placement::Shelf;
-use crate::staged::{Presence, Readiness, Snapshot};
+use crate::staged::{Presence, Readiness, Snapshot, Tier};
 
 pub use care::{Gate, Pending, Repair};
 pub use claims::{ClaimError, ClaimRequest, Taken};
@@ -95,6 +95,8 @@ pub struct Book {
     readiness: Readiness,
     /// By object, nodes that have a copy or are to, the furthest first.
     copies: BTreeMap<String, BTreeSet<(Reverse<Presence>, u64)>>,
+    /// By object, nodes that can be claimed and have all of it: a shelf for each tier and offer.
+    claimable_copies: BTreeMap<String, BTreeMap<(Tier, usize), Shelf>>,
     /// Causes for which nothing is reset or ended.
     held: Held,
     /// Nodes that are in diagnostics, or in the short gate after them.

@@ -147,22 +147,39 @@ impl Book {
         self.edit_node(id, |node| node.copies = copies)
     }
 
-    /// Notes where copies of a node lie.
+    /// Notes where copies of a node lie, and which of them a claim could start from now.
     pub(super) fn index_copies(&mut self, id: u64) {
         let Some(node) = self.nodes.get(&id) else { return };
+        let offer = self.offer_of(node).filter(|_| node.can_be_claimed());
         for (object, copy) in &node.copies {
             self.copies.entry(object.clone()).or_default().insert((Reverse(copy.presence), id));
+            if let Some((tier, p)) = copy.presence.tier().zip(offer) {
+                let shelves = self.claimable_copies.entry(object.clone()).or_default();
+                shelves.entry((tier, p)).or_default().put(id, node.free.count(), node.claimed_last);
+            }
         }
     }
 
     /// Forgets them, before the node changes.
     pub(super) fn unindex_copies(&mut self, id: u64) {
         let Some(node) = self.nodes.get(&id) else { return };
+        let offer = self.offer_of(node);
         for (object, copy) in &node.copies {
             if let Some(nodes) = self.copies.get_mut(object) {
                 nodes.remove(&(Reverse(copy.presence), id));
                 if nodes.is_empty() {
                     self.copies.remove(object);
+                }
+            }
+            if let Some((tier, p)) = copy.presence.tier().zip(offer)
+                && let Some(shelves) = self.claimable_copies.get_mut(object)
+            {
+                if let Some(shelf) = shelves.get_mut(&(tier, p)) {
+                    shelf.take(id, node.free.count(), node.claimed_last);
+                }
+                shelves.retain(|_, shelf| shelf.free_gpus() > 0);
+                if shelves.is_empty() {
+                    self.claimable_copies.remove(object);
                 }
             }
         }
@@ -181,36 +198,34 @@ impl Book {
         }
     }
 
-    /// The node where a claim of one unit costs least, of those of `offers` with as many GPUs free: its seconds to readiness,
-    /// and what the GPUs cost for the life of a claim. Of equals the one that would be taken without any copy, `plain`.
+    /// The node where a claim of one unit costs least, of those of `offers`, the cheapest first, with as many GPUs free: its
+    /// seconds to readiness, and what the GPUs cost for the life of a claim. Of nodes of one offer with copies in the same tier
+    /// the fullest: how fast each one's disk was measured is noise beside whole nodes. `plain` is the one without a copy.
     pub(super) fn cheapest_start(&self, plain: u64, offers: &[usize], claim: &Claim, gpus: u32) -> u64 {
         let (Some(snapshot), Some(rule)) = (self.snapshot_of(claim), self.classes.get(&claim.class)) else {
             return plain;
         };
-        let multiple = |tier| self.readiness.predict(&snapshot.name, tier, 1.0).p50_s;
-        let multiples = [None, Some(Tier::Disk), Some(Tier::Memory)].map(multiple);
-        let life_h = rule.claim_mean_s / 3600.0;
-        let rank = |tier: Option<Tier>, id: u64| {
-            let node = self.nodes.get(&id).filter(|node| node.can_be_claimed() && node.free.count() >= gpus)?;
-            let p = self.offer_of(node)?;
-            let shelf = offers.iter().position(|offer| *offer == p)?;
+        let Some(copies) = self.claimable_copies.get(&snapshot.object) else { return plain };
+        let usd = |tier: Option<Tier>, p: usize| {
+            let ready_s = self.readiness.predict(&snapshot.name, tier, snapshot.ready_s(tier, None)).p50_s;
+            let life_h = rule.claim_mean_s / 3600.0;
             let offer = &self.offers[p];
-            let ready_s =
-                multiples[tier.map_or(0, |tier| 1 + tier as usize)] * snapshot.ready_s(tier, node.staging.as_ref());
-            let life_usd = offer.gpu_price_usd_micros_per_h().usd() * f64::from(gpus) * life_h;
-            let usd = ready_s * snapshot.second_usd(gpus, offer) + life_usd;
-            Some((usd, (shelf, node.free.count(), node.claimed_last, id)))
+            ready_s * snapshot.second_usd(gpus, offer)
+                + offer.gpu_price_usd_micros_per_h().usd() * f64::from(gpus) * life_h
         };
-        let tier_of = |id| self.nodes.get(&id)?.copies.get(&snapshot.object)?.presence.tier();
-        let mut best = rank(tier_of(plain), plain);
-        let copies = self.copies_of(&snapshot.object).map_while(|(presence, id)| Some((presence.tier()?, id)));
-        for found in copies.filter_map(|(tier, id)| rank(Some(tier), id)) {
-            let is_better = |known: (f64, _)| found.0.total_cmp(&known.0).then(found.1.cmp(&known.1)).is_lt();
-            if best.is_none_or(is_better) {
-                best = Some(found);
+        let known = self.nodes.get(&plain).and_then(|node| Some((node, self.offer_of(node)?)));
+        let Some((node, p)) = known else { return plain };
+        let mut best = (usd(node.copies.get(&snapshot.object).and_then(|copy| copy.presence.tier()), p), plain);
+        for tier in [Tier::Memory, Tier::Disk] {
+            // Of one tier the cheapest offer costs least.
+            let found = offers.iter().find_map(|p| Some((*p, copies.get(&(tier, *p))?.best_fit(gpus)?.1)));
+            if let Some((p, id)) = found
+                && usd(Some(tier), p) < best.0
+            {
+                best = (usd(Some(tier), p), id);
             }
         }
-        best.map_or(plain, |(_, (.., id))| id)
+        best.1
     }
 
     /// Seconds to readiness of a claim on its nodes; none where it is not known what it starts from.

@@ -103,6 +103,27 @@ fn seconds_are_weighed_against_the_price() {
     assert!(taken(20_000.0, 0.01) && !taken(25_000.0, 0.01));
 }
 
+/// One disk is a little faster than the other; whole nodes stay whole all the same.
+#[test]
+fn the_fullest_of_those_with_a_copy_is_taken() {
+    let mut book = book();
+    book.set_snapshots([snapshot("chat", "small")]);
+    let nodes = idle_nodes(&mut book, 0, 3, 0);
+    let (first, _) = book.claim(ask("small", OnEmpty::Fail), 1).expect("free");
+    let used = book.claims()[&first].parts[0].node;
+    for (n, node) in nodes.iter().enumerate() {
+        let room = StagingRoom { disk_bytes_per_s: Some(2e9 + n as f64 * 1e8), ..StagingRoom::default() };
+        let facts = [("chat".to_owned(), fact(Presence::Disk))].into();
+        book.staged(*node, "boot-1", (&room, &facts), 2).expect("of this boot");
+    }
+    for _ in 0..7 {
+        let (id, _) = book.claim(ask("small", OnEmpty::Fail), 3).expect("free");
+        assert_eq!(book.claims()[&id].parts[0].node, used);
+    }
+    let (id, _) = book.claim(ask("small", OnEmpty::Fail), 3).expect("free");
+    assert_ne!(book.claims()[&id].parts[0].node, used, "it is full");
+}
+
 #[test]
 fn orders_and_reports_make_the_history_of_a_copy() {
     let mut book = book();

@@ -36,6 +36,7 @@ pub fn offer(index: usize, zone: usize, model: &str, gpus: u32, price: f64, spot
         lead_time: LeadTime::fixed(60.0),
         hazard_per_h: 0.0,
         launch_cost_usd_micros: usd(price * 0.02),
+        restage_usd_micros: usd(0.0),
         min_hold_s: 0,
         nodes: vec![],
         arriving_nodes: vec![],

@@ -15,6 +15,9 @@ use super::recipe::Recipe;
 
 /// How long an engine may take for a tree.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(600);
+/// How long a holder gets to end when its orders do.
+const GRACE_LOOKS: u32 = 20;
+const GRACE_LOOK: Duration = Duration::from_millis(10);
 /// How long a workload gets to end by itself.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -182,6 +185,13 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         drop(self.orders.take());
+        // It looks for the end of its orders often; one that waits for an engine does not.
+        for _ in 0..GRACE_LOOKS {
+            if self.holder.try_wait().is_ok_and(|ended| ended.is_some()) {
+                return;
+            }
+            std::thread::sleep(GRACE_LOOK);
+        }
         // The end of a namespace's first process takes all others with it, and is over when they are gone: its parent waits for
         // that, and is waited for. What comes next in the same place finds nothing of them.
         let pid = self.holder.id();

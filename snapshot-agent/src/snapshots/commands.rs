@@ -292,7 +292,14 @@ async fn listed(store: &Store) -> anyhow::Result<String> {
     }
     let ids = store.objects().await?;
     for id in &ids {
-        let manifest = store.manifest(*id).await?;
+        let manifest = match store.manifest(*id).await {
+            Ok(manifest) => manifest,
+            Err(error) if error.is_damage() => {
+                rows.add_row([id.to_string(), "damaged".into()]);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         let labels: Vec<String> = manifest.labels.iter().map(|(name, text)| shown(&format!("{name}={text}"))).collect();
         rows.add_row([
             id.to_string(),

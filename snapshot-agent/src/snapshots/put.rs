@@ -159,6 +159,8 @@ pub async fn put(store: &Store, sources: &[Source], about: About, told: impl Fn(
             writer.leaf(&content[..read]).await?;
             told(read as u64);
             at += read as u64;
+            // Whoever wants this to end is heard, also where nothing is waited for.
+            tokio::task::yield_now().await;
         }
         let after = file.metadata().with_context(shown)?;
         let same = before.len() == after.len() && before.modified().ok() == after.modified().ok();

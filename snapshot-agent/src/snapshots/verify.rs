@@ -37,8 +37,16 @@ pub async fn verify(store: &Store, mirrors: &[Store], told: impl Fn(usize, usize
     let lease = if mirrors.is_empty() { None } else { Some(Lease::take_beside_no_collection(store).await?) };
     let mut found = Found::default();
     let mut needed: BTreeMap<PackId, Needed> = BTreeMap::new();
-    for id in store.objects().await? {
+    let ids: BTreeSet<ObjectId> = store.objects().await?.into_iter().collect();
+    for &id in &ids {
         found.objects += 1;
+        // One that cannot be read is named below.
+        for needed in store.manifest(id).await.map(|manifest| manifest.references).unwrap_or_default() {
+            if !ids.contains(&needed.id) {
+                found.damaged.insert(id);
+                found.faults.push(StoreError::Missing { id: needed.id, by: id });
+            }
+        }
         let mut read = leaves(store, id).await;
         if read.is_err() && repair_object(store, mirrors, id).await {
             found.repaired += 1;

@@ -215,7 +215,8 @@ fn a_sealed_folder_is_a_store_to_who_has_its_key() {
     let other = bed.text("other.key");
     bed.ok(&["store", "keygen", &other]);
     let get = ["store", "get", &id, &bed.text("stolen")];
-    for command in [&["store", "ls"][..], &get, &["store", "put", &bed.text("model")], &["store", "verify"]] {
+    let (put, remove) = (["store", "put", &bed.text("model")], ["store", "rm", &id]);
+    for command in [&["store", "ls"][..], &get, &put, &["store", "verify"], &remove] {
         let with = [command, &["--key-file", &other]].concat();
         assert!(bed.refused(&with).contains("give the key file of its tenant"), "{command:?}");
     }

@@ -34,6 +34,8 @@ enum Fault {
     Huge,
     /// It takes requests and says nothing more.
     Hanging,
+    /// It says that it is sealed, in a petabyte.
+    HugeSeal,
 }
 
 const TIB: u64 = 1 << 40;
@@ -69,8 +71,7 @@ impl Server {
         command.args(args).env("PILOTLIGHT_STORE", "s3://bucket/store");
         command.env("AWS_ENDPOINT", format!("http://{}", self.address)).env("AWS_ALLOW_HTTP", "true");
         command.env("AWS_REGION", "us-east-1").env("AWS_ACCESS_KEY_ID", "key").env("AWS_SECRET_ACCESS_KEY", "secret");
-        // What a user waits for half a minute each time is waited for shorter here.
-        command.env("AWS_READ_TIMEOUT", "1 seconds").output().expect("runs")
+        command.output().expect("runs")
     }
 }
 
@@ -118,6 +119,11 @@ fn answer(
     }
     if method == "PUT" {
         return say("200 OK\r\nContent-Length: 0", b"");
+    }
+    if fault == Fault::HugeSeal && path == "sealed.json" {
+        say(&format!("200 OK\r\nContent-Length: {}", 1024 * TIB), b"{")?;
+        connection.write_all(&[b' '; 8192]).ok()?;
+        return None;
     }
     let Ok(content) = std::fs::read(folder.join(&path)) else { return say("404 Not Found\r\nContent-Length: 0", b"") };
     let all = content.len() as u64;
@@ -188,9 +194,34 @@ fn a_store_that_is_slow_fails_or_lies() {
         (Fault::Longer, "where at most 67108864 make sense"),
         (Fault::Huge, "where at most 65536 make sense"),
         (Fault::Hanging, "the store failed at packs/"),
+        (Fault::HugeSeal, "where at most 4096 make sense"),
     ] {
         let (whole, said) = one(fault);
         assert!(!whole && said.contains(why), "{fault:?}: {said}");
+    }
+}
+
+/// The same behind a key: what is longer than it says is not held, what is changed is refused.
+#[test]
+fn a_sealed_store_that_lies() {
+    let place = Place::new();
+    let store = place.store();
+    std::fs::write(place.path("weights"), noise(5 << 20, 5)).expect("written");
+    let key = place.path("key");
+    ok(&store, &["keygen", &key]);
+    let (id, _) = ok(&store, &["put", &place.path("weights"), "--key-file", &key]);
+    for fault in [Fault::Nothing, Fault::Else, Fault::Longer, Fault::Cut, Fault::Huge] {
+        let server = Server::start(store.clone(), fault);
+        let copy = place.path("copy");
+        let done = server.run(&["store", "get", &id, &copy, "--key-file", &key]);
+        assert_eq!(
+            done.status.success(),
+            fault == Fault::Nothing,
+            "{fault:?}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+        assert_eq!(Path::new(&copy).exists(), fault == Fault::Nothing, "{fault:?}");
+        let _ = std::fs::remove_dir_all(copy);
     }
 }
 

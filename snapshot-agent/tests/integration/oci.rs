@@ -19,14 +19,23 @@ impl Layer {
         Self { archive: Builder::new(Vec::new()) }
     }
 
-    fn add(mut self, kind: EntryType, path: &str, link: &str, content: &[u8]) -> Self {
+    fn add(self, kind: EntryType, path: &str, link: &str, content: &[u8]) -> Self {
+        self.append(content.len() as u64, kind, path, link, content)
+    }
+
+    /// With another length in its header.
+    fn add_with(self, length: u64, kind: EntryType, path: &str, content: &[u8]) -> Self {
+        self.append(length, kind, path, "", content)
+    }
+
+    fn append(mut self, length: u64, kind: EntryType, path: &str, link: &str, content: &[u8]) -> Self {
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(if kind == EntryType::Directory { 0o755 } else { 0o644 });
         header.set_uid(7);
         header.set_gid(8);
         header.set_mtime(1_700_000_000);
-        header.set_size(content.len() as u64);
+        header.set_size(length);
         // As a hostile tool writes them, unchecked.
         let name = header.as_old_mut();
         name.name[..path.len()].copy_from_slice(path.as_bytes());
@@ -38,10 +47,17 @@ impl Layer {
 
     /// An extended header of the entry that follows.
     fn extended(self, key: &str, value: &[u8]) -> Self {
-        let rest = key.len() + value.len() + 3;
-        let length = (rest..).find(|n| n.to_string().len() + rest == *n).expect("one");
-        let record = [format!("{length} {key}=").as_bytes(), value, b"\n"].concat();
-        self.add(EntryType::XHeader, "PaxHeader", "", &record)
+        self.extended_by(&[(key, value)])
+    }
+
+    fn extended_by(self, records: &[(&str, &[u8])]) -> Self {
+        let record = |(key, value): &(&str, &[u8])| {
+            let rest = key.len() + value.len() + 3;
+            let length = (rest..).find(|n| n.to_string().len() + rest == *n).expect("one");
+            [format!("{length} {key}=").as_bytes(), value, b"\n"].concat()
+        };
+        let records: Vec<u8> = records.iter().flat_map(record).collect();
+        self.add(EntryType::XHeader, "PaxHeader", "", &records)
     }
 
     fn file(self, path: &str, content: &str) -> Self {
@@ -194,6 +210,19 @@ fn an_opaque_folder_hides_what_is_below_wherever_it_stands() {
     }
 }
 
+/// The same of one name, before and after what the layer has below it.
+#[test]
+fn a_whiteout_hides_what_is_below_wherever_it_stands() {
+    let lower = || Layer::new().file("a/secret", "1").file("b", "1");
+    for upper in
+        [Layer::new().file(".wh.a", "").file("a/new", "22"), Layer::new().file("a/new", "22").file(".wh.a", "")]
+    {
+        let layout = Layout::new().layer("tar", lower()).layer("tar", upper).done();
+        let source = Source::open(layout.path()).expect("an image");
+        assert_eq!(paths(&source.tree), ["/", "/a/", "/a/new 2", "/b 1"]);
+    }
+}
+
 #[test]
 fn extended_headers_are_read_by_their_lengths() {
     // Revision 3 of the kernel's `vfs_ns_cap_data`, with a byte that is a line's end.
@@ -208,6 +237,16 @@ fn extended_headers_are_read_by_their_lengths() {
     let meta = |name: &[u8]| &source.tree.inode(source.tree.child(Tree::ROOT, name).expect("there")).meta;
     assert_eq!(meta(b"bin").xattrs[&b"security.capability"[..]], capability);
     assert!(meta(b"plain").xattrs.is_empty());
+    // What follows a value with a line's end is read as what it is: a name, and a length that the header does not have.
+    let value = b"\n12 path=zzz\nx".as_slice();
+    let layer = Layer::new()
+        .extended_by(&[("SCHILY.xattr.user.a", value), ("path", b"a-name"), ("size", b"3")])
+        .add_with(0, EntryType::Regular, "another", b"abc")
+        .file("last", "z");
+    let other = Source::open(Layout::new().layer("tar", layer).done().path()).expect("an image");
+    assert_eq!(paths(&other.tree), ["/", "/a-name 3", "/last 1"]);
+    let named = other.tree.inode(other.tree.child(Tree::ROOT, b"a-name").expect("there"));
+    assert_eq!(named.meta.xattrs[&b"user.a"[..]], value);
     assert_eq!((meta(b"later").mtime_s, meta(b"later").mtime_ns), (1_700_000_001, 250_000_000));
 }
 
@@ -236,6 +275,9 @@ fn what_harms_is_named() {
     assert!(one(Layer::new().extended("comment", &long).file("a", "x")).contains("at most 1048576 are read"));
     let name = Layer::new().add(EntryType::GNULongName, "././@LongLink", "", &long).file("a", "x");
     assert!(one(name).contains("at most 1048576 are read"));
+    let twice = Layer::new().extended_by(&[("size", b"0"), ("size", b"1073741824")]).file("a", "x");
+    assert!(one(twice).contains("says size twice"));
+    assert!(one(Layer::new().extended("path", b"a\nb").file("a", "x")).contains("holds a line's end"));
     let broken = Layer::new().add(EntryType::XHeader, "PaxHeader", "", b"99 a=b\n").file("a", "x");
     assert!(one(broken).contains("extended headers that make no sense"));
     assert!(one(Layer::new().file("../../etc/passwd", "x")).contains("leads out of the image"));

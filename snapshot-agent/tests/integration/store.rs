@@ -152,6 +152,16 @@ fn an_object_keeps_what_it_needs() {
     assert!(said.contains(&format!("is needed by object {snapshot}")), "{said}");
     let missing = ["put", "--needs", &"1".repeat(64), &place.path("process")];
     assert!(refused(&store, &missing).contains("there is no object 111"));
+    // Gone by somebody's hand, it is missed.
+    let record = store.join(format!("objects/{weights}.json"));
+    let document = fs::read(&record).expect("there");
+    fs::remove_file(&record).expect("removed");
+    assert!(refused(&store, &["verify"]).contains(&format!("which object {snapshot} needs, is not there")));
+    fs::write(&record, document).expect("written");
+    ok(&store, &["verify"]);
+    // Damaged, it can be listed beside others, and removed.
+    fs::write(store.join(format!("objects/{snapshot}.json")), "{").expect("written");
+    assert!(ok(&store, &["ls"]).0.contains("damaged"));
     ok(&store, &["rm", &snapshot]);
     ok(&store, &["rm", &weights]);
 }

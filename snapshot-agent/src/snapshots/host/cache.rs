@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -105,7 +105,8 @@ impl Cache {
     pub fn open(folder: &Path, budget_bytes: u64) -> Result<Self, CacheError> {
         let wrong = |source| CacheError { folder: folder.to_owned(), source };
         let leaves = folder.join("leaves");
-        fs::create_dir_all(&leaves).map_err(wrong)?;
+        // What lies here in the clear may be sealed where it comes from: a new folder is its owner's alone.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&leaves).map_err(wrong)?;
         // Says now, and not at the first leaf, that it is read-only.
         tempfile::tempfile_in(folder).map_err(wrong)?;
         let mut eviction = Eviction::new(budget_bytes);

@@ -1,5 +1,6 @@
 //! An archive's frames, watched while a reader of archives takes them: extended headers are read by their own lengths, as POSIX
-//! says (IEEE 1003.1, pax, "Extended Header"), so that a value may hold a line's end; and nobody is made to hold a long one.
+//! says (IEEE 1003.1, pax, "Extended Header"), so that a value may hold a line's end; and nobody is made to hold a long one. The
+//! reader of archives, which goes by lines, sees them without what it could take for something else.
 
 use std::io::{Error, ErrorKind, Read, Result};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +25,7 @@ enum At {
     Map(u64),
     /// Content and what fills its last block.
     Content(u64),
-    /// An extended header, of which so many bytes are left.
+    /// An extended header of so many bytes.
     Records(u64),
 }
 
@@ -32,7 +33,6 @@ enum At {
 struct Frames {
     at: At,
     block: Vec<u8>,
-    extended: Vec<u8>,
     /// What belongs to the next entry.
     coming: Records,
     /// What belongs to the entry whose header was read last.
@@ -43,6 +43,8 @@ struct Frames {
 #[derive(Debug)]
 pub struct Watched<R> {
     inner: R,
+    /// An extended header that was read whole, as it is passed on.
+    pending: std::io::Cursor<Vec<u8>>,
     frames: Arc<Mutex<Frames>>,
 }
 
@@ -65,63 +67,67 @@ fn lock(frames: &Mutex<Frames>) -> MutexGuard<'_, Frames> {
 impl<R> Watched<R> {
     /// An archive from its beginning.
     pub fn new(inner: R) -> (Self, Extended) {
-        let (block, extended) = (Vec::with_capacity(BLOCK_BYTES), Vec::new());
+        let block = Vec::with_capacity(BLOCK_BYTES);
         let (coming, of_entry) = (Records::new(), Records::new());
-        let frames = Arc::new(Mutex::new(Frames { at: At::Header, block, extended, coming, of_entry }));
-        (Self { inner, frames: frames.clone() }, Extended(frames))
+        let frames = Arc::new(Mutex::new(Frames { at: At::Header, block, coming, of_entry }));
+        (Self { inner, pending: std::io::Cursor::default(), frames: frames.clone() }, Extended(frames))
     }
 }
 
 impl<R: Read> Read for Watched<R> {
     fn read(&mut self, out: &mut [u8]) -> Result<usize> {
-        let read = self.inner.read(out)?;
-        lock(&self.frames).pass(&out[..read])?;
+        let passed = self.pending.read(out)?;
+        if passed > 0 || out.is_empty() {
+            return Ok(passed);
+        }
+        let mut frames = lock(&self.frames);
+        if let At::Records(bytes) = frames.at {
+            let padded = bytes.next_multiple_of(BLOCK_BYTES as u64) as usize;
+            let mut extended = vec![0; padded];
+            self.inner.read_exact(&mut extended)?;
+            frames.coming = told_apart(&mut extended[..bytes as usize])?;
+            frames.at = At::Header;
+            self.pending = std::io::Cursor::new(extended);
+            return self.pending.read(out);
+        }
+        // Never past the end of what is read now, so that what comes next is known before it is passed on.
+        let most = frames.left().min(out.len() as u64) as usize;
+        let read = self.inner.read(&mut out[..most])?;
+        frames.pass(&out[..read])?;
         Ok(read)
     }
 }
 
 impl Frames {
-    fn pass(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            if let At::Content(left) = &mut self.at {
-                let passed = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
-                bytes = &bytes[passed..];
-                *left -= passed as u64;
-                if *left == 0 {
-                    self.at = At::Header;
-                }
-                continue;
-            }
-            let (taken, rest) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.block.len()));
-            self.block.extend_from_slice(taken);
-            bytes = rest;
-            if self.block.len() == BLOCK_BYTES {
-                let block = std::mem::take(&mut self.block);
-                self.block(&block)?;
-                self.block = block;
-                self.block.clear();
-            }
+    fn left(&self) -> u64 {
+        match self.at {
+            At::Content(left) => left,
+            At::Header | At::Map(_) | At::Records(_) => (BLOCK_BYTES - self.block.len()) as u64,
         }
-        Ok(())
     }
 
-    fn block(&mut self, block: &[u8]) -> Result<()> {
+    /// Bytes of what is read now.
+    fn pass(&mut self, bytes: &[u8]) -> Result<()> {
+        if let At::Content(left) = &mut self.at {
+            *left -= bytes.len() as u64;
+            if *left == 0 {
+                self.at = At::Header;
+            }
+            return Ok(());
+        }
+        self.block.extend_from_slice(bytes);
+        if self.block.len() < BLOCK_BYTES {
+            return Ok(());
+        }
+        let block = std::mem::take(&mut self.block);
         match self.at {
             At::Header if block.iter().all(|byte| *byte == 0) => {}
-            At::Header => self.header(block)?,
+            At::Header => self.header(&block)?,
             At::Map(content) if block[MORE_IN_MAP] != 1 => self.at = content_of(content),
-            At::Map(_) => {}
-            At::Records(left) => {
-                let here = left.min(BLOCK_BYTES as u64);
-                self.extended.extend_from_slice(&block[..here as usize]);
-                self.at = At::Records(left - here);
-                if left == here {
-                    self.coming = records(&std::mem::take(&mut self.extended)).ok_or_else(no_records)?;
-                    self.at = At::Header;
-                }
-            }
-            At::Content(_) => {}
+            At::Map(_) | At::Content(_) | At::Records(_) => {}
         }
+        self.block = block;
+        self.block.clear();
         Ok(())
     }
 
@@ -142,7 +148,7 @@ impl Frames {
             return Ok(());
         }
         self.of_entry = std::mem::take(&mut self.coming);
-        let said = self.of_entry.iter().rev().find(|(key, _)| key == b"size");
+        let said = self.of_entry.iter().find(|(key, _)| key == b"size");
         let size = said.and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok()).unwrap_or(size);
         let has_map = kind == EntryType::GNUSparse && block[MORE_IN_HEADER] == 1;
         self.at = if has_map { At::Map(size) } else { content_of(size) };
@@ -159,6 +165,30 @@ fn content_of(bytes: u64) -> At {
 
 fn no_records() -> Error {
     Error::new(ErrorKind::InvalidData, "extended headers that make no sense")
+}
+
+/// The records of an extended header, which is changed so that a reader by lines finds the same in it: values that only we
+/// read hold no line's end any more. What is said twice is refused: readers differ in which they take.
+fn told_apart(bytes: &mut [u8]) -> Result<Records> {
+    let found = records(bytes).ok_or_else(no_records)?;
+    let mut seen = std::collections::BTreeSet::new();
+    if let Some((key, _)) = found.iter().find(|(key, _)| !seen.insert(key)) {
+        let what = format!("an extended header that says {} twice", key.escape_ascii());
+        return Err(Error::new(ErrorKind::InvalidData, what));
+    }
+    let mut end = 0;
+    for (key, value) in &found {
+        // Each record ends with its value and a line's end, and begins where the one before it ended.
+        let space = bytes[end..].iter().position(|byte| *byte == b' ').unwrap_or(0);
+        end += space + 1 + key.len() + 1 + value.len() + 1;
+        let value = &mut bytes[end - 1 - value.len()..end - 1];
+        if !key.starts_with(b"SCHILY.xattr.") && value.contains(&b'\n') {
+            let what = format!("an extended header whose {} holds a line's end", key.escape_ascii());
+            return Err(Error::new(ErrorKind::InvalidData, what));
+        }
+        value.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b'.');
+    }
+    Ok(found)
 }
 
 /// Records of `LENGTH KEY=VALUE` and a line's end, where the length counts all of it.

@@ -281,10 +281,11 @@ impl Layers {
     }
 
     fn hide(&mut self, folder: InodeId, name: &[u8]) -> anyhow::Result<()> {
-        if self.tree.child(folder, name).is_some_and(|id| !self.of_layer.contains(&id)) {
-            self.tree.remove(folder, name)?;
+        match self.tree.child(folder, name) {
+            Some(id) if self.of_layer.contains(&id) => self.hide_all(id),
+            Some(_) => Ok(self.tree.remove(folder, name).map(drop)?),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The folder of a path, made where it is not there.

@@ -31,6 +31,7 @@ pub async fn put(store: &Store, source: &Source, about: About, told: impl Fn(u64
             anyhow::ensure!(read > 0, "{} became shorter while it was read; try again", source.shown(file.inode));
             left -= read;
             told(read);
+            tokio::task::yield_now().await;
             cut(&mut writer, &mut waiting, LEAF_BYTES).await?;
         }
         anyhow::ensure!(

@@ -16,9 +16,9 @@ use super::overlay::Overlay;
 use super::table::mounts_at;
 use super::ways::{Mounted, Place, WAYS};
 use crate::snapshots::host::{Cache, Kept, Leaves};
-use crate::snapshots::store::Store;
 use crate::snapshots::store::lease::{Lease, Work};
 use crate::snapshots::store::seal::SealKey;
+use crate::snapshots::store::{Store, StoreError};
 
 /// How often the run so far is written down: a process that is killed loses this much.
 const TRACE_PERIOD: Duration = Duration::from_secs(30);
@@ -62,7 +62,7 @@ async fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     let place = Place { folder, scratch, suid: options.suid };
     let (way, mounted) = mount(options, &image, &place)?;
     let overlay = match &options.writable {
-        Some(writable) => Some(Overlay::mount(&place.folder, writable, place.suid)?),
+        Some(writable) => Some(Overlay::mount(&place.folder, writable, options.id, place.suid)?),
         None => None,
     };
     let size = indicatif::BinaryBytes(image.bytes);
@@ -111,6 +111,8 @@ async fn known(store: &Store, options: &Options) -> anyhow::Result<(Manifest, Ve
             }
             Ok((manifest, index, lease))
         }
+        // Whoever has not the key gets nothing of what somebody with it left here.
+        Err(error) if error.downcast_ref::<StoreError>().is_some_and(StoreError::is_locked) => Err(error),
         Err(error) => {
             let Some((manifest, index)) = kept.get(id) else { return Err(error) };
             tracing::warn!("{error:#}; what this host knows of it from before is used");

@@ -36,8 +36,6 @@ struct Scheme(String);
 
 /// A whole pack travels in one request: over a slow line it takes minutes.
 const REQUEST_TIMEOUT: (&str, &str) = ("timeout", "300 seconds");
-/// But nothing at all for so long is no answer.
-const READ_TIMEOUT: (&str, &str) = ("read_timeout", "30 seconds");
 
 /// What is at an address.
 ///
@@ -100,8 +98,8 @@ fn below(store: impl ObjectStore, prefix: Path) -> Arc<dyn ObjectStore> {
 fn configured<B, K: FromStr>(builder: B, of_cloud: &str, variables: &Variables, set: impl Fn(B, K, String) -> B) -> B {
     let said = variables.iter().filter(|(name, _)| name.starts_with(of_cloud));
     let said = said.map(|(name, value)| (name.to_ascii_lowercase(), value.clone()));
-    let usual = [REQUEST_TIMEOUT, READ_TIMEOUT].map(|(name, value)| (name.to_owned(), value.to_owned()));
-    usual.into_iter().chain(said).fold(builder, |builder, (name, value)| match name.parse() {
+    let all = std::iter::once((REQUEST_TIMEOUT.0.to_owned(), REQUEST_TIMEOUT.1.to_owned())).chain(said);
+    all.fold(builder, |builder, (name, value)| match name.parse() {
         Ok(key) => set(builder, key, value),
         Err(_) => builder,
     })

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 pub use address::AddressError;
 use bytes::{Bytes, BytesMut};
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{GetOptions, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use serde::{Deserialize, Serialize};
@@ -27,8 +27,10 @@ use snapshots::pack::PACK_BYTES;
 use snapshots::{Index, IndexRecord, LeafId, Manifest, ObjectId, PackId};
 use tokio::sync::OnceCell;
 
-use self::seal::{SealKey, Sealed};
+use self::seal::{SealError, SealKey, Sealed};
 
+/// Nothing at all for so long is no answer.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Most bytes of an index that is read: 20 million leaves, 40 TiB.
 const INDEX_BYTES_MAX: u64 = 1 << 30;
 
@@ -57,6 +59,14 @@ pub enum StoreError {
     /// An object that others need.
     #[error("object {id} is needed by object {by}: remove that one first")]
     Needed {
+        /// The object.
+        id: ObjectId,
+        /// Who needs it.
+        by: ObjectId,
+    },
+    /// An object that another one needs is gone.
+    #[error("object {id}, which object {by} needs, is not there: store it again, or remove that one")]
+    Missing {
         /// The object.
         id: ObjectId,
         /// Who needs it.
@@ -149,6 +159,7 @@ pub struct Store {
 /// Where a store says that it is sealed.
 const SEAL_PATH: &str = "sealed.json";
 const SEAL_FORMAT: u32 = 1;
+const SEAL_BYTES_MAX: u64 = 4096;
 
 /// What it says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -158,6 +169,26 @@ struct SealMark {
 }
 
 impl StoreError {
+    /// Whether the key is not the store's.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::Sealed(_) | Self::OtherKey { .. } | Self::NotSealed)
+    }
+
+    /// Whether what was read is not what was stored, and will not be.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        use object_store::Error::Generic;
+        match self {
+            Self::Manifest { source, .. } => {
+                matches!(source, ManifestError::Hash { .. } | ManifestError::Syntax(_) | ManifestError::TooLong(_))
+            }
+            Self::TooLong { .. } => true,
+            Self::Backend { source: Generic { source, .. }, .. } => source.is::<SealError>(),
+            _ => false,
+        }
+    }
+
     /// Whether what was asked for is not there.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
@@ -195,6 +226,26 @@ impl Store {
         Ok(Self { objects, folder, below, key, looked: Arc::default() })
     }
 
+    /// With which key it says that it is sealed.
+    async fn seal_mark(&self) -> Result<Option<String>, StoreError> {
+        let path = Path::from(SEAL_PATH);
+        match Self::whole(&*self.below, path, SEAL_BYTES_MAX).await {
+            Ok(bytes) => {
+                let read: Result<SealMark, _> = serde_json::from_slice(&bytes);
+                let known = read.ok().filter(|mark| mark.format == SEAL_FORMAT).map(|mark| mark.key);
+                Ok(Some(known.unwrap_or_else(|| "of a newer build".into())))
+            }
+            Err(error) if error.is_not_found() => Ok(None),
+            // Who may read objects only by their names is not told what is not there.
+            Err(StoreError::Backend { source: object_store::Error::PermissionDenied { .. }, .. })
+                if self.key.is_none() =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// That it is sealed with the key that was given, or not at all without one. Who is to write seals an empty one.
     ///
     /// # Errors
@@ -203,49 +254,42 @@ impl Store {
         if self.looked.initialized() {
             return Ok(());
         }
-        let mark = Path::from(SEAL_PATH);
-        let failed = |source| StoreError::Backend { path: Path::from(SEAL_PATH), source };
-        let found = match self.below.get(&mark).await {
-            Ok(got) => {
-                let bytes = got.bytes().await.map_err(failed)?;
-                let read: Result<SealMark, _> = serde_json::from_slice(&bytes);
-                read.ok()
-                    .filter(|mark| mark.format == SEAL_FORMAT)
-                    .map(|mark| mark.key)
-                    .or(Some("of a newer build".into()))
-            }
-            Err(object_store::Error::NotFound { .. }) => None,
-            // Who may read objects only by their names is not told what is not there.
-            Err(object_store::Error::PermissionDenied { .. }) if self.key.is_none() => None,
-            Err(source) => return Err(failed(source)),
-        };
-        match (found, &self.key) {
-            (None, None) => {}
-            (Some(sealed), None) => return Err(StoreError::Sealed(sealed)),
-            (Some(sealed), Some(key)) if sealed == key.id() => {}
-            (Some(sealed), Some(key)) => return Err(StoreError::OtherKey { sealed, given: key.id().to_owned() }),
-            (None, Some(key)) => {
-                let any = self.below.list(Some(&Path::from("objects"))).try_next().await.map_err(failed)?;
-                if any.is_some() {
+        let mark = self.seal_mark().await?;
+        let is_new = mark.is_none();
+        self.is_sealed_so(mark)?;
+        if let Some(key) = self.key.as_ref().filter(|_| is_new) {
+            for folder in ["objects", "packs", "indexes", "leases"] {
+                let path = Path::from(folder);
+                let any = self.below.list(Some(&path)).try_next().await;
+                if any.map_err(|source| StoreError::Backend { path, source })?.is_some() {
                     return Err(StoreError::NotSealed);
                 }
-                if !writes {
-                    // Nothing is there to be read.
-                    return Ok(());
-                }
-                let document = serde_json::to_vec(&SealMark { format: SEAL_FORMAT, key: key.id().to_owned() });
-                let document = PutPayload::from(document.unwrap_or_default());
-                match self.below.put_opts(&mark, document, PutMode::Create.into()).await {
-                    Ok(_) => {}
-                    // Somebody else seals it at the same moment.
-                    Err(object_store::Error::AlreadyExists { .. }) => return Box::pin(self.check_seal(writes)).await,
-                    Err(source) => return Err(failed(source)),
-                }
+            }
+            if !writes {
+                // Nothing is there to be read.
+                return Ok(());
+            }
+            let document = serde_json::to_vec(&SealMark { format: SEAL_FORMAT, key: key.id().to_owned() });
+            let document = PutPayload::from(document.unwrap_or_default());
+            let path = Path::from(SEAL_PATH);
+            match self.below.put_opts(&path, document, PutMode::Create.into()).await {
+                // Somebody else may seal it at the same moment.
+                Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => self.is_sealed_so(self.seal_mark().await?)?,
+                Err(source) => return Err(StoreError::Backend { path, source }),
             }
         }
         // Two who look at the same time have seen the same.
         let _ = self.looked.set(());
         Ok(())
+    }
+
+    fn is_sealed_so(&self, mark: Option<String>) -> Result<(), StoreError> {
+        match (mark, &self.key) {
+            (None, _) => Ok(()),
+            (Some(sealed), None) => Err(StoreError::Sealed(sealed)),
+            (Some(sealed), Some(key)) if sealed == key.id() => Ok(()),
+            (Some(sealed), Some(key)) => Err(StoreError::OtherKey { sealed, given: key.id().to_owned() }),
+        }
     }
 
     pub(super) fn pack_path(id: PackId) -> Path {
@@ -285,6 +329,8 @@ impl Store {
     /// The store does not take them.
     pub async fn publish(&self, index: (ObjectId, Vec<u8>), manifest: (ObjectId, Vec<u8>)) -> Result<(), StoreError> {
         self.put(Self::index_path(index.0), index.1).await?;
+        // Nobody has sealed it meanwhile.
+        self.is_sealed_so(self.seal_mark().await?)?;
         self.put(Self::manifest_path(manifest.0), manifest.1).await
     }
 
@@ -317,12 +363,13 @@ impl Store {
 
     /// What lies at a path, if it has at most so many bytes.
     async fn bytes(&self, path: Path, most: u64) -> Result<Vec<u8>, StoreError> {
-        let got = match self.objects.get(&path).await {
-            Ok(got) if got.meta.size > most => return Err(StoreError::TooLong { path, bytes: got.meta.size, most }),
-            got => got,
-        };
-        match got {
-            Ok(got) => Self::collected(path, got, most).await.map(Into::into),
+        Self::whole(&*self.objects, path, most).await.map(Into::into)
+    }
+
+    async fn whole(objects: &dyn ObjectStore, path: Path, most: u64) -> Result<Bytes, StoreError> {
+        match patiently(objects.get_opts(&path, GetOptions::default())).await {
+            Ok(got) if got.meta.size > most => Err(StoreError::TooLong { path, bytes: got.meta.size, most }),
+            Ok(got) => Self::collected(path, got, most).await,
             Err(source) => Err(StoreError::Backend { path, source }),
         }
     }
@@ -337,9 +384,10 @@ impl Store {
             }
         };
         let mut bytes = BytesMut::new();
-        while let Some(chunk) = chunks.next().await {
-            let chunk = match chunk {
-                Ok(chunk) => chunk,
+        loop {
+            let chunk = match patiently(chunks.try_next()).await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
                 Err(source) => return Err(StoreError::Backend { path, source }),
             };
             // What comes in one piece is not copied.
@@ -401,6 +449,7 @@ impl Store {
     /// # Errors
     /// It is not there, another object refers to it, or the store fails.
     pub async fn remove(&self, id: ObjectId) -> Result<(), StoreError> {
+        self.check_seal(false).await?;
         let path = Self::manifest_path(id);
         match self.objects.head(&path).await {
             Err(object_store::Error::NotFound { .. }) => return Err(StoreError::NoObject(id)),
@@ -411,11 +460,8 @@ impl Store {
             let manifest = match self.manifest(by).await {
                 Ok(manifest) if by != id => manifest,
                 // One that cannot be read needs nothing any more.
-                Ok(_)
-                | Err(StoreError::Manifest {
-                    source: ManifestError::Hash { .. } | ManifestError::Syntax(_) | ManifestError::TooLong(_),
-                    ..
-                }) => continue,
+                Ok(_) => continue,
+                Err(error) if error.is_damage() => continue,
                 Err(error) => return Err(error),
             };
             if manifest.references.iter().any(|reference| reference.id == id) {
@@ -482,7 +528,7 @@ impl Store {
             return self.objects.get_range(&path, range).await.map_err(|source| StoreError::Backend { path, source });
         }
         let options = GetOptions { range: Some(range.into()), ..GetOptions::default() };
-        match self.objects.get_opts(&path, options).await {
+        match patiently(self.objects.get_opts(&path, options)).await {
             Ok(got) => Self::collected(path, got, most).await,
             Err(source) => Err(StoreError::Backend { path, source }),
         }
@@ -494,6 +540,15 @@ impl Store {
     /// It is not there.
     pub async fn pack(&self, id: PackId) -> Result<Vec<u8>, StoreError> {
         self.bytes(Self::pack_path(id), PACK_BYTES as u64).await
+    }
+}
+
+/// An answer, if there is a sign of one within [`SILENCE_MAX`]. Only of what is read: of an upload nothing is heard until it is
+/// there, and over a slow line that takes minutes.
+async fn patiently<T>(answer: impl Future<Output = object_store::Result<T>>) -> object_store::Result<T> {
+    match tokio::time::timeout(SILENCE_MAX, answer).await {
+        Ok(answer) => answer,
+        Err(late) => Err(object_store::Error::Generic { store: "no answer", source: late.into() }),
     }
 }
 

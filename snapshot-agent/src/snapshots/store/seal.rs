@@ -8,14 +8,14 @@
 
 use std::fmt;
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path as File;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
@@ -28,6 +28,8 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 /// Bytes of content of a segment.
 const SEGMENT_BYTES: u64 = 64 << 10;
 const TAG_BYTES: usize = 16;
+/// Digits, and what editors add.
+const KEY_FILE_BYTES_MAX: u64 = 1024;
 /// What a segment has beside its content.
 const OVERHEAD_BYTES: u64 = (NONCE_LEN + TAG_BYTES) as u64;
 
@@ -93,8 +95,12 @@ impl SealKey {
     /// There is no such file, or it holds something else.
     pub fn read(file: &File) -> std::result::Result<Self, SealError> {
         let shown = file.display().to_string();
-        let text = std::fs::read_to_string(file).map_err(|source| SealError::File { file: shown.clone(), source })?;
-        let secret = unhex(text.trim()).and_then(|bytes| bytes.try_into().ok()).ok_or(SealError::NoKey(shown))?;
+        let mut bytes = Vec::new();
+        let read = std::fs::File::open(file).and_then(|file| file.take(KEY_FILE_BYTES_MAX).read_to_end(&mut bytes));
+        read.map_err(|source| SealError::File { file: shown.clone(), source })?;
+        let secret = unhex(String::from_utf8_lossy(&bytes).trim())
+            .and_then(|bytes| bytes.try_into().ok())
+            .ok_or(SealError::NoKey(shown))?;
         Ok(Self::new(&secret))
     }
 
@@ -154,21 +160,6 @@ impl SealKey {
             self.seal_segment(&key, path.as_bytes(), number as u64, segment, &mut out);
         }
         out
-    }
-
-    /// The content of whole segments, of which the first has this number.
-    fn opened(&self, path: &str, first: u64, sealed: Vec<u8>) -> Option<Vec<u8>> {
-        let key = Self::of(&self.content, path.as_bytes());
-        let mut plain = sealed;
-        let (mut read, mut written, mut number) = (0, 0, first);
-        while read < plain.len() {
-            let end = plain.len().min(read + (SEGMENT_BYTES + OVERHEAD_BYTES) as usize);
-            let content = open_segment(&key, number, &mut plain[read..end])?;
-            plain.copy_within(read + NONCE_LEN..read + NONCE_LEN + content, written);
-            (read, written, number) = (end, written + content, number + 1);
-        }
-        plain.truncate(written);
-        Some(plain)
     }
 
     /// `packs/ab/abcd…` as the store sees it: the folder stays, so that it can be listed.
@@ -280,6 +271,57 @@ fn segments(range: &Range<u64>) -> (u64, Range<u64>) {
     (first, first * each..last * each)
 }
 
+/// Content that is opened as it comes, a segment at a time: whoever reads it says how much of it is held.
+struct Opening {
+    sealed: BoxStream<'static, Result<Bytes>>,
+    buffer: BytesMut,
+    key: LessSafeKey,
+    path: String,
+    /// Of the next segment.
+    number: u64,
+    /// Bytes before those that are wanted.
+    skip: u64,
+    /// Bytes that are wanted.
+    left: u64,
+    ended: bool,
+}
+
+impl Opening {
+    fn content(self) -> BoxStream<'static, Result<Bytes>> {
+        futures::stream::try_unfold(self, async |mut opening| Ok(opening.next().await?.map(|part| (part, opening))))
+            .boxed()
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        let whole = (SEGMENT_BYTES + OVERHEAD_BYTES) as usize;
+        loop {
+            while self.buffer.len() < whole && !self.ended {
+                match self.sealed.try_next().await? {
+                    Some(chunk) => self.buffer.extend_from_slice(&chunk),
+                    None => self.ended = true,
+                }
+            }
+            let foreign = || failed(SealError::Foreign(Path::from(self.path.as_str())));
+            if self.buffer.is_empty() {
+                // What is empty has a segment too, and what is cut short lacks something.
+                return if self.number > 0 && self.left == 0 { Ok(None) } else { Err(foreign()) };
+            }
+            let mut segment = self.buffer.split_to(self.buffer.len().min(whole));
+            let bytes = open_segment(&self.key, self.number, &mut segment).ok_or_else(foreign)?;
+            self.number += 1;
+            let mut content = segment.freeze().slice(NONCE_LEN..NONCE_LEN + bytes);
+            let skipped = self.skip.min(content.len() as u64);
+            let _ = content.split_to(skipped as usize);
+            self.skip -= skipped;
+            content.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
+            self.left -= content.len() as u64;
+            if !content.is_empty() {
+                return Ok(Some(content));
+            }
+        }
+    }
+}
+
 #[async_trait]
 impl ObjectStore for Sealed {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
@@ -309,21 +351,20 @@ impl ObjectStore for Sealed {
         let meta = ObjectMeta { location: location.clone(), size, ..got.meta.clone() };
         let range = wanted.map_or(0..size, |range| range.start..range.end.min(size));
         let (attributes, extensions) = (got.attributes.clone(), got.extensions.clone());
-        let bytes = if head {
-            Bytes::new()
+        let payload = if head {
+            futures::stream::empty().boxed()
         } else {
-            let (key, path, sealed) = (self.key.clone(), location.to_string(), Vec::from(got.bytes().await?));
-            let opened = tokio::task::spawn_blocking(move || key.opened(&path, first, sealed)).await.map_err(failed)?;
-            let plain = Bytes::from(opened.ok_or_else(|| failed(SealError::Foreign(location.clone())))?);
-            let from = (range.start - first * SEGMENT_BYTES) as usize;
-            let until = from + (range.end.saturating_sub(range.start)) as usize;
-            if from > until || until > plain.len() {
-                return Err(failed(SealError::Foreign(location.clone())));
-            }
-            plain.slice(from..until)
+            let sealed = match got.payload {
+                GetResultPayload::Stream(chunks) => chunks,
+                GetResultPayload::File(..) => futures::stream::once(got.bytes()).boxed(),
+            };
+            let skip = range.start - first * SEGMENT_BYTES;
+            let left = range.end.saturating_sub(range.start);
+            let path = location.to_string();
+            let key = SealKey::of(&self.key.content, path.as_bytes());
+            Opening { sealed, buffer: BytesMut::new(), key, path, number: first, skip, left, ended: false }.content()
         };
-        let payload = GetResultPayload::Stream(futures::stream::once(async { Ok(bytes) }).boxed());
-        Ok(GetResult { payload, meta, range, attributes, extensions })
+        Ok(GetResult { payload: GetResultPayload::Stream(payload), meta, range, attributes, extensions })
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
@@ -411,7 +452,10 @@ mod tests {
         let sealed = inner.get(&name).await.expect("there").bytes().await.expect("read");
         let refused = async |bytes: Vec<u8>| {
             inner.put(&name, bytes.into()).await.expect("put");
-            store.get(&here).await.is_err()
+            match store.get(&here).await {
+                Ok(got) => got.bytes().await.is_err(),
+                Err(_) => true,
+            }
         };
         for at in [0, 12, 100_000, sealed.len() - 1] {
             let mut changed = sealed.to_vec();
