@@ -128,7 +128,10 @@ impl Mount {
     fn wait_for_another(&mut self, server: u32, file: &Path) {
         let watchdog = self.child.id();
         let another = move || server_of(watchdog).is_some_and(|now| now != server);
-        self.wait("another process serves", || another() && fs::read(file).is_ok());
+        // What the kernel still knows of a dead one can be read: each says when it has mounted.
+        let (log, before) = (self.log.clone(), self.said().matches(" by ").count());
+        let has_mounted = move || fs::read_to_string(&log).is_ok_and(|said| said.matches(" by ").count() > before);
+        self.wait("another process serves", || another() && has_mounted() && fs::read(file).is_ok());
     }
 
     fn signal(pid: u32, signal: rustix::process::Signal) {
@@ -359,7 +362,7 @@ fn writes_go_to_a_folder() {
     // Nobody becomes root by a file of an image, below the overlay or above it.
     let table = fs::read_to_string("/proc/self/mountinfo").expect("read");
     let here: Vec<&str> = table.lines().filter(|line| line.split(' ').nth(4) == bed.path("mnt").to_str()).collect();
-    assert!(here.len() == 2 && here.iter().all(|line| line.contains("nosuid") && line.contains("nodev")), "{here:?}");
+    assert!(here.len() == 3 && here.iter().all(|line| line.contains("nosuid") && line.contains("nodev")), "{here:?}");
     fs::write(bed.path("mnt/empty/new"), "new").expect("written");
     fs::write(bed.path("mnt/usr/lib/zeros"), "changed").expect("written");
     mount.end();
@@ -428,4 +431,36 @@ fn a_cache_is_mounted_with_its_times() {
     fs::create_dir(&other).expect("a folder");
     let args = [&id, other.to_str().expect("text"), "--writable", writes.to_str().expect("text")];
     assert!(bed.refused(&args).contains("keeps the writes of another mount"));
+}
+
+/// What is written while the process that serves is dead is kept where all writes are, and nothing of it goes below.
+#[test]
+#[allow(clippy::disallowed_methods, reason = "a restart takes real time")]
+fn writes_go_on_while_it_mounts_again() {
+    if !may_mount() {
+        return;
+    }
+    for way in ["erofs", "fuse"] {
+        let bed = Bed::new();
+        some_root(&bed.path("root"));
+        let id = bed.put("root", &[]);
+        let writes = bed.path("writes");
+        let mount = bed.mount(&id, &["--way", way, "--writable", writes.to_str().expect("text")]);
+        let server = mount.server().expect("a process that serves");
+        Mount::signal(server, rustix::process::Signal::KILL);
+        let (began, mut written) = (Instant::now(), Vec::new());
+        while mount.server().is_none_or(|now| now == server) || began.elapsed() < Duration::from_secs(4) {
+            let name = format!("written-{}", written.len());
+            if fs::write(mount.folder.join(&name), "x").is_ok() {
+                written.push(name);
+            }
+            assert!(began.elapsed() < PATIENCE, "it does not mount again");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let lost = written.iter().filter(|name| !mount.folder.join(name).exists()).count();
+        assert!(lost == 0, "{way}: {lost} of {} are lost", written.len());
+        mount.end();
+        let below = fs::read_dir(bed.path("mnt")).expect("read").count();
+        assert!(below == 0, "{way}: {below} files below");
+    }
 }

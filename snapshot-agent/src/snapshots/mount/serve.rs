@@ -13,7 +13,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Options;
 use super::lazy::LazyImage;
 use super::overlay::Overlay;
-use super::table::mounts_at;
+use super::table::{has_floor, mounts_at};
+use super::watchdog;
 use super::ways::{Mounted, Place, WAYS};
 use crate::snapshots::host::{Cache, Kept, Leaves};
 use crate::snapshots::store::lease::{Lease, Work};
@@ -58,13 +59,17 @@ async fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     let image = Arc::new(LazyImage::open(leaves.clone(), options.id, &manifest, &index_bytes).await?);
     let ready_s = began.elapsed().as_secs_f64();
     let scratch = options.scratch.clone().context("a scratch folder is needed")?;
-    let folder = std::fs::canonicalize(&options.folder).context("the folder to mount at is gone")?;
+    let folder = canonical(&options.folder).context("the folder to mount at is gone")?;
     let place = Place { folder, scratch, suid: options.suid };
+    // Only now, so that what a dead process left is seen until then, and not the folder below.
+    let below = usize::from(has_floor(&place.folder));
+    watchdog::take_away(&place.folder, &place.scratch, below);
     let (way, mounted) = mount(options, &image, &place)?;
     let overlay = match &options.writable {
         Some(writable) => Some(Overlay::mount(&place.folder, writable, options.id, place.suid)?),
         None => None,
     };
+    watchdog::has_mounted(&place.scratch).context("the cache cannot be written to")?;
     let size = indicatif::BinaryBytes(image.bytes);
     eprintln!("{} at {}: {size} by {way}, index and metadata in {ready_s:.3} s", options.id, options.folder.display());
     let traces = Traces::open(options, &image);
@@ -72,7 +77,7 @@ async fn serve(options: &Options) -> anyhow::Result<ExitCode> {
         let (image, trace) = (image.clone(), traces.earlier.clone());
         tokio::spawn(async move { image.prefetch(&trace).await });
     }
-    until_unmounted(&place.folder, 1 + usize::from(overlay.is_some()), || traces.write(&image)).await?;
+    until_unmounted(&place.folder, below + 1 + usize::from(overlay.is_some()), || traces.write(&image)).await?;
     drop(overlay);
     tokio::task::spawn_blocking(move || drop(mounted)).await.context("unmounting failed")?;
     traces.write(&image);
@@ -120,6 +125,15 @@ async fn known(store: &Store, options: &Options) -> anyhow::Result<(Manifest, Ve
             Ok((manifest, index, lease))
         }
     }
+}
+
+/// A folder's path without links; of one at which something dead is mounted, and which cannot be asked, by the folder above it.
+fn canonical(folder: &Path) -> std::io::Result<PathBuf> {
+    std::fs::canonicalize(folder).or_else(|error| {
+        let absolute = std::path::absolute(folder)?;
+        let (Some(above), Some(name)) = (absolute.parent(), absolute.file_name()) else { return Err(error) };
+        Ok(std::fs::canonicalize(above)?.join(name))
+    })
 }
 
 /// The best way that this host can go, or the one that was asked for.

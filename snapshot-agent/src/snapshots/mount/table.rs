@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 /// Names by which a serving process is asked whether it lives, with a number behind.
 pub const ALIVE: &str = ".pilotlight-alive-";
 
+/// Beginning of the source of what lies below a mount of ours; the number of its process follows.
+pub const FLOOR: &str = "pilotlight-floor-";
+
 /// A line of the table.
 struct Line {
     folder: PathBuf,
@@ -36,6 +39,13 @@ pub fn mounts_at(folder: &Path) -> Option<usize> {
     Some(table()?.iter().filter(|line| line.folder == folder).count())
 }
 
+/// Whether the lowest mount at a folder is a floor of ours.
+pub fn has_floor(folder: &Path) -> bool {
+    let table = table().unwrap_or_default();
+    let lowest = table.iter().find(|line| line.folder == folder);
+    lowest.is_some_and(|line| line.source.to_str().is_some_and(|source| source.starts_with(FLOOR)))
+}
+
 /// Whether something is mounted at a folder; `None` if that cannot be told.
 pub fn is_mount_point(folder: &Path) -> Option<bool> {
     Some(mounts_at(folder)? > 0)
@@ -53,6 +63,10 @@ pub fn is_left_behind(folder: &Path) -> bool {
         match line.filesystem.as_str() {
             // A folder that is gone was that of a process that is gone.
             "erofs" => line.source.parent().is_some_and(|scratch| dead(scratch) || !scratch.exists()),
+            "tmpfs" => {
+                let process = line.source.to_str().and_then(|source| source.strip_prefix(FLOOR));
+                process.is_some_and(|process| !Path::new("/proc").join(process).exists())
+            }
             filesystem => filesystem.starts_with("fuse") && dead(folder),
         }
     })

@@ -1,5 +1,5 @@
-//! The process that watches the one that serves. If that one ends or hangs, readers get errors from the kernel, what is mounted
-//! is taken away, and it is mounted again.
+//! The process that watches the one that serves. If that one ends or hangs, readers get errors from the kernel, and it is
+//! mounted again: what the dead one left stays until then, so that nobody sees the folder below.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,11 +8,11 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use rustix::mount::UnmountFlags;
+use rustix::mount::{MountFlags, UnmountFlags};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Options;
-use super::table::{ALIVE, is_left_behind, is_mount_point};
+use super::table::{ALIVE, FLOOR, is_left_behind, is_mount_point, mounts_at};
 use crate::snapshots::host::CacheError;
 
 /// How often the serving process is asked for a name.
@@ -21,6 +21,8 @@ const ASK_PERIOD: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Beginning of the names of scratch folders; the number of their process follows.
 const SCRATCH: &str = "mount-";
+/// A floor, an image and an overlay.
+const MOUNTS_MAX: usize = 3;
 /// Starts within a minute before this gives up.
 const STARTS_MAX: usize = 5;
 
@@ -47,9 +49,11 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let scratch = tempfile::Builder::new().prefix(&prefix).tempdir_in(&cache).map_err(no_cache)?;
     let watched =
         Watched { folder, scratch: scratch.path().to_owned(), patience: Duration::from_secs(options.patience_s) };
+    floor(&watched.folder);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let done = runtime.context("cannot start threads")?.block_on(watch(&watched));
-    watched.take_away();
+    take_away(&watched.folder, &watched.scratch, 0);
+    let _ = fs::remove_file(mounted_file(&watched.scratch));
     done
 }
 
@@ -62,6 +66,7 @@ fn sweep(cache: &Path) {
         if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
             let _ = rustix::mount::unmount(entry.path().as_path(), UnmountFlags::DETACH);
             drop(fs::remove_dir(entry.path()));
+            drop(fs::remove_file(entry.path()));
         }
     }
 }
@@ -80,15 +85,6 @@ impl Watched {
         let mut command = Command::new(program);
         command.args(std::env::args_os().skip(1)).arg("--unwatched").arg("--scratch").arg(&self.scratch);
         command.spawn().context("what serves cannot be started")
-    }
-
-    /// Takes away what a dead process left mounted.
-    fn take_away(&self) {
-        for folder in [&self.folder, &self.folder, &self.scratch] {
-            if is_mount_point(folder) != Some(false) {
-                let _ = rustix::mount::unmount(folder.as_path(), UnmountFlags::DETACH);
-            }
-        }
     }
 
     /// A name that is not there, so that the kernel has to ask.
@@ -110,7 +106,12 @@ async fn watch(watched: &Watched) -> anyhow::Result<ExitCode> {
         // A store that is away for a moment is not the end.
         tokio::time::sleep(Duration::from_secs(2) * starts.len() as u32).await;
         starts.push(Instant::now());
+        let _ = fs::remove_file(mounted_file(&watched.scratch));
         let mut child = watched.start()?;
+        // What is asked before that is what the last one left.
+        let is_up = |child: &Child| {
+            fs::read_to_string(mounted_file(&watched.scratch)).is_ok_and(|pid| pid == child.id().to_string())
+        };
         let mut ask = tokio::time::interval(ASK_PERIOD);
         let mut number = 0;
         let ended = loop {
@@ -118,14 +119,14 @@ async fn watch(watched: &Watched) -> anyhow::Result<ExitCode> {
                 _ = term.recv() => return end(child),
                 _ = int.recv() => return end(child),
                 _ = tokio::time::sleep(Duration::from_millis(100)) => {
-                    was_mounted |= is_mount_point(&watched.folder) == Some(true);
+                    was_mounted |= is_up(&child);
                     if let Some(status) = child.try_wait().context("what serves cannot be watched")? {
                         break Some(status);
                     }
                 }
                 _ = ask.tick() => {
                     number += 1;
-                    if is_mount_point(&watched.folder) == Some(true) && !answers(&watched.ask(number), watched.patience) {
+                    if is_up(&child) && !answers(&watched.ask(number), watched.patience) {
                         tracing::error!("what serves {} hangs: it is ended, and mounts again", watched.folder.display());
                         child.kill().context("what serves cannot be ended")?;
                         child.wait().context("what serves cannot be ended")?;
@@ -144,7 +145,40 @@ async fn watch(watched: &Watched) -> anyhow::Result<ExitCode> {
             }
             None => {}
         }
-        watched.take_away();
+    }
+}
+
+/// Where the process that serves says that it has mounted, with its number.
+fn mounted_file(scratch: &Path) -> PathBuf {
+    scratch.with_extension("mounted")
+}
+
+/// Says that this process has mounted.
+///
+/// # Errors
+/// The cache cannot be written to.
+pub fn has_mounted(scratch: &Path) -> std::io::Result<()> {
+    fs::write(mounted_file(scratch), std::process::id().to_string())
+}
+
+/// An empty filesystem that takes no writes, below all that is mounted at a folder: between two mounts a write fails, and
+/// does not end in the folder below. Where that cannot be, such as for who is not root, it is done without.
+fn floor(folder: &Path) {
+    let source = format!("{FLOOR}{}", std::process::id());
+    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+    let _ = rustix::mount::mount(source.as_str(), folder, "tmpfs", flags, Some(c"size=4k,mode=555"));
+}
+
+/// Takes away what a dead process left mounted, but for so many mounts at the folder.
+pub fn take_away(folder: &Path, scratch: &Path, but: usize) {
+    for _ in 0..MOUNTS_MAX {
+        if mounts_at(folder).is_some_and(|mounts| mounts <= but) {
+            break;
+        }
+        let _ = rustix::mount::unmount(folder, UnmountFlags::DETACH);
+    }
+    if is_mount_point(scratch) != Some(false) {
+        let _ = rustix::mount::unmount(scratch, UnmountFlags::DETACH);
     }
 }
 
