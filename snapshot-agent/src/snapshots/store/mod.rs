@@ -9,6 +9,7 @@
 
 mod address;
 pub mod lease;
+mod mark;
 pub mod seal;
 
 use std::path::PathBuf;
@@ -20,7 +21,6 @@ use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{GetOptions, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
-use serde::{Deserialize, Serialize};
 use snapshots::leaf::Codec;
 use snapshots::manifest::{MANIFEST_BYTES_MAX, ManifestError};
 use snapshots::pack::PACK_BYTES;
@@ -156,18 +156,6 @@ pub struct Store {
     looked: Arc<OnceCell<()>>,
 }
 
-/// Where a store says that it is sealed.
-const SEAL_PATH: &str = "sealed.json";
-const SEAL_FORMAT: u32 = 1;
-const SEAL_BYTES_MAX: u64 = 4096;
-
-/// What it says.
-#[derive(Debug, Serialize, Deserialize)]
-struct SealMark {
-    format: u32,
-    key: String,
-}
-
 impl StoreError {
     /// Whether the key is not the store's.
     #[must_use]
@@ -226,72 +214,6 @@ impl Store {
         Ok(Self { objects, folder, below, key, looked: Arc::default() })
     }
 
-    /// With which key it says that it is sealed.
-    async fn seal_mark(&self) -> Result<Option<String>, StoreError> {
-        let path = Path::from(SEAL_PATH);
-        match Self::whole(&*self.below, path, SEAL_BYTES_MAX).await {
-            Ok(bytes) => {
-                let read: Result<SealMark, _> = serde_json::from_slice(&bytes);
-                let known = read.ok().filter(|mark| mark.format == SEAL_FORMAT).map(|mark| mark.key);
-                Ok(Some(known.unwrap_or_else(|| "of a newer build".into())))
-            }
-            Err(error) if error.is_not_found() => Ok(None),
-            // Who may read objects only by their names is not told what is not there.
-            Err(StoreError::Backend { source: object_store::Error::PermissionDenied { .. }, .. })
-                if self.key.is_none() =>
-            {
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// That it is sealed with the key that was given, or not at all without one. Who is to write seals an empty one.
-    ///
-    /// # Errors
-    /// It is sealed otherwise, or the store fails.
-    async fn check_seal(&self, writes: bool) -> Result<(), StoreError> {
-        if self.looked.initialized() {
-            return Ok(());
-        }
-        let mark = self.seal_mark().await?;
-        let is_new = mark.is_none();
-        self.is_sealed_so(mark)?;
-        if let Some(key) = self.key.as_ref().filter(|_| is_new) {
-            for folder in ["objects", "packs", "indexes", "leases"] {
-                let path = Path::from(folder);
-                let any = self.below.list(Some(&path)).try_next().await;
-                if any.map_err(|source| StoreError::Backend { path, source })?.is_some() {
-                    return Err(StoreError::NotSealed);
-                }
-            }
-            if !writes {
-                // Nothing is there to be read.
-                return Ok(());
-            }
-            let document = serde_json::to_vec(&SealMark { format: SEAL_FORMAT, key: key.id().to_owned() });
-            let document = PutPayload::from(document.unwrap_or_default());
-            let path = Path::from(SEAL_PATH);
-            match self.below.put_opts(&path, document, PutMode::Create.into()).await {
-                // Somebody else may seal it at the same moment.
-                Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => self.is_sealed_so(self.seal_mark().await?)?,
-                Err(source) => return Err(StoreError::Backend { path, source }),
-            }
-        }
-        // Two who look at the same time have seen the same.
-        let _ = self.looked.set(());
-        Ok(())
-    }
-
-    fn is_sealed_so(&self, mark: Option<String>) -> Result<(), StoreError> {
-        match (mark, &self.key) {
-            (None, _) => Ok(()),
-            (Some(sealed), None) => Err(StoreError::Sealed(sealed)),
-            (Some(sealed), Some(key)) if sealed == key.id() => Ok(()),
-            (Some(sealed), Some(key)) => Err(StoreError::OtherKey { sealed, given: key.id().to_owned() }),
-        }
-    }
-
     pub(super) fn pack_path(id: PackId) -> Path {
         let id = id.to_string();
         Path::from(format!("packs/{}/{id}", &id[..2]))
@@ -329,8 +251,7 @@ impl Store {
     /// The store does not take them.
     pub async fn publish(&self, index: (ObjectId, Vec<u8>), manifest: (ObjectId, Vec<u8>)) -> Result<(), StoreError> {
         self.put(Self::index_path(index.0), index.1).await?;
-        // Nobody has sealed it meanwhile.
-        self.is_sealed_so(self.seal_mark().await?)?;
+        self.check_seal_again().await?;
         self.put(Self::manifest_path(manifest.0), manifest.1).await
     }
 
