@@ -16,6 +16,7 @@ use super::held::{Ended, Held, Where};
 use super::recipe::Recipe;
 use super::start::{Known, Tried};
 use crate::snapshots::commands::{At, label, size};
+use crate::snapshots::mount::gib;
 use crate::snapshots::put;
 
 /// How often it is looked whether a workload has ended.
@@ -60,6 +61,9 @@ pub struct RestoreOptions {
     /// Where this host keeps images that it fetched, and remembers how starts went.
     #[arg(long, env = "PILOTLIGHT_STATE", default_value = "/var/lib/pilotlight-agent/restore", value_name = "FOLDER")]
     state: PathBuf,
+    /// How much of images it keeps there, GiB; those go first that were started longest ago.
+    #[arg(long, default_value_t = 500.0, value_parser = gib, value_name = "GIB")]
+    keep_gib: f64,
     /// Says what would be tried and why, and starts nothing.
     #[arg(long)]
     explain: bool,
@@ -102,7 +106,8 @@ pub fn capture(options: &CaptureOptions) -> anyhow::Result<ExitCode> {
 pub fn restore(options: &RestoreOptions) -> anyhow::Result<ExitCode> {
     let runtime = runtime()?;
     let store = options.at.open()?;
-    let known = Known::of(&runtime, &store, options.id, &options.state)?;
+    let keep_bytes = (options.keep_gib * f64::from(1 << 30)) as u64;
+    let known = Known::of(&runtime, &store, options.id, (&options.state, keep_bytes))?;
     if options.forget {
         known.forget()?;
     }

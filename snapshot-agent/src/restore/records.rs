@@ -100,3 +100,31 @@ impl Memory {
         self.change(|history| *history = History::default())
     }
 }
+
+/// Takes files of snapshots away, those first that were started longest ago, until at most so many bytes are left. Whoever reads
+/// them at that moment starts cold.
+pub fn make_room(images: &Path, most_bytes: u64) {
+    let bytes_of = |snapshot: &Path| -> u64 {
+        let below = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let files = below(snapshot).chain(below(&snapshot.join(IMAGES)));
+        files.filter_map(|file| file.metadata().ok()).filter(|meta| meta.is_file()).map(|meta| meta.len()).sum()
+    };
+    let last_start = |snapshot: &Path| {
+        let name = snapshot.file_name()?.to_str()?;
+        let record = images.parent()?.join("starts").join(format!("{name}.json"));
+        std::fs::metadata(record).ok()?.modified().ok()
+    };
+    let known = std::fs::read_dir(images).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut by_age: Vec<_> = known.map(|path| (last_start(&path), bytes_of(&path), path)).collect();
+    by_age.sort();
+    let mut all: u64 = by_age.iter().map(|(_, bytes, _)| bytes).sum();
+    for (_, bytes, path) in by_age {
+        if all <= most_bytes {
+            break;
+        }
+        match std::fs::remove_dir_all(&path) {
+            Ok(()) => all -= bytes,
+            Err(error) => tracing::warn!("{} cannot be taken away: {error}", path.display()),
+        }
+    }
+}

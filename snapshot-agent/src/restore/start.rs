@@ -17,7 +17,7 @@ use super::engine::Engine;
 use super::facts;
 use super::held::Held;
 use super::recipe::Recipe;
-use super::records::{CAPTURED, Captured, IMAGES, Memory, RECIPE};
+use super::records::{self, CAPTURED, Captured, IMAGES, Memory, RECIPE};
 use crate::snapshots::get;
 use crate::snapshots::store::Store;
 use crate::snapshots::store::lease::Lease;
@@ -39,6 +39,8 @@ pub struct Known {
     memory: Memory,
     /// Where its files are, or will be.
     files: PathBuf,
+    /// Most bytes of files of all snapshots that are kept.
+    keep_bytes: u64,
 }
 
 /// What was tried, and what came of it.
@@ -57,7 +59,12 @@ impl Known {
     ///
     /// # Errors
     /// There is no snapshot, or the store fails.
-    pub fn of(runtime: &tokio::runtime::Runtime, store: &Store, id: ObjectId, state: &Path) -> anyhow::Result<Self> {
+    pub fn of(
+        runtime: &tokio::runtime::Runtime,
+        store: &Store,
+        id: ObjectId,
+        (state, keep_bytes): (&Path, u64),
+    ) -> anyhow::Result<Self> {
         let manifest = runtime.block_on(store.manifest(id))?;
         ensure!(
             manifest.kind == Kind::Snapshot,
@@ -72,7 +79,8 @@ impl Known {
         let recipe = String::from_utf8(document(RECIPE)?).context("the recipe is no text")?;
         let recipe = Recipe::parse(&recipe).context("the snapshot's recipe")?;
         let memory = Memory::of(state, id)?;
-        Ok(Self { id, captured, recipe, memory, files: state.join("images").join(id.to_string()), manifest })
+        let files = state.join("images").join(id.to_string());
+        Ok(Self { id, captured, recipe, memory, files, keep_bytes, manifest })
     }
 
     /// The rungs, each with what is expected of it here.
@@ -184,6 +192,7 @@ impl Known {
     fn fetch(&self, runtime: &tokio::runtime::Runtime, store: &Store) -> anyhow::Result<()> {
         let folder = self.files.parent().context("no folder")?;
         std::fs::create_dir_all(folder).with_context(|| format!("cannot write into {}", folder.display()))?;
+        records::make_room(folder, self.keep_bytes.saturating_sub(self.manifest.bytes()));
         let (manifest, lease) = runtime.block_on(Lease::take_to_read(store, self.id))?;
         let got = runtime.block_on(get::get(store, &manifest, &self.files, |_| {}));
         if let Some(lease) = lease {

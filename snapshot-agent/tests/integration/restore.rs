@@ -254,6 +254,31 @@ fn what_is_damaged_or_slower_is_not_restored() {
     assert!(bed.explain(&fast).contains("a cold start is expected to take 0.1 s"), "{}", bed.explain(&fast));
 }
 
+/// What was started longest ago makes room for what is fetched.
+#[test]
+fn images_are_kept_within_bounds() {
+    let Some(criu) = criu() else { return };
+    let bed = Bed::new(criu);
+    let id = bed.capture();
+    bed.restore(&id).stop();
+    let images = || {
+        let kept = fs::read_dir(bed.path("state/images")).expect("read").flatten();
+        kept.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(images(), [id.as_str()]);
+    let other = bed.changed(&id, |captured| captured["cold_s"] = 50.0.into());
+    fs::write(bed.path("files/log"), "x".repeat(10)).expect("written");
+    let mut child =
+        bed.agent(&["restore", &other, "--keep-gib", "0.2"]).stderr(Stdio::null()).spawn().expect("started");
+    let began = Instant::now();
+    while images() != [other.as_str()] {
+        assert!(began.elapsed() < PATIENCE, "{:?}", images());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+}
+
 #[test]
 fn a_capture_that_fails_stores_nothing() {
     let Some(criu) = criu() else { return };

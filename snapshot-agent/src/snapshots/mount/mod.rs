@@ -60,7 +60,11 @@ pub struct Options {
     scratch: Option<PathBuf>,
 }
 
-fn gib(text: &str) -> Result<f64, String> {
+/// A size in GiB.
+///
+/// # Errors
+/// It is no number above 0.
+pub fn gib(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(gib) if gib.is_finite() && gib > 0.0 => Ok(gib),
         _ => Err("give a number above 0".into()),
