@@ -91,6 +91,7 @@ impl Held {
         self.tell(order)?;
         match self.said.recv_timeout(patience) {
             Ok(Said::Failed(why)) => bail!("{why}"),
+            Ok(Said::Ended { code, signal }) => bail!("the workload {}", Ended { code, signal }),
             Ok(said) => Ok(said),
             Err(RecvTimeoutError::Timeout) => bail!("no answer in {} s", patience.as_secs()),
             Err(RecvTimeoutError::Disconnected) => bail!("no namespace of processes can be made: run as root"),
@@ -130,8 +131,7 @@ impl Held {
     pub fn dump(&mut self, images: &Path) -> anyhow::Result<()> {
         match self.ask(&Order::Dump(images.to_owned()), ENGINE_PATIENCE)? {
             Said::Dumped => Ok(()),
-            Said::Ended { code, signal } => bail!("the workload {}", Ended { code, signal }),
-            other @ (Said::Runs(_) | Said::Failed(_)) => bail!("the holder says {other:?}"),
+            other => bail!("the holder says {other:?}"),
         }
     }
 
