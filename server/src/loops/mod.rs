@@ -96,8 +96,7 @@ impl Context {
 
     /// The newest plan; none where there is none, or one of another version, which says nothing of what is wanted now.
     async fn newest_plan(&self) -> Result<Option<PlanRecord>, StoreError> {
-        let newest = self.app.store.plans(i64::MAX, 1).await?;
-        Ok(newest.first().and_then(|plan| serde_json::from_str(&plan.body).ok()))
+        Ok(self.app.store.plans(i64::MAX, 1).await?.first().and_then(|plan| read_plan(&plan.body)))
     }
 
     /// Tells a provider that wants to know which of its instances run. Where that is not known, it is told nothing.
@@ -108,6 +107,11 @@ impl Context {
         }
         Ok(())
     }
+}
+
+/// A plan as it was written down, if it is of this version.
+fn read_plan(body: &str) -> Option<PlanRecord> {
+    serde_json::from_str(body).ok()
 }
 
 /// A loop failed; the next run tries again.

@@ -13,7 +13,7 @@ use planner::gather::nodes_to_release;
 use planner::rolling::{self, RollingMemory};
 use protocol::BudgetSpec;
 
-use super::{Context, LoopError};
+use super::{Context, LoopError, read_plan};
 use crate::app::App;
 use crate::config::Planning;
 use crate::store::{StoreError, Write, text_of};
@@ -60,10 +60,12 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     if !app.board.was_asked_in(term) {
         return Ok("waits until the providers have said what they sell".into());
     }
-    let last = app.store.plans(i64::MAX, 1).await?.first().map_or(0, |p| p.epoch);
+    let newest = app.store.plans(i64::MAX, 1).await?;
+    let last = newest.first().map_or(0, |plan| plan.epoch);
+    // Only copies are weighed by it.
     let has_snapshots = !app.book()?.snapshots().is_empty();
-    let newest = if has_snapshots { context.newest_plan().await? } else { None };
-    let outlook = newest.map(|plan| Outlook::of(&plan.input));
+    let before = newest.first().filter(|_| has_snapshots).and_then(|plan| read_plan(&plan.body));
+    let outlook = before.map(|plan| Outlook::of(&plan.input));
     let (inputs, budget) = gather(app, &context.planning, outlook.as_ref(), app.now_ms()).await?;
     if inputs.classes.is_empty() || inputs.offers.is_empty() {
         return Ok(format!("{} classes, {} offers: nothing to plan", inputs.classes.len(), inputs.offers.len()));
