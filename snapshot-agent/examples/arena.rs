@@ -47,7 +47,7 @@ fn leaves(folder: &Path, bytes: u64) -> anyhow::Result<Vec<OnDisk>> {
         std::fs::write(&path, &content)?;
         std::fs::File::open(&path)?.sync_all()?;
         all.write_all(&content)?;
-        leaves.push(OnDisk { id: LeafId::of(&content), bytes: LEAF_BYTES as u32, path });
+        leaves.push(OnDisk { id: LeafId::of(&content), bytes: LEAF_BYTES as u32, path, at: 0 });
     }
     all.sync_all()?;
     Ok(leaves)

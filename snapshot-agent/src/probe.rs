@@ -6,7 +6,8 @@ use health::gate::{
 use health::kernel_log::PciAddress;
 use serde::{Deserialize, Serialize};
 
-use crate::gpu::{self, Checkpoints, Effort, Measured, ProcessState, Step};
+use crate::gpu::bulk::{self, Bulk};
+use crate::gpu::{self, Checkpoints, Effort, Measured, Paused, ProcessState, Step};
 use crate::nvml::{Library, Nvml, WATCHED, read_all};
 
 /// A question.
@@ -33,8 +34,14 @@ pub enum Ask {
     Products(Effort),
     /// Copies in a ring of GPUs.
     Peers(Vec<(u32, PciAddress)>),
-    /// A step of the driver's checkpoint of a process.
-    Checkpoint(i32, Step),
+    /// A step of the driver's checkpoint of processes, of all at the same time.
+    Checkpoint(Vec<i32>, Step),
+    /// Have processes stand still, but for the driver's threads and the library's.
+    Pause(Vec<i32>),
+    /// Let all of them go on.
+    GoOn,
+    /// Bulk memory of workloads.
+    Bulk(bulk::Ask),
 }
 
 /// An answer.
@@ -61,8 +68,12 @@ pub enum Answer {
     Products(Products),
     /// To [`Ask::Peers`].
     Peers(Vec<Peer>),
-    /// To [`Ask::Checkpoint`].
-    Checkpoint(ProcessState),
+    /// To [`Ask::Checkpoint`], for each process.
+    Checkpoint(Vec<Look<ProcessState>>),
+    /// To [`Ask::Pause`] and [`Ask::GoOn`].
+    Done,
+    /// To [`Ask::Bulk`].
+    Bulk(bulk::Answer),
 }
 
 /// What watching sees.
@@ -103,6 +114,8 @@ pub struct Hardware {
     library: Option<Library>,
     gpu: Option<Measured>,
     checkpoints: Option<Checkpoints>,
+    paused: Vec<Paused>,
+    bulk: Bulk,
 }
 
 impl Probe for Hardware {
@@ -125,18 +138,45 @@ impl Probe for Hardware {
             Ask::Copies => Ok(Answer::Copies(self.gpu()?.copies()?)),
             Ask::Products(effort) => Ok(Answer::Products(self.gpu()?.products(*effort)?)),
             Ask::Peers(gpus) => Ok(Answer::Peers(gpu::peers(gpus)?)),
-            Ask::Checkpoint(pid, step) => {
-                if self.checkpoints.is_none() {
-                    self.checkpoints = Some(Checkpoints::load()?);
-                }
-                let checkpoints = self.checkpoints.as_ref().ok_or_else(|| Unseen::NoDriver("not loaded".into()))?;
-                Ok(Answer::Checkpoint(checkpoints.step(*pid, *step)?))
+            Ask::Checkpoint(pids, step) => {
+                let checkpoints = self.checkpoints()?;
+                let states = std::thread::scope(|scope| {
+                    let start = |pid: &i32| {
+                        let pid = *pid;
+                        scope.spawn(move || checkpoints.step(pid, step))
+                    };
+                    let started: Vec<_> = pids.iter().map(start).collect();
+                    let ended = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                        thread.join().unwrap_or_else(|_| Err(Unseen::Crashed("a call".into())))
+                    };
+                    started.into_iter().map(ended).collect()
+                });
+                Ok(Answer::Checkpoint(states))
             }
+            Ask::Pause(pids) => {
+                for pid in pids {
+                    let driver = self.checkpoints()?.restore_thread(*pid);
+                    self.paused.push(Paused::new(*pid, driver)?);
+                }
+                Ok(Answer::Done)
+            }
+            Ask::GoOn => {
+                self.paused.clear();
+                Ok(Answer::Done)
+            }
+            Ask::Bulk(ask) => Ok(Answer::Bulk(self.bulk.answer(ask)?)),
         }
     }
 }
 
 impl Hardware {
+    fn checkpoints(&mut self) -> Look<&Checkpoints> {
+        if self.checkpoints.is_none() {
+            self.checkpoints = Some(Checkpoints::load()?);
+        }
+        self.checkpoints.as_ref().ok_or_else(|| Unseen::NoDriver("not loaded".into()))
+    }
+
     fn gpu(&mut self) -> Look<&mut Measured> {
         self.gpu.as_mut().ok_or_else(|| Unseen::NotReached("there is no context".into()))
     }

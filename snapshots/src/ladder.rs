@@ -32,6 +32,8 @@ pub const STRIKES_MAX: u32 = 3;
 const STARTS_KEPT: usize = 16;
 /// Bytes a second that an engine reads its images at before it was measured: CRIU 4.1 on one disk.
 const IMAGE_BYTES_PER_S: f64 = 1.5e9;
+/// Bytes a second that device memory comes back at before it was measured: half of what PCIe of generation 5 carries.
+const DEVICE_BYTES_PER_S: f64 = 2.5e10;
 /// Seconds of a restore beside those in which bytes move, before it was measured.
 const RESTORE_S: f64 = 0.5;
 
@@ -77,8 +79,10 @@ pub struct Situation {
     pub history: History,
     /// Seconds of the cold start before the capture.
     pub cold_s: f64,
-    /// Bytes of the snapshot.
-    pub bytes: u64,
+    /// Bytes of the snapshot that the engine reads.
+    pub engine_bytes: u64,
+    /// Bytes of it that go to GPUs by themselves, meanwhile.
+    pub device_bytes: u64,
     /// Bytes of it that are not on this host.
     pub missing_bytes: u64,
     /// What the host fetches, bytes a second.
@@ -122,7 +126,8 @@ pub fn ladder(situation: &Situation) -> Vec<Step> {
     };
     let cold_s = median(&situation.history.cold_starts_s).unwrap_or(situation.cold_s);
     let fetch_s = situation.missing_bytes as f64 / situation.fetch_bytes_per_s.max(1.0);
-    let read_s = RESTORE_S + situation.bytes as f64 / IMAGE_BYTES_PER_S;
+    let engine_s = situation.engine_bytes as f64 / IMAGE_BYTES_PER_S;
+    let read_s = RESTORE_S + engine_s.max(situation.device_bytes as f64 / DEVICE_BYTES_PER_S);
     let restore_s = fetch_s + median(&situation.history.restores_s).unwrap_or(read_s);
     let mut against: Vec<Against> = situation.refusals.iter().cloned().map(Against::from).collect();
     if situation.history.strikes >= STRIKES_MAX {
@@ -146,7 +151,8 @@ mod tests {
             refusals: Vec::new(),
             history: History::default(),
             cold_s: 60.0,
-            bytes: 3_000_000_000,
+            engine_bytes: 3_000_000_000,
+            device_bytes: 0,
             missing_bytes: 0,
             fetch_bytes_per_s: 1e9,
         }
@@ -164,6 +170,9 @@ mod tests {
     fn the_best_rung_that_nothing_speaks_against() {
         assert_eq!(tried(&situation()), Rung::Restore);
         assert!((ladder(&situation())[0].expected_s - 2.5).abs() < 1e-9);
+        // Both go on at once.
+        let device = Situation { device_bytes: 100_000_000_000, ..situation() };
+        assert!((ladder(&device)[0].expected_s - 4.5).abs() < 1e-9);
         let refused = Situation { refusals: vec![Refusal::NoEngine("criu".into())], ..situation() };
         assert_eq!(tried(&refused), Rung::ColdStart);
         // A minute of fetching is more than a minute of starting.

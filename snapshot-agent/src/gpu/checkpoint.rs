@@ -1,4 +1,4 @@
-//! The driver's checkpoints of other processes (CUDA driver API, `cuCheckpointProcess*`, from CUDA 12.8 on). Five functions,
+//! The driver's checkpoints of other processes (CUDA driver API, `cuCheckpointProcess*`, from CUDA 12.8 on). Six functions,
 //! looked up by name, since bindings of older versions lack them.
 
 #![allow(unsafe_code)]
@@ -9,10 +9,11 @@ use health::gate::{Look, Unseen};
 use libloading::Library;
 use serde::{Deserialize, Serialize};
 
+use super::bulk::Uuid;
 use super::cuda;
 
 /// What is done to a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
     /// Says what state it is in. Fails for one that does not use CUDA.
@@ -21,8 +22,8 @@ pub enum Step {
     Lock(u32),
     /// Takes its memory and handles off the GPUs, into its own host memory.
     Checkpoint,
-    /// Brings them back.
-    Restore,
+    /// Brings them back: each GPU that it had, and the one in its place. Without any, onto the same ones.
+    Restore(Vec<(Uuid, Uuid)>),
     /// Lets its calls go on.
     Unlock,
 }
@@ -58,9 +59,20 @@ impl Args {
         args.0[..4].copy_from_slice(&timeout_ms.to_ne_bytes());
         args
     }
+
+    /// `gpuPairs` and `gpuPairsCount`, from CUDA 13.0 on.
+    fn onto(pairs: &[(Uuid, Uuid)]) -> Self {
+        let mut args = Self::none();
+        if !pairs.is_empty() {
+            args.0[..8].copy_from_slice(&(pairs.as_ptr() as usize).to_ne_bytes());
+            args.0[8..12].copy_from_slice(&(pairs.len() as u32).to_ne_bytes());
+        }
+        args
+    }
 }
 
 type OfState = unsafe extern "C" fn(c_int, *mut c_uint) -> c_uint;
+type OfThread = unsafe extern "C" fn(c_int, *mut c_int) -> c_uint;
 type OfStep = unsafe extern "C" fn(c_int, *mut Args) -> c_uint;
 
 /// The functions.
@@ -69,6 +81,7 @@ pub struct Checkpoints {
     /// Keeps them loaded.
     _library: Library,
     state: OfState,
+    thread: OfThread,
     lock: OfStep,
     checkpoint: OfStep,
     restore: OfStep,
@@ -93,8 +106,12 @@ impl Checkpoints {
         // SAFETY: as above.
         let state = unsafe { library.get::<OfState>(b"cuCheckpointProcessGetState") };
         let state = *state.map_err(|_| missing("cuCheckpointProcessGetState"))?;
+        // SAFETY: as above.
+        let thread = unsafe { library.get::<OfThread>(b"cuCheckpointProcessGetRestoreThreadId") };
+        let thread = *thread.map_err(|_| missing("cuCheckpointProcessGetRestoreThreadId"))?;
         Ok(Self {
             state,
+            thread,
             lock: step("cuCheckpointProcessLock")?,
             checkpoint: step("cuCheckpointProcessCheckpoint")?,
             restore: step("cuCheckpointProcessRestore")?,
@@ -107,12 +124,12 @@ impl Checkpoints {
     ///
     /// # Errors
     /// The driver refuses.
-    pub fn step(&self, pid: i32, step: Step) -> Look<State> {
+    pub fn step(&self, pid: i32, step: &Step) -> Look<State> {
         let (function, mut args) = match step {
             Step::State => return self.state(pid),
-            Step::Lock(timeout_ms) => (self.lock, Args::within(timeout_ms)),
+            Step::Lock(timeout_ms) => (self.lock, Args::within(*timeout_ms)),
             Step::Checkpoint => (self.checkpoint, Args::none()),
-            Step::Restore => (self.restore, Args::none()),
+            Step::Restore(pairs) => (self.restore, Args::onto(pairs)),
             Step::Unlock => (self.unlock, Args::none()),
         };
         // SAFETY: the arguments live as long as the call, and are as long as the driver reads.
@@ -120,10 +137,19 @@ impl Checkpoints {
         self.state(pid)
     }
 
+    /// The thread of a process that the driver's Restore runs in.
+    #[must_use]
+    pub fn restore_thread(&self, pid: i32) -> Option<i32> {
+        let mut thread = 0;
+        // SAFETY: the driver writes one number.
+        let code = unsafe { (self.thread)(pid, &raw mut thread) };
+        (code == 0).then_some(thread)
+    }
+
     fn state(&self, pid: i32) -> Look<State> {
         let mut state = 0;
         // SAFETY: the driver writes one number.
-        done(Step::State, unsafe { (self.state)(pid, &raw mut state) })?;
+        done(&Step::State, unsafe { (self.state)(pid, &raw mut state) })?;
         Ok(match state {
             0 => State::Running,
             1 => State::Locked,
@@ -138,7 +164,7 @@ fn missing(name: &str) -> Unseen {
     Unseen::MissingSymbol(format!("{name}: install driver 580 or later"))
 }
 
-fn done(step: Step, code: c_uint) -> Look<()> {
+fn done(step: &Step, code: c_uint) -> Look<()> {
     let why = match code {
         0 => return Ok(()),
         1 => "invalid value",
@@ -150,5 +176,12 @@ fn done(step: Step, code: c_uint) -> Look<()> {
         801 => "not supported",
         _ => "see CUresult in cuda.h",
     };
-    Err(Unseen::Error(format!("{step:?}: the driver answers {code} ({why})")))
+    let name = match step {
+        Step::State => "State",
+        Step::Lock(_) => "Lock",
+        Step::Checkpoint => "Checkpoint",
+        Step::Restore(_) => "Restore",
+        Step::Unlock => "Unlock",
+    };
+    Err(Unseen::Error(format!("{name}: the driver answers {code} ({why})")))
 }

@@ -10,13 +10,14 @@ use snapshots::manifest::{Kind, Reference};
 
 use super::answer;
 use super::criu::Criu;
-use super::device::Driver;
+use super::device::freeze::{Frozen, freeze};
 use super::engine::Engine;
 use super::facts;
-use super::held::Held;
-use super::recipe::Recipe;
+use super::held::{Held, Where};
+use super::library;
+use super::recipe::{DeviceMemory, Recipe};
 use super::records::{CAPTURED, Captured, IMAGES, RECIPE};
-use crate::snapshots::put::{self, About, Done};
+use crate::snapshots::put::{self, About, Done, Source};
 use crate::snapshots::store::Store;
 
 /// A phase with its seconds.
@@ -27,8 +28,8 @@ pub type Phase = (&'static str, f64);
 pub struct Capture<'a> {
     /// The recipe.
     pub recipe: &'a Recipe,
-    /// CRIU.
-    pub criu: Option<&'a Path>,
+    /// Where engines are.
+    pub engines: &'a Where,
     /// A folder with room for the process's memory.
     pub work: &'a Path,
     /// Objects that it needs beside.
@@ -62,7 +63,7 @@ pub fn capture(
     capture: Capture<'_>,
     phases: &mut Vec<Phase>,
 ) -> anyhow::Result<Done> {
-    let engine = Criu::new(capture.criu.map(Into::into));
+    let engine = Criu::new(capture.engines.criu.clone());
     // Before minutes are spent on a start.
     let version = timed(phases, "engine", || Ok(engine.probe()?))?;
     let recipe = capture.recipe;
@@ -70,10 +71,14 @@ pub fn capture(
         .with_context(|| format!("cannot write into {}: choose another --work", capture.work.display()))?;
     let images = folder.path().join(IMAGES);
     std::fs::create_dir(&images).context("cannot make a folder")?;
-    let mut held = Held::new(capture.criu)?;
+    let library = match recipe.device_memory {
+        DeviceMemory::Split => library::install(&capture.engines.interposers)?,
+        DeviceMemory::Driver => None,
+    };
+    let mut held = Held::new(capture.engines.criu.as_deref())?;
     let mut cold = Vec::new();
     timed(&mut cold, "cold start", || {
-        held.start(recipe)?;
+        held.start(&with_library(recipe, library.as_deref()))?;
         answer::wait_until_ready(&mut held, &recipe.ready)
     })?;
     let cold_s = cold[0].1;
@@ -82,28 +87,46 @@ pub fn capture(
     let answered = timed(phases, "canary", || recipe.canary.as_ref().map(answer::asked).transpose())?;
     timed(phases, "before capture", || answer::run(&recipe.before_capture, "before_capture"))?;
     let outlets = held.outlets.clone();
-    let devices = timed(phases, "device memory", || {
-        let mut driver = Driver::new()?;
-        let Some(devices) = driver.devices() else { return Ok(None) };
-        let using = driver.using(&held.pids());
-        if using.is_empty() {
-            return Ok(None);
-        }
-        driver.freeze(&using, &devices.driver).context("the driver cannot take it off the GPUs")?;
-        Ok(Some(devices))
-    })?;
+    let frozen = freeze(&held, phases)?;
     timed(phases, "dump", || held.dump(&images))?;
     drop(held);
-    let captured = Captured::new(facts::requirements(&engine, version, devices), outlets, cold_s, answered);
+    let (devices, gpus, parts) = match frozen {
+        Some(Frozen { devices, gpus, parts }) => (Some(devices), gpus, parts),
+        None => (None, Vec::new(), Vec::new()),
+    };
+    let mut captured = Captured::new(facts::requirements(&engine, version, devices), outlets, cold_s, answered);
+    captured.gpus = gpus;
+    captured.parts = parts.iter().map(|(part, _)| part.clone()).collect();
+    captured.library.clone_from(&library);
     let write = |name: &str, bytes: Vec<u8>| {
         std::fs::write(folder.path().join(name), bytes).with_context(|| format!("cannot write {name}"))
     };
     write(CAPTURED, serde_json::to_vec_pretty(&captured).context("cannot write what it needs")?)?;
     write(RECIPE, toml::to_string(recipe).context("cannot write the recipe")?.into_bytes())?;
+    if let Some(library) = library {
+        write(library::STREAM, std::fs::read(&library).context("cannot read the library")?)?;
+    }
     let Capture { references, labels, compression, .. } = capture;
     let about = About { kind: Kind::Snapshot, compression, references, labels };
     timed(phases, "store", || {
-        let sources = put::sources(folder.path())?;
+        let mut sources = put::sources(folder.path())?;
+        // Device memory is stored from where it was copied to.
+        sources.extend(parts.iter().map(|(part, memory)| Source {
+            name: part.stream.clone(),
+            path: memory.path(),
+            bytes: part.bytes(),
+        }));
         runtime.block_on(put::put(store, &sources, about, |_| {}))
     })
+}
+
+/// The same workload with a library before all others that it names itself.
+fn with_library(recipe: &Recipe, library: Option<&Path>) -> Recipe {
+    const PRELOAD: &str = "LD_PRELOAD";
+    let mut recipe = recipe.clone();
+    if let Some(library) = library {
+        let own = recipe.environment.get(PRELOAD).map(|own| format!(":{own}")).unwrap_or_default();
+        recipe.environment.insert(PRELOAD.into(), format!("{}{own}", library.display()));
+    }
+    recipe
 }

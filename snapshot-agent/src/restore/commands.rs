@@ -14,10 +14,11 @@ use snapshots::leaf::Compression;
 use super::capture::{self, Capture, Phase};
 use super::held::{Ended, Held, Where};
 use super::recipe::Recipe;
-use super::start::{Known, Tried};
+use super::start::{Ground, Known, Tried};
 use crate::snapshots::commands::{At, label, size};
 use crate::snapshots::mount::gib;
 use crate::snapshots::put;
+use crate::snapshots::store::Store;
 
 /// How often it is looked whether a workload has ended.
 const LOOK: Duration = Duration::from_millis(200);
@@ -30,9 +31,9 @@ pub struct CaptureOptions {
     /// Which store.
     #[command(flatten)]
     at: At,
-    /// CRIU.
+    /// Engines.
     #[command(flatten)]
-    criu: Where,
+    engines: Where,
     /// A folder with room for the process's memory.
     #[arg(long, default_value = "/var/tmp", value_name = "FOLDER")]
     work: PathBuf,
@@ -55,15 +56,22 @@ pub struct RestoreOptions {
     /// Which store.
     #[command(flatten)]
     at: At,
-    /// CRIU.
+    /// Engines.
     #[command(flatten)]
-    criu: Where,
+    engines: Where,
     /// Where this host keeps images that it fetched, and remembers how starts went.
     #[arg(long, env = "PILOTLIGHT_STATE", default_value = "/var/lib/pilotlight-agent/restore", value_name = "FOLDER")]
     state: PathBuf,
     /// How much of images it keeps there, GiB; those go first that were started longest ago.
     #[arg(long, default_value_t = 500.0, value_parser = gib, value_name = "GIB")]
     keep_gib: f64,
+    /// How much memory device memory may take on its way to the GPUs, GiB.
+    #[arg(long, default_value_t = 4.0, value_parser = gib, value_name = "GIB")]
+    memory_gib: f64,
+    /// Makes ready what can be, with all device memory in memory that the GPUs read themselves, and starts the workload when a
+    /// line comes on standard input.
+    #[arg(long, conflicts_with = "explain")]
+    standby: bool,
     /// Says what would be tried and why, and starts nothing.
     #[arg(long)]
     explain: bool,
@@ -88,8 +96,8 @@ pub fn capture(options: &CaptureOptions) -> anyhow::Result<ExitCode> {
     let references = runtime.block_on(put::references(&store, &options.needs))?;
     let labels: BTreeMap<String, String> = options.labels.iter().cloned().collect();
     let compression = if options.compress { Compression::IfWorthwhile } else { Compression::Never };
-    let criu = options.criu.criu.as_deref();
-    let what = Capture { recipe: &recipe, criu, work: &options.work, references, labels, compression };
+    let engines = &options.engines;
+    let what = Capture { recipe: &recipe, engines, work: &options.work, references, labels, compression };
     let mut phases = Vec::new();
     let done = capture::capture(&runtime, &store, what, &mut phases)?;
     eprint!("{}", table(&phases));
@@ -106,20 +114,43 @@ pub fn capture(options: &CaptureOptions) -> anyhow::Result<ExitCode> {
 pub fn restore(options: &RestoreOptions) -> anyhow::Result<ExitCode> {
     let runtime = runtime()?;
     let store = options.at.open()?;
-    let keep_bytes = (options.keep_gib * f64::from(1 << 30)) as u64;
-    let known = Known::of(&runtime, &store, options.id, (&options.state, keep_bytes))?;
+    let bytes = |gib: f64| (gib * f64::from(1 << 30)) as u64;
+    let (keep_bytes, memory_bytes) = (bytes(options.keep_gib), bytes(options.memory_gib));
+    let (state, engines) = (options.state.clone(), options.engines.clone());
+    let ground = Ground { state, keep_bytes, memory_bytes, engines };
+    let mut known = Known::of(&runtime, &store, options.id, ground)?;
     if options.forget {
         known.forget()?;
     }
-    let criu = options.criu.criu.as_deref();
-    let steps = known.ladder(criu);
+    if options.standby {
+        prepare(&mut known, &runtime, &store);
+    }
+    let steps = known.ladder();
     if options.explain {
         print!("{}", explained(&steps));
         return Ok(ExitCode::SUCCESS);
     }
     let mut stop = Stop::listen(&runtime)?;
-    let held = known.bring_up(&runtime, &store, criu, &steps, |tried| eprint!("{}", said(tried)))?;
+    if options.standby {
+        stand_by()?;
+    }
+    let held = known.bring_up(&runtime, &store, &steps, |tried| eprint!("{}", said(tried)))?;
     Ok(wait(held, &mut stop))
+}
+
+/// Makes ready what can be. What cannot be is tried again when the word comes, and said then.
+fn prepare(known: &mut Known, runtime: &tokio::runtime::Runtime, store: &Store) {
+    if let Err(error) = known.prepare(runtime, store, true) {
+        eprintln!("not ready: {}", crate::snapshots::in_one_line(error.as_ref()));
+    }
+}
+
+/// Waits for the word.
+fn stand_by() -> anyhow::Result<()> {
+    eprintln!("stands by: a line on standard input starts it");
+    let read = std::io::stdin().read_line(&mut String::new()).context("standard input cannot be read")?;
+    anyhow::ensure!(read > 0, "standard input ended before the word came");
+    Ok(())
 }
 
 /// Whether somebody wants this to end.

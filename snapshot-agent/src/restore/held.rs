@@ -205,10 +205,18 @@ impl Drop for Held {
     }
 }
 
-/// Where CRIU is, if the command line or the environment says so.
+/// Where engines are, if the command line or the environment says so.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Where {
     /// CRIU, 4.2 or later; without it the one in PATH.
     #[arg(long, env = "PILOTLIGHT_CRIU", value_name = "FILE")]
     pub criu: Option<PathBuf>,
+    /// Where the library lies that workloads have preloaded: the same on all hosts, since captured processes have it mapped.
+    #[arg(
+        long,
+        env = "PILOTLIGHT_INTERPOSERS",
+        default_value = "/var/lib/pilotlight-agent/interposers",
+        value_name = "FOLDER"
+    )]
+    pub interposers: PathBuf,
 }

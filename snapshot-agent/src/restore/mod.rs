@@ -13,6 +13,7 @@ mod engine;
 mod facts;
 mod held;
 mod holder;
+mod library;
 mod recipe;
 mod records;
 mod start;

@@ -35,9 +35,23 @@ pub struct Recipe {
     /// Run after a restore, before it counts as ready.
     #[serde(default)]
     pub after_restore: Vec<Vec<String>>,
+    /// How its device memory is captured.
+    #[serde(default)]
+    pub device_memory: DeviceMemory,
     /// A question whose answer after a restore must be the one that it gave when it was captured.
     #[serde(default)]
     pub canary: Option<Canary>,
+}
+
+/// How device memory is captured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceMemory {
+    /// Bulk memory by the agent, at the speed of the bus: a library is preloaded into the workload. The rest by the driver.
+    #[default]
+    Split,
+    /// All of it by the driver.
+    Driver,
 }
 
 /// When a workload serves: an answer, never a state.

@@ -8,7 +8,9 @@ use snapshots::ObjectId;
 use snapshots::compatibility::Requirements;
 use snapshots::ladder::History;
 
+use super::device::Part;
 use super::engine::Outlets;
+use crate::gpu::bulk::Uuid;
 
 /// Stream of [`Captured`].
 pub const CAPTURED: &str = "capture.json";
@@ -16,8 +18,10 @@ pub const CAPTURED: &str = "capture.json";
 pub const RECIPE: &str = "recipe.toml";
 /// Folder of the engine's images.
 pub const IMAGES: &str = "host";
+/// Folder of device memory.
+const DEVICE: &str = "device";
 /// The newest format that this build reads and writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What is known of a captured process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,13 +35,23 @@ pub struct Captured {
     pub cold_s: f64,
     /// What it answered to its canary.
     pub answer: Option<String>,
+    /// Identities of the GPUs of its host, as CUDA counts them.
+    #[serde(default)]
+    pub gpus: Vec<Uuid>,
+    /// Bulk memory that is in streams of its own.
+    #[serde(default)]
+    pub parts: Vec<Part>,
+    /// The library that its processes have mapped.
+    #[serde(default)]
+    pub library: Option<PathBuf>,
 }
 
 impl Captured {
     /// Of this format.
     #[must_use]
     pub fn new(requirements: Requirements, outlets: Outlets, cold_s: f64, answer: Option<String>) -> Self {
-        Self { format: FORMAT, requirements, outlets, cold_s, answer }
+        let (gpus, parts) = (Vec::new(), Vec::new());
+        Self { format: FORMAT, requirements, outlets, cold_s, answer, gpus, parts, library: None }
     }
 
     /// Reads it.
@@ -50,7 +64,11 @@ impl Captured {
             format: u32,
         }
         let head: Head = serde_json::from_slice(bytes).context("the snapshot does not say what it needs")?;
-        ensure!(head.format == FORMAT, "the snapshot has format {}, this build reads {FORMAT}; update it", head.format);
+        ensure!(
+            (1..=FORMAT).contains(&head.format),
+            "the snapshot has format {}, this build reads up to {FORMAT}; update it",
+            head.format
+        );
         serde_json::from_slice(bytes).context("the snapshot does not say what it needs")
     }
 }
@@ -106,7 +124,7 @@ impl Memory {
 pub fn make_room(images: &Path, most_bytes: u64) {
     let bytes_of = |snapshot: &Path| -> u64 {
         let below = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten();
-        let files = below(snapshot).chain(below(&snapshot.join(IMAGES)));
+        let files = below(snapshot).chain(below(&snapshot.join(IMAGES))).chain(below(&snapshot.join(DEVICE)));
         files.filter_map(|file| file.metadata().ok()).filter(|meta| meta.is_file()).map(|meta| meta.len()).sum()
     };
     let last_start = |snapshot: &Path| {

@@ -1,7 +1,7 @@
 //! A workload brought up by the best rung that works: each failure ends all of what it started and tries the next one, in the
 //! same place.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use snapshots::compatibility::refusals;
@@ -12,15 +12,18 @@ use snapshots::{Manifest, ObjectId};
 use super::answer;
 use super::capture::{Phase, timed};
 use super::criu::Criu;
-use super::device::Driver;
+use super::device::Part;
+use super::device::driver::Driver;
+use super::device::thaw::{Prepared, Stored, file_of};
 use super::engine::Engine;
 use super::facts;
-use super::held::Held;
+use super::held::{Held, Where};
+use super::library;
 use super::recipe::Recipe;
 use super::records::{self, CAPTURED, Captured, IMAGES, Memory, RECIPE};
 use crate::snapshots::get;
-use crate::snapshots::store::Store;
 use crate::snapshots::store::lease::Lease;
+use crate::snapshots::store::{self, Store};
 
 /// What a host fetches before it was measured, bytes a second.
 const FETCH_BYTES_PER_S: f64 = 5e8;
@@ -39,8 +42,32 @@ pub struct Known {
     memory: Memory,
     /// Where its files are, or will be.
     files: PathBuf,
+    ground: Ground,
+    /// What is asked about GPUs.
+    driver: Option<Driver>,
+    ready: Option<Ready>,
+}
+
+/// What was made ready for a restore.
+#[derive(Debug)]
+struct Ready {
+    /// A holder that waits for the tree.
+    holder: Held,
+    /// CUDA and memory, where the tree uses GPUs.
+    device: Option<Prepared>,
+}
+
+/// Of this host.
+#[derive(Debug, Clone)]
+pub struct Ground {
+    /// Where files are kept and starts remembered.
+    pub state: PathBuf,
     /// Most bytes of files of all snapshots that are kept.
-    keep_bytes: u64,
+    pub keep_bytes: u64,
+    /// Most memory for device memory on its way, bytes.
+    pub memory_bytes: u64,
+    /// Where engines are.
+    pub engines: Where,
 }
 
 /// What was tried, and what came of it.
@@ -59,12 +86,7 @@ impl Known {
     ///
     /// # Errors
     /// There is no snapshot, or the store fails.
-    pub fn of(
-        runtime: &tokio::runtime::Runtime,
-        store: &Store,
-        id: ObjectId,
-        (state, keep_bytes): (&Path, u64),
-    ) -> anyhow::Result<Self> {
+    pub fn of(runtime: &tokio::runtime::Runtime, store: &Store, id: ObjectId, ground: Ground) -> anyhow::Result<Self> {
         let manifest = runtime.block_on(store.manifest(id))?;
         ensure!(
             manifest.kind == Kind::Snapshot,
@@ -78,24 +100,29 @@ impl Known {
         let captured = Captured::parse(&document(CAPTURED)?)?;
         let recipe = String::from_utf8(document(RECIPE)?).context("the recipe is no text")?;
         let recipe = Recipe::parse(&recipe).context("the snapshot's recipe")?;
-        let memory = Memory::of(state, id)?;
-        let files = state.join("images").join(id.to_string());
-        Ok(Self { id, captured, recipe, memory, files, keep_bytes, manifest })
+        let memory = Memory::of(&ground.state, id)?;
+        let files = ground.state.join("images").join(id.to_string());
+        Ok(Self { id, captured, recipe, memory, files, manifest, ground, driver: None, ready: None })
     }
 
     /// The rungs, each with what is expected of it here.
     #[must_use]
-    pub fn ladder(&self, criu: Option<&Path>) -> Vec<Step> {
-        let engine = Criu::new(criu.map(Into::into));
+    pub fn ladder(&mut self) -> Vec<Step> {
+        let engine = Criu::new(self.ground.engines.criu.clone());
         let uses_gpus = self.captured.requirements.devices.is_some();
-        let devices = if uses_gpus { Driver::new().ok().and_then(|mut driver| driver.devices()) } else { None };
+        if uses_gpus && self.driver.is_none() {
+            self.driver = Driver::new().ok();
+        }
+        let devices = self.driver.as_mut().and_then(Driver::devices);
         let host = facts::host(&[&engine as &dyn Engine], devices);
         let bytes = self.manifest.bytes();
+        let device_bytes = self.captured.parts.iter().map(Part::bytes).sum();
         ladder(&Situation {
             refusals: refusals(&self.captured.requirements, &host),
             history: self.memory.read(),
             cold_s: self.captured.cold_s,
-            bytes,
+            engine_bytes: bytes.saturating_sub(device_bytes),
+            device_bytes,
             missing_bytes: if self.files.exists() { 0 } else { bytes },
             fetch_bytes_per_s: FETCH_BYTES_PER_S,
         })
@@ -114,18 +141,17 @@ impl Known {
     /// # Errors
     /// Not even a cold start works.
     pub fn bring_up(
-        &self,
+        &mut self,
         runtime: &tokio::runtime::Runtime,
         store: &Store,
-        criu: Option<&Path>,
         steps: &[Step],
         mut told: impl FnMut(&Tried),
     ) -> anyhow::Result<Held> {
         for step in steps.iter().filter(|step| step.against.is_empty()) {
             let mut phases = Vec::new();
             let came_up = match step.rung {
-                Rung::Restore => self.restored(runtime, store, criu, &mut phases),
-                Rung::ColdStart => self.started(criu, &mut phases),
+                Rung::Restore => self.restored(runtime, store, &mut phases),
+                Rung::ColdStart => self.started(&mut phases),
             };
             let seconds = phases.iter().map(|(_, seconds)| seconds).sum();
             let remembered = self.memory.change(|history| match &came_up {
@@ -148,25 +174,75 @@ impl Known {
         anyhow::bail!("nothing works: see above")
     }
 
+    /// Makes ready what can be: files on this host, CUDA started, and with `load` all device memory in pinned memory.
+    ///
+    /// # Errors
+    /// The store, the disk or the driver fails, or there is no room.
+    pub fn prepare(&mut self, runtime: &tokio::runtime::Runtime, store: &Store, load: bool) -> anyhow::Result<()> {
+        self.fetch(runtime, store)?;
+        if let Some(path) = &self.captured.library {
+            let read = get::stream(store, &self.manifest, library::STREAM, library::BYTES_MAX);
+            let bytes = runtime.block_on(read).context("the snapshot lacks its library")?;
+            library::ensure_at(path, &self.ground.engines.interposers, &bytes)?;
+        }
+        let device = if self.captured.requirements.devices.is_some() {
+            let driver = self.driver.take().map_or_else(Driver::new, Ok)?;
+            let stored = runtime.block_on(self.stored(store))?;
+            Some(Prepared::new(stored, &self.captured.gpus, driver, self.ground.memory_bytes, load)?)
+        } else {
+            None
+        };
+        if load {
+            self.read_images()?;
+        }
+        self.ready = Some(Ready { holder: Held::new(self.ground.engines.criu.as_deref())?, device });
+        Ok(())
+    }
+
+    /// Has the engine's images in the kernel's cache of files.
+    fn read_images(&self) -> anyhow::Result<()> {
+        let images = self.files.join(IMAGES);
+        let shown = || format!("cannot read {}", images.display());
+        for entry in std::fs::read_dir(&images).with_context(shown)? {
+            let mut file = std::fs::File::open(entry.with_context(shown)?.path()).with_context(shown)?;
+            std::io::copy(&mut file, &mut std::io::sink()).with_context(shown)?;
+        }
+        Ok(())
+    }
+
+    /// Bulk memory with its leaves.
+    async fn stored(&self, store: &Store) -> anyhow::Result<Vec<Stored>> {
+        let bytes = store.index(self.manifest.index).await?;
+        let index = store::index(&bytes, self.manifest.index)?;
+        let ranges = self.manifest.ranges(&index)?;
+        let of = |part: &Part| -> anyhow::Result<Stored> {
+            let number = self.manifest.streams.iter().position(|stream| stream.name == part.stream);
+            let number = number.with_context(|| format!("the snapshot lacks {}", part.stream))?;
+            ensure!(self.manifest.streams[number].bytes == part.bytes(), "its {} has another length", part.stream);
+            let leaves = ranges[number].clone().filter_map(|leaf| index.leaf(leaf)).collect();
+            Ok(Stored { part: part.clone(), file: file_of(&self.files, part), leaves })
+        };
+        self.captured.parts.iter().map(of).collect()
+    }
+
     fn restored(
-        &self,
+        &mut self,
         runtime: &tokio::runtime::Runtime,
         store: &Store,
-        criu: Option<&Path>,
         phases: &mut Vec<Phase>,
     ) -> anyhow::Result<Held> {
-        if !self.files.exists() {
-            timed(phases, "fetch", || self.fetch(runtime, store))?;
+        if self.ready.is_none() {
+            timed(phases, "prepare", || self.prepare(runtime, store, false))?;
         }
-        let mut held = Held::new(criu)?;
+        let Ready { holder: mut held, device } = self.ready.take().context("nothing was made ready")?;
+        // Memory is filled while the processes come back.
+        let mut filling = device.map(Prepared::fill).transpose()?;
         timed(phases, "processes", || held.restore(&self.files.join(IMAGES), &self.captured.outlets))?;
-        if self.captured.requirements.devices.is_some() {
-            timed(phases, "device memory", || {
-                let mut driver = Driver::new()?;
-                let using = driver.using(&held.pids());
-                ensure!(!using.is_empty(), "no process that came back uses a GPU, where one did");
-                driver.thaw(&using).context("the driver cannot bring it back onto the GPUs")
-            })?;
+        if let Some(filling) = &mut filling {
+            timed(phases, "driver", || filling.contexts(&held))?;
+        }
+        if let Some(filling) = filling {
+            timed(phases, "device memory", || filling.give(&held))?;
         }
         timed(phases, "after restore", || answer::run(&self.recipe.after_restore, "after_restore"))?;
         timed(phases, "ready", || answer::wait_until_ready(&mut held, &self.recipe.ready))?;
@@ -181,8 +257,8 @@ impl Known {
         Ok(held)
     }
 
-    fn started(&self, criu: Option<&Path>, phases: &mut Vec<Phase>) -> anyhow::Result<Held> {
-        let mut held = Held::new(criu)?;
+    fn started(&self, phases: &mut Vec<Phase>) -> anyhow::Result<Held> {
+        let mut held = Held::new(self.ground.engines.criu.as_deref())?;
         timed(phases, "start", || held.start(&self.recipe))?;
         timed(phases, "ready", || answer::wait_until_ready(&mut held, &self.recipe.ready))?;
         Ok(held)
@@ -190,9 +266,12 @@ impl Known {
 
     /// Every byte is verified on its way to the files, which appear whole or not at all.
     fn fetch(&self, runtime: &tokio::runtime::Runtime, store: &Store) -> anyhow::Result<()> {
+        if self.files.exists() {
+            return Ok(());
+        }
         let folder = self.files.parent().context("no folder")?;
         std::fs::create_dir_all(folder).with_context(|| format!("cannot write into {}", folder.display()))?;
-        records::make_room(folder, self.keep_bytes.saturating_sub(self.manifest.bytes()));
+        records::make_room(folder, self.ground.keep_bytes.saturating_sub(self.manifest.bytes()));
         let (manifest, lease) = runtime.block_on(Lease::take_to_read(store, self.id))?;
         let got = runtime.block_on(get::get(store, &manifest, &self.files, |_| {}));
         if let Some(lease) = lease {

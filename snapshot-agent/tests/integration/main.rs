@@ -4,6 +4,7 @@
 mod buckets;
 mod check;
 mod collect;
+mod device;
 mod diagnose;
 mod faults;
 mod kernels;

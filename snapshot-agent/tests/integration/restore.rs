@@ -16,7 +16,7 @@ use crate::store::turns;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// CRIU, if it is there and this process may use it.
-fn criu() -> Option<PathBuf> {
+pub fn criu() -> Option<PathBuf> {
     let built = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/criu/criu"));
     let found = std::env::var_os("PILOTLIGHT_CRIU").map(PathBuf::from).or_else(|| built.exists().then(|| built.into()));
     let found = found.filter(|_| rustix::process::geteuid().is_root());

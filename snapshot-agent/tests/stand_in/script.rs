@@ -9,7 +9,7 @@ use health::kernel_log::PciAddress;
 use serde::Deserialize;
 use snapshot_agent::gpu::Effort;
 use snapshot_agent::nvml::Nvml;
-use snapshot_agent::probe::{Answer, Ask, Probe, asked};
+use snapshot_agent::probe::{Answer, Ask, Hardware, Probe, asked};
 
 /// One GPU. What is not said is that of a healthy H200.
 #[derive(Debug, Clone, Deserialize)]
@@ -44,7 +44,7 @@ struct ScriptedGpu {
 }
 
 /// A host.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Script {
     #[serde(default)]
@@ -52,6 +52,9 @@ pub struct Script {
     gpus: Vec<ScriptedGpu>,
     #[serde(skip)]
     open: Option<PciAddress>,
+    /// Processes are asked about as ever, of whatever driver there is.
+    #[serde(skip)]
+    cuda: Hardware,
 }
 
 impl Script {
@@ -161,7 +164,7 @@ impl Probe for Script {
                 Ok(Answer::Copies(CopyRates { h2d_gbps, d2h_gbps: 55.0, bad_words: 0 }))
             }
             Ask::Products(effort) => Ok(Answer::Products(products(gpu()?, *effort))),
-            Ask::Checkpoint(..) => Err(Unseen::NoDriver("a scripted one has no processes".into())),
+            Ask::Checkpoint(..) | Ask::Pause(_) | Ask::GoOn | Ask::Bulk(_) => self.cuda.answer(ask),
             Ask::Peers(ring) => {
                 let to = ring.iter().cycle().skip(1);
                 let copy = |(from, to): (&(u32, PciAddress), &(u32, PciAddress))| Peer {

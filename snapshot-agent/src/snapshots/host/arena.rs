@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::fs::File;
 use std::ops::Deref;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::ptr::NonNull;
@@ -65,8 +65,10 @@ pub struct OnDisk {
     pub id: LeafId,
     /// Bytes of its content.
     pub bytes: u32,
-    /// Its file.
+    /// The file that it is in.
     pub path: PathBuf,
+    /// Its first byte there: a multiple of 4096.
+    pub at: u64,
 }
 
 /// Memory for copies.
@@ -223,7 +225,9 @@ impl Arena {
         let new: Vec<(usize, &OnDisk)> = {
             let mut slots = self.slots();
             let each: BTreeMap<LeafId, &OnDisk> = leaves.iter().map(|leaf| (leaf.id, leaf)).collect();
-            let (here, new): (Vec<_>, Vec<_>) = each.into_iter().partition(|(id, _)| slots.taken.contains_key(id));
+            let (here, mut new): (Vec<_>, Vec<_>) = each.into_iter().partition(|(id, _)| slots.taken.contains_key(id));
+            // What lies together on the disk lies together here.
+            new.sort_by_key(|(_, leaf)| (&leaf.path, leaf.at));
             if new.len() > slots.free.len() {
                 return Err(LoadError::Full { free: slots.free.len(), wanted: new.len() });
             }
@@ -295,11 +299,11 @@ impl Arena {
         let whole = bytes.next_multiple_of(BLOCK_BYTES);
         let direct =
             File::options().read(true).custom_flags(rustix::fs::OFlags::DIRECT.bits().cast_signed()).open(&leaf.path);
-        let got = direct.and_then(|file| fill(&file, &mut slot[..whole]));
+        let got = direct.and_then(|file| fill(&file, leaf.at, &mut slot[..whole]));
         let got = match got {
             // Filesystems in memory know no such reads.
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
-                File::open(&leaf.path).and_then(|file| fill(&file, &mut slot[..whole]))
+                File::open(&leaf.path).and_then(|file| fill(&file, leaf.at, &mut slot[..whole]))
             }
             got => got,
         };
@@ -308,6 +312,19 @@ impl Arena {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// First byte of a leaf that is held.
+    #[must_use]
+    pub fn place(&self, id: LeafId) -> Option<u64> {
+        self.slots().taken.get(&id).map(|slot| (slot.number * LEAF_BYTES) as u64)
+    }
+
+    /// The region as a file, as long as this process has it: for another process of the same user, which registers it with a
+    /// driver.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
     }
 
     /// Lets go of leaves, once each.
@@ -337,10 +354,10 @@ impl Arena {
 }
 
 /// Reads until the buffer is full or the file ends.
-fn fill(file: &File, buffer: &mut [u8]) -> std::io::Result<usize> {
+fn fill(file: &File, at: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
     let mut got = 0;
     while got < buffer.len() {
-        match file.read_at(&mut buffer[got..], got as u64) {
+        match file.read_at(&mut buffer[got..], at + got as u64) {
             // What is no multiple of a block is the end.
             Ok(more) if more % BLOCK_BYTES != 0 || more == 0 => return Ok(got + more),
             Ok(more) => got += more,
@@ -432,7 +449,7 @@ mod tests {
             let content: Vec<u8> = (0..*bytes).map(|i| ((i * (n + 3)) >> 4) as u8).collect();
             let path = folder.join(n.to_string());
             std::fs::write(&path, &content).expect("written");
-            OnDisk { id: LeafId::of(&content), bytes: *bytes as u32, path }
+            OnDisk { id: LeafId::of(&content), bytes: *bytes as u32, path, at: 0 }
         };
         sizes.iter().enumerate().map(write).collect()
     }

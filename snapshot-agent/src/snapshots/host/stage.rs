@@ -286,7 +286,7 @@ impl Stage {
         self.tell();
         let arena = self.arena.clone().context("this host keeps no copies in memory: set staging.memory_gib")?;
         let Some(copy) = self.copies.get(&id) else { return Ok(()) };
-        let of = |(id, bytes): (&LeafId, &u32)| OnDisk { id: *id, bytes: *bytes, path: self.cache.path(*id) };
+        let of = |(id, bytes): (&LeafId, &u32)| OnDisk { id: *id, bytes: *bytes, path: self.cache.path(*id), at: 0 };
         let leaves: Vec<OnDisk> = copy.leaves.iter().map(of).collect();
         // What is loaded when nobody waits for it any more is let go of with the answer.
         let loaded = tokio::task::spawn_blocking(move || arena.load(&leaves)).await.context("a thread ended")?;

@@ -1,5 +1,7 @@
 //! CRIU, started as a command. From 4.2 on: older versions fail on kernels of 2025 and later.
 
+mod zeros;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -75,7 +77,12 @@ impl Engine for Criu {
         let kept = ["--ext-unix-sk", "--tcp-established", "--network-lock", "skip", "--link-remap", "--file-locks"];
         let more = ["--ghost-limit", GHOST_LIMIT, "--manage-cgroups=ignore"];
         let done = self.run(&[&args[..], &kept, &more].concat()).map_err(|error| failed(error.to_string()))?;
-        if done.status.success() { Ok(()) } else { Err(failed(errors(&images.join("dump.log"), &done))) }
+        if !done.status.success() {
+            return Err(failed(errors(&images.join("dump.log"), &done)));
+        }
+        zeros::drop_zeros(images)
+            .map(drop)
+            .map_err(|error| failed(format!("its images are not as they should be: {error:#}")))
     }
 
     fn restore(&self, images: &Path, was: &Outlets, now: (i32, i32)) -> Result<i32, EngineError> {

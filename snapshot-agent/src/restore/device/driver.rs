@@ -1,0 +1,138 @@
+//! The driver's own checkpoints. Asked of a child, since a call into a sick driver may never come back.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use health::gate::Look;
+use snapshots::compatibility::{DRIVER_MIN, Devices, Version};
+
+use crate::gpu::bulk::Uuid;
+use crate::gpu::{ProcessState, Step};
+use crate::probe::{Answer, Ask};
+use crate::worker::{Program, Worker};
+
+/// What it submitted is to be done in this time, milliseconds.
+const LOCK_MS: u32 = 30_000;
+/// How long the driver may take: its own rate is 4 to 5 GiB/s, and CUDA takes seconds to start.
+const STEP_PATIENCE: Duration = Duration::from_secs(300);
+const SURVEY_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The driver, asked through a child that holds it.
+#[derive(Debug)]
+pub struct Driver {
+    worker: Worker,
+}
+
+impl Driver {
+    /// Nothing is asked yet.
+    ///
+    /// # Errors
+    /// This program has no path.
+    pub fn new() -> anyhow::Result<Self> {
+        let path = std::env::current_exe().context("this program has no path")?;
+        Ok(Self { worker: Worker::new(Program { path, args: vec!["probe".into()] }) })
+    }
+
+    /// The GPUs of this host; none without a driver.
+    pub fn devices(&mut self) -> Option<Devices> {
+        let Ok(Answer::Survey(driver, gpus)) = self.worker.ask(&Ask::Survey, SURVEY_PATIENCE) else { return None };
+        let mut names = Vec::new();
+        for (index, _) in gpus {
+            let Ok(Answer::Identity(identity)) = self.worker.ask(&Ask::Identity(index), SURVEY_PATIENCE) else {
+                return None;
+            };
+            names.push(identity.name);
+        }
+        Some(Devices { driver: driver.version, gpus: names })
+    }
+
+    /// Starts CUDA in the child, ahead of need.
+    pub fn start(&mut self) {
+        // This process does not use CUDA, and what is asked of it fails; what it takes is paid then.
+        let _ = self.ask(&[std::process::id().cast_signed()], Step::State);
+    }
+
+    fn ask(&mut self, pids: &[i32], step: Step) -> anyhow::Result<Vec<Look<ProcessState>>> {
+        match self.worker.ask(&Ask::Checkpoint(pids.to_vec(), step), STEP_PATIENCE) {
+            Ok(Answer::Checkpoint(states)) => Ok(states),
+            Ok(other) => bail!("the driver's child answers {other:?}"),
+            Err(why) => bail!("{why}"),
+        }
+    }
+
+    /// Of these processes those that use CUDA.
+    pub fn using(&mut self, pids: &[i32]) -> Vec<i32> {
+        let states = self.ask(pids, Step::State).unwrap_or_default();
+        pids.iter().zip(states).filter(|(_, state)| state.is_ok()).map(|(pid, _)| *pid).collect()
+    }
+
+    /// Whether a driver's checkpoints can be relied on.
+    ///
+    /// # Errors
+    /// It is too old.
+    pub fn check(driver: &str) -> anyhow::Result<()> {
+        let major = Version::leading(driver).and_then(|version| version.0.first().copied());
+        ensure!(major.is_some_and(|major| major >= DRIVER_MIN), "driver {driver}: install {DRIVER_MIN} or later");
+        Ok(())
+    }
+
+    /// Holds the calls of processes, when what they submitted is done.
+    ///
+    /// # Errors
+    /// That takes longer than half a minute, or the driver refuses.
+    pub fn lock(&mut self, pids: &[i32]) -> anyhow::Result<()> {
+        self.all(pids, Step::Lock(LOCK_MS), ProcessState::Locked)
+    }
+
+    /// Lets their calls go on.
+    ///
+    /// # Errors
+    /// The driver refuses; the processes are to be ended then.
+    pub fn unlock(&mut self, pids: &[i32]) -> anyhow::Result<()> {
+        self.all(pids, Step::Unlock, ProcessState::Running)
+    }
+
+    /// Takes all that locked processes have on GPUs into their host memory.
+    ///
+    /// # Errors
+    /// The driver refuses; the processes are to be ended then.
+    pub fn checkpoint(&mut self, pids: &[i32]) -> anyhow::Result<()> {
+        self.all(pids, Step::Checkpoint, ProcessState::Checkpointed)
+    }
+
+    /// Brings it back; their calls stay held. `pairs`: each GPU that they had, with the one in its place, where that is another.
+    ///
+    /// # Errors
+    /// The driver refuses; the processes are to be ended then.
+    pub fn restore(&mut self, pids: &[i32], pairs: &[(Uuid, Uuid)]) -> anyhow::Result<()> {
+        self.all(pids, Step::Restore(pairs.to_vec()), ProcessState::Locked)
+    }
+
+    fn all(&mut self, pids: &[i32], step: Step, wanted: ProcessState) -> anyhow::Result<()> {
+        let states = self.ask(pids, step)?;
+        ensure!(states.len() == pids.len(), "the driver's child answers for {} processes", states.len());
+        for (pid, state) in pids.iter().zip(states) {
+            match state {
+                Ok(state) => ensure!(state == wanted, "process {pid} is {state:?}, not {wanted:?}"),
+                Err(why) => bail!("process {pid}: {why}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Has processes stand still, but for the driver's threads and the library's.
+    ///
+    /// # Errors
+    /// One is gone, or somebody else traces it.
+    pub fn pause(&mut self, pids: &[i32]) -> anyhow::Result<()> {
+        self.worker.ask(&Ask::Pause(pids.to_vec()), STEP_PATIENCE).map(drop).map_err(|why| anyhow::anyhow!("{why}"))
+    }
+
+    /// Lets them go on.
+    ///
+    /// # Errors
+    /// The child is gone; they go on then, too.
+    pub fn go_on(&mut self) -> anyhow::Result<()> {
+        self.worker.ask(&Ask::GoOn, STEP_PATIENCE).map(drop).map_err(|why| anyhow::anyhow!("{why}"))
+    }
+}

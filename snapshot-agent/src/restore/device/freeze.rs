@@ -1,0 +1,175 @@
+//! A tree that uses GPUs, made ready to be written to files: nothing of it is on a GPU afterwards.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, bail, ensure};
+use interposer_protocol::{Hazards, Report};
+use snapshots::compatibility::Devices;
+
+use super::driver::Driver;
+use super::mover::Mover;
+use super::{Part, own_number};
+use crate::gpu::bulk::{Exported, Run, Uuid, library_thread};
+use crate::restore::capture::{Phase, timed};
+use crate::restore::held::Held;
+use crate::snapshots::host::arena::Arena;
+
+/// What was on GPUs.
+#[derive(Debug)]
+pub struct Frozen {
+    /// GPUs and driver of this host.
+    pub devices: Devices,
+    /// Identities of the GPUs, as CUDA counts them.
+    pub gpus: Vec<Uuid>,
+    /// Bulk memory: of each process on each GPU, and its content.
+    pub parts: Vec<(Part, Arena)>,
+}
+
+/// A process that uses GPUs.
+struct Using {
+    pid: i32,
+    /// What its library says, if it has one.
+    report: Option<Report>,
+}
+
+/// Takes a tree off its GPUs; nothing, where it uses none.
+///
+/// # Errors
+/// It has what would be lost, which is seen before anything of it is stopped; or the driver refuses, and it is to be ended.
+pub fn freeze(held: &Held, phases: &mut Vec<Phase>) -> anyhow::Result<Option<Frozen>> {
+    let mut driver = Driver::new()?;
+    let Some(devices) = driver.devices() else { return Ok(None) };
+    let pids = driver.using(&held.pids());
+    if pids.is_empty() {
+        return Ok(None);
+    }
+    Driver::check(&devices.driver)?;
+    let mut mover = Mover::new()?;
+    let (gpus, using, memory) = timed(phases, "prepare", || {
+        let gpus: Vec<Uuid> = mover.open()?.into_iter().map(|(gpu, _)| gpu).collect();
+        let using = look(&mut mover, &pids)?;
+        let memory = prepare(&mut mover, &using)?;
+        Ok((gpus, using, memory))
+    })?;
+    let served: Vec<i32> = using.iter().filter(|using| using.report.is_some()).map(|using| using.pid).collect();
+    let parts = timed(phases, "device memory", || {
+        // Locked first, so that no call is on its way when threads are stopped: the library makes calls after that.
+        driver.lock(&pids)?;
+        driver.pause(&served)?;
+        driver.unlock(&served)?;
+        let parts = take(&mut mover, &served, memory)?;
+        driver.lock(&served)?;
+        Ok(parts)
+    })?;
+    timed(phases, "driver", || {
+        // What is locked does not touch what is gone.
+        driver.go_on()?;
+        driver.checkpoint(&pids).context("the driver cannot take it off the GPUs")
+    })?;
+    Ok(Some(Frozen { devices, gpus, parts }))
+}
+
+/// What each process has, and whether it can be captured at all.
+fn look(mover: &mut Mover, pids: &[i32]) -> anyhow::Result<Vec<Using>> {
+    let mut found = Vec::new();
+    for pid in pids {
+        let report = library_thread(*pid).map(|_| mover.report(*pid)).transpose()?;
+        match &report {
+            Some(report) => refuse(*pid, &report.hazards)?,
+            None => {
+                let used = gpus_of(*pid);
+                ensure!(
+                    used <= 1,
+                    "process {pid} uses {used} GPUs without the agent's library: access between them, which the driver cannot \
+                     bring back, would not be seen; leave device_memory = \"split\" in the recipe"
+                );
+            }
+        }
+        found.push(Using { pid: *pid, report });
+    }
+    Ok(found)
+}
+
+/// What the driver's Checkpoint takes and its Restore refuses: the process would be lost.
+fn refuse(pid: i32, hazards: &Hazards) -> anyhow::Result<()> {
+    let Hazards { ipc, imported, managed, multicast, communicators } = *hazards;
+    let known = [
+        (communicators, "communicators of NCCL up", "have before_capture end them (destroy_process_group)"),
+        (ipc, "memory of other processes open", "have before_capture close it"),
+        (imported, "memory handles of other processes", "have before_capture release them"),
+        (multicast, "multicast objects", "have before_capture release them"),
+        (managed, "managed memory", "the driver cannot capture cudaMallocManaged: use cudaMalloc"),
+    ];
+    for (count, what, mend) in known {
+        ensure!(count == 0, "process {pid} has {what} ({count}), which the driver cannot bring back: {mend}");
+    }
+    Ok(())
+}
+
+/// GPUs that a process has open, by the driver's files.
+fn gpus_of(pid: i32) -> usize {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let of = |entry: std::fs::DirEntry| {
+        let path = std::fs::read_link(entry.path()).ok()?;
+        let number: u32 = path.to_str()?.strip_prefix("/dev/nvidia")?.parse().ok()?;
+        Some(number)
+    };
+    open.filter_map(of).collect::<BTreeSet<_>>().len()
+}
+
+/// Memory for what a process has on a GPU.
+struct Memory {
+    pid: i32,
+    gpu: Uuid,
+    arena: Arena,
+    /// Its number where it is pinned.
+    pinned: u32,
+}
+
+/// Pins memory for all that there is, while the workload still serves; then has it allocate nothing.
+fn prepare(mover: &mut Mover, using: &[Using]) -> anyhow::Result<Vec<Memory>> {
+    let mut prepared = Vec::new();
+    for Using { pid, report } in using {
+        let Some(report) = report else { continue };
+        for (device, bytes) in &report.bulk {
+            let gpu = *report.gpus.get(*device as usize).context("its library names a GPU that is not there")?;
+            let arena = Arena::allocate(*bytes).context("there is no room on the host for its device memory")?;
+            let pinned = mover.pin(&arena.path(), arena.bytes())?;
+            prepared.push(Memory { pid: *pid, gpu, arena, pinned });
+        }
+    }
+    for using in using.iter().filter(|using| using.report.is_some()) {
+        mover.hold(using.pid)?;
+    }
+    Ok(prepared)
+}
+
+/// Copies everything that stopped processes have in bulk, and has them let go of it.
+fn take(mover: &mut Mover, served: &[i32], mut memory: Vec<Memory>) -> anyhow::Result<Vec<(Part, Arena)>> {
+    let (mut parts, mut runs) = (Vec::new(), Vec::new());
+    for pid in served {
+        for Exported { area, gpu, segments } in mover.export(*pid)? {
+            let prepared = memory.iter().position(|memory| memory.pid == *pid && memory.gpu == gpu);
+            let process = own_number(*pid).with_context(|| format!("process {pid} is gone"))?;
+            let segments: Vec<(u64, u64)> = segments.iter().map(|segment| (segment.address, segment.bytes)).collect();
+            let stream = format!("device/{process}-{}", parts.len());
+            let part = Part { process, gpu, stream, segments };
+            let Some(Memory { arena, pinned, .. }) = prepared.map(|at| memory.swap_remove(at)) else {
+                bail!("process {pid} allocated while it was captured: have before_capture stop it");
+            };
+            let bytes = part.bytes();
+            ensure!(
+                bytes == arena.bytes(),
+                "process {pid} allocated or freed while it was captured: have before_capture stop it"
+            );
+            runs.push(Run { area, at: 0, from: Some((pinned, 0)), bytes });
+            parts.push((part, arena));
+        }
+    }
+    mover.copy_out(runs)?;
+    for pid in served {
+        mover.release(*pid)?;
+    }
+    mover.drop_all()?;
+    Ok(parts)
+}

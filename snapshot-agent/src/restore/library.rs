@@ -1,0 +1,66 @@
+//! The library that is preloaded into workloads, as a file that stays: a captured process has it mapped, so it lies under a name
+//! that says its content, goes into the snapshot, and is put in place before a restore, whatever the agent's version.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+
+/// As it is built.
+const BUILT: &str = "libpilotlight_interposer.so";
+/// Folders beside the agent in which it is looked for.
+const BESIDE: [&str; 3] = ["", "deps", "../lib/pilotlight"];
+/// Stream of a snapshot.
+pub const STREAM: &str = "interposer.so";
+/// Longest library, bytes.
+pub const BYTES_MAX: u64 = 64 << 20;
+
+/// Name of a library of this content.
+fn name(bytes: &[u8]) -> String {
+    format!("{}.so", &blake3::hash(bytes).to_hex()[..32])
+}
+
+/// Puts the library that came with this agent into a folder; none, where there is none.
+///
+/// # Errors
+/// The folder cannot be written to.
+pub fn install(folder: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let program = std::env::current_exe().context("this program has no path")?;
+    let beside = program.parent().context("this program has no folder")?;
+    let places = BESIDE.iter().map(|folder| beside.join(folder).join(BUILT));
+    // Of several, as a build leaves them, the newest.
+    let built = |path: PathBuf| Some((std::fs::metadata(&path).ok()?.modified().ok()?, path));
+    let Some((_, found)) = places.filter_map(built).max() else { return Ok(None) };
+    let bytes = std::fs::read(&found).with_context(|| format!("cannot read {}", found.display()))?;
+    put(folder, &bytes).map(Some)
+}
+
+/// Has the library of a snapshot where its processes had it.
+///
+/// # Errors
+/// It is another, the folder is another, or it cannot be written to.
+pub fn ensure_at(path: &Path, folder: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let wanted = folder.join(name(bytes));
+    ensure!(
+        path == wanted,
+        "it was captured with the library {}, this host keeps it as {}: give the same --interposers folder",
+        path.display(),
+        wanted.display()
+    );
+    put(folder, bytes).map(drop)
+}
+
+fn put(folder: &Path, bytes: &[u8]) -> anyhow::Result<PathBuf> {
+    let shown = || format!("cannot write into {}: choose another --interposers folder", folder.display());
+    std::fs::create_dir_all(folder).with_context(shown)?;
+    let folder = folder.canonicalize().with_context(shown)?;
+    let path = folder.join(name(bytes));
+    if std::fs::read(&path).is_ok_and(|there| there == bytes) {
+        return Ok(path);
+    }
+    let file =
+        tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).tempfile_in(&folder);
+    let mut file = file.with_context(shown)?;
+    std::io::Write::write_all(&mut file, bytes).with_context(shown)?;
+    file.persist(&path).with_context(shown)?;
+    Ok(path)
+}
