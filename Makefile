@@ -71,7 +71,7 @@ lint: setup
 	cargo clippy --workspace --all-targets -- -D warnings
 
 release: setup
-	cargo build --release --workspace --features cli/aws --bins --examples
+	cargo build --release --workspace --features cli/aws --lib --bins --examples
 
 bench: bench-scale bench-solvers bench-forecast bench-claims bench-simulation bench-store bench-mount bench-fetch bench-arena bench-staging bench-staging-gain
 

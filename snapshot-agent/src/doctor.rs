@@ -12,6 +12,7 @@ use crate::check::Format;
 use crate::host::HostFolders;
 use crate::kmsg::KernelLog;
 use crate::probe::{Answer, Ask};
+use crate::restore;
 use crate::worker::{Program, Worker};
 
 /// Options of the doctor.
@@ -65,7 +66,7 @@ struct Finding {
 
 /// Oldest drivers: for the kernels of the gate, and for CUDA's own checkpoints.
 const DRIVER_FOR_GATE: u32 = 525;
-const DRIVER_FOR_RESTORE: u32 = 570;
+const DRIVER_FOR_RESTORE: u32 = snapshots::compatibility::DRIVER_MIN;
 /// Pinned memory that the gate takes for each GPU, MiB.
 const PINNED_MIB: u64 = 1024;
 
@@ -82,6 +83,7 @@ pub fn run(options: &Options, program: Program, host: &HostFolders) -> anyhow::R
     fabric(&mut findings, host);
     joining(&mut findings, &options.config);
     mounts(&mut findings, host);
+    restores(&mut findings);
     let text = match options.output {
         Format::Json => serde_json::to_string_pretty(&findings)? + "\n",
         Format::Table => table(&findings),
@@ -131,7 +133,8 @@ fn driver(findings: &mut Vec<Finding>, program: Program, host: &HostFolders) -> 
                 good(For::Checks, "driver", format!("{}, CUDA {}", driver.version, driver.cuda))
             });
             findings.push(if version < DRIVER_FOR_RESTORE {
-                bad(For::Restores, "driver's checkpoints", driver.version, "install driver 570 or later")
+                let mend = format!("install driver {DRIVER_FOR_RESTORE} or later");
+                bad(For::Restores, "driver's checkpoints", driver.version, &mend)
             } else {
                 good(For::Restores, "driver's checkpoints", driver.version)
             });
@@ -211,7 +214,6 @@ fn tools(findings: &mut Vec<Finding>) {
     let dcgm = "install datacenter-gpu-manager; without it there are no weekly diagnostics";
     tool(For::Diagnostics, "dcgmi", "dcgmi", &["--version"], dcgm);
     tool(For::Mounts, "fusermount3", "fusermount3", &["--version"], "install fuse3");
-    tool(For::Restores, "criu", "criu", &["--version"], "install criu 4.1 or later");
     let root = rustix::process::geteuid().is_root();
     findings.push(if root {
         good(For::Repairs, "root", "yes")
@@ -250,6 +252,21 @@ fn joining(findings: &mut Vec<Finding>, config: &Path) {
         Err(error) => {
             let mend = "the instance's user data writes it; for a machine of your own: pilotlight token host NAME";
             bad(For::Joining, "join.toml", format!("{error:#}"), mend)
+        }
+    });
+}
+
+fn restores(findings: &mut Vec<Finding>) {
+    findings.push(match restore::usable_criu(std::env::var_os("PILOTLIGHT_CRIU").map(PathBuf::from)) {
+        Ok(version) => good(For::Restores, "CRIU", version),
+        Err(why) => bad(For::Restores, "CRIU", why, "'make criu' brings one beside what the machine has"),
+    });
+    findings.push(match restore::built_library() {
+        Some(path) => good(For::Restores, "library for workloads", path.display().to_string()),
+        None => {
+            let mend = "put libpilotlight_interposer.so beside the agent: without it the driver moves device memory, at a tenth \
+                        of the bus's speed";
+            bad(For::Restores, "library for workloads", "not there", mend)
         }
     });
 }

@@ -41,8 +41,10 @@ const RESTORE_S: f64 = 0.5;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct History {
-    /// Seconds of restores that became ready, the newest last.
+    /// Seconds of restores that became ready, the newest last; without those in which bytes were fetched.
     pub restores_s: Vec<f64>,
+    /// Of those for which everything was made ready before.
+    pub prepared_s: Vec<f64>,
     /// Seconds of cold starts that became ready.
     pub cold_starts_s: Vec<f64>,
     /// Restores that have failed since the last that did not.
@@ -50,12 +52,12 @@ pub struct History {
 }
 
 impl History {
-    /// A start became ready.
-    pub fn ready(&mut self, rung: Rung, seconds: f64) {
+    /// A start became ready; `prepared`: everything was made ready before.
+    pub fn ready(&mut self, rung: Rung, seconds: f64, prepared: bool) {
         let known = match rung {
             Rung::Restore => {
                 self.strikes = 0;
-                &mut self.restores_s
+                if prepared { &mut self.prepared_s } else { &mut self.restores_s }
             }
             Rung::ColdStart => &mut self.cold_starts_s,
         };
@@ -85,6 +87,8 @@ pub struct Situation {
     pub device_bytes: u64,
     /// Bytes of it that are not on this host.
     pub missing_bytes: u64,
+    /// Whether everything is made ready.
+    pub prepared: bool,
     /// What the host fetches, bytes a second.
     pub fetch_bytes_per_s: f64,
 }
@@ -128,7 +132,9 @@ pub fn ladder(situation: &Situation) -> Vec<Step> {
     let fetch_s = situation.missing_bytes as f64 / situation.fetch_bytes_per_s.max(1.0);
     let engine_s = situation.engine_bytes as f64 / IMAGE_BYTES_PER_S;
     let read_s = RESTORE_S + engine_s.max(situation.device_bytes as f64 / DEVICE_BYTES_PER_S);
-    let restore_s = fetch_s + median(&situation.history.restores_s).unwrap_or(read_s);
+    let history = &situation.history;
+    let measured = if situation.prepared { &history.prepared_s } else { &history.restores_s };
+    let restore_s = fetch_s + median(measured).unwrap_or(read_s);
     let mut against: Vec<Against> = situation.refusals.iter().cloned().map(Against::from).collect();
     if situation.history.strikes >= STRIKES_MAX {
         against.push(Against::Strikes(situation.history.strikes));
@@ -154,6 +160,7 @@ mod tests {
             engine_bytes: 3_000_000_000,
             device_bytes: 0,
             missing_bytes: 0,
+            prepared: false,
             fetch_bytes_per_s: 1e9,
         }
     }
@@ -183,9 +190,11 @@ mod tests {
     #[test]
     fn what_was_measured_here_counts_more_than_what_is_assumed() {
         let mut slow = situation();
-        (0..40).for_each(|_| slow.history.ready(Rung::Restore, 90.0));
+        (0..40).for_each(|_| slow.history.ready(Rung::Restore, 90.0, false));
         assert_eq!((tried(&slow), slow.history.restores_s.len()), (Rung::ColdStart, STARTS_KEPT));
-        (0..40).for_each(|_| slow.history.ready(Rung::ColdStart, 100.0));
+        // Of what is made ready before, that says nothing.
+        assert_eq!(tried(&Situation { prepared: true, ..slow.clone() }), Rung::Restore);
+        (0..40).for_each(|_| slow.history.ready(Rung::ColdStart, 100.0, false));
         assert_eq!(tried(&slow), Rung::Restore);
     }
 
@@ -196,7 +205,7 @@ mod tests {
         assert_eq!(tried(&bad), Rung::Restore);
         bad.history.failed();
         assert_eq!(tried(&bad), Rung::ColdStart);
-        bad.history.ready(Rung::Restore, 2.0);
+        bad.history.ready(Rung::Restore, 2.0, true);
         assert_eq!(tried(&bad), Rung::Restore);
     }
 }

@@ -19,17 +19,22 @@ fn name(bytes: &[u8]) -> String {
     format!("{}.so", &blake3::hash(bytes).to_hex()[..32])
 }
 
+/// The library that came with this agent, if it did.
+#[must_use]
+pub fn built() -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?;
+    let places = BESIDE.iter().map(|folder| program.with_file_name(folder).join(BUILT));
+    // Of several, as a build leaves them, the newest.
+    let built = |path: PathBuf| Some((std::fs::metadata(&path).ok()?.modified().ok()?, path));
+    places.filter_map(built).max().map(|(_, path)| path)
+}
+
 /// Puts the library that came with this agent into a folder; none, where there is none.
 ///
 /// # Errors
 /// The folder cannot be written to.
 pub fn install(folder: &Path) -> anyhow::Result<Option<PathBuf>> {
-    let program = std::env::current_exe().context("this program has no path")?;
-    let beside = program.parent().context("this program has no folder")?;
-    let places = BESIDE.iter().map(|folder| beside.join(folder).join(BUILT));
-    // Of several, as a build leaves them, the newest.
-    let built = |path: PathBuf| Some((std::fs::metadata(&path).ok()?.modified().ok()?, path));
-    let Some((_, found)) = places.filter_map(built).max() else { return Ok(None) };
+    let Some(found) = built() else { return Ok(None) };
     let bytes = std::fs::read(&found).with_context(|| format!("cannot read {}", found.display()))?;
     put(folder, &bytes).map(Some)
 }

@@ -20,3 +20,13 @@ mod start;
 
 pub use held::Where;
 pub use holder::hold;
+pub use library::built as built_library;
+
+/// The version of CRIU that works here, or why none does.
+///
+/// # Errors
+/// Its words.
+pub fn usable_criu(program: Option<std::path::PathBuf>) -> Result<String, String> {
+    use engine::Engine;
+    criu::Criu::new(program).probe().map(|version| version.to_string()).map_err(|error| error.to_string())
+}

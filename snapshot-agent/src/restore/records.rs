@@ -77,7 +77,16 @@ impl Captured {
 #[derive(Debug, Clone)]
 pub struct Memory {
     path: PathBuf,
+    /// Of the host, for all objects.
+    fetch: PathBuf,
 }
+
+/// What a host fetches before it was measured, bytes a second.
+const FETCH_BYTES_PER_S: f64 = 5e8;
+/// Less than this says nothing of how fast a host is, bytes.
+const MEASURED_MIN: u64 = 32 << 20;
+/// Weight of the newest measurement.
+const NEWEST: f64 = 0.3;
 
 impl Memory {
     /// In a folder, made if it is not there.
@@ -87,13 +96,37 @@ impl Memory {
     pub fn of(folder: &Path, id: ObjectId) -> anyhow::Result<Self> {
         let starts = folder.join("starts");
         std::fs::create_dir_all(&starts).with_context(|| format!("cannot write into {}", folder.display()))?;
-        Ok(Self { path: starts.join(format!("{id}.json")) })
+        Ok(Self { path: starts.join(format!("{id}.json")), fetch: folder.join("fetch_bytes_per_s") })
     }
 
     /// What is remembered; nothing where that cannot be read.
     #[must_use]
     pub fn read(&self) -> History {
         std::fs::read(&self.path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    /// What this host fetches, bytes a second.
+    #[must_use]
+    pub fn fetch_bytes_per_s(&self) -> f64 {
+        let read = std::fs::read_to_string(&self.fetch).ok().and_then(|text| text.trim().parse().ok());
+        read.filter(|rate: &f64| rate.is_finite() && *rate > 0.0).unwrap_or(FETCH_BYTES_PER_S)
+    }
+
+    /// So much was fetched in these seconds.
+    pub fn fetched(&self, bytes: u64, seconds: f64) {
+        if bytes < MEASURED_MIN || seconds <= 0.0 {
+            return;
+        }
+        let newest = bytes as f64 / seconds;
+        let rate = if self.fetch.exists() {
+            NEWEST.mul_add(newest, (1.0 - NEWEST) * self.fetch_bytes_per_s())
+        } else {
+            newest
+        };
+        // Whoever reads half of it takes what is assumed.
+        if let Err(error) = std::fs::write(&self.fetch, rate.to_string()) {
+            tracing::warn!("cannot remember how fast this host fetches: {error}");
+        }
     }
 
     /// Changes it, whole or not at all.

@@ -2,6 +2,7 @@
 //! same place.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use snapshots::compatibility::refusals;
@@ -14,7 +15,7 @@ use super::capture::{Phase, timed};
 use super::criu::Criu;
 use super::device::Part;
 use super::device::driver::Driver;
-use super::device::thaw::{Prepared, Stored, file_of};
+use super::device::thaw::{Filled, Prepared, Stored, file_of};
 use super::engine::Engine;
 use super::facts;
 use super::held::{Held, Where};
@@ -25,10 +26,15 @@ use crate::snapshots::get;
 use crate::snapshots::store::lease::Lease;
 use crate::snapshots::store::{self, Store};
 
-/// What a host fetches before it was measured, bytes a second.
-const FETCH_BYTES_PER_S: f64 = 5e8;
 /// Longest document beside the images, bytes.
 const DOCUMENT_BYTES_MAX: u64 = 1 << 20;
+/// Phase in which bytes are fetched.
+const FETCH: &str = "fetch";
+/// How often, and how many times, it is looked whether a GPU is free again after a failure: ten seconds.
+const CLEAN_LOOK: Duration = Duration::from_millis(100);
+const CLEAN_LOOKS: u32 = 100;
+/// Less than this is nobody's context, MiB.
+const CLEAN_MIB: i64 = 128;
 
 /// A snapshot, and what is known of it here.
 #[derive(Debug)]
@@ -43,8 +49,8 @@ pub struct Known {
     /// Where its files are, or will be.
     files: PathBuf,
     ground: Ground,
-    /// What is asked about GPUs.
-    driver: Option<Driver>,
+    /// Free memory of each GPU before anything was started, MiB, and who is asked for it.
+    free_before: Option<(Driver, Vec<i64>)>,
     ready: Option<Ready>,
 }
 
@@ -77,6 +83,8 @@ pub struct Tried {
     pub rung: Rung,
     /// Its phases.
     pub phases: Vec<Phase>,
+    /// Device memory that was filled meanwhile.
+    pub filled: Option<Filled>,
     /// What went wrong.
     pub failure: Option<anyhow::Error>,
 }
@@ -102,7 +110,7 @@ impl Known {
         let recipe = Recipe::parse(&recipe).context("the snapshot's recipe")?;
         let memory = Memory::of(&ground.state, id)?;
         let files = ground.state.join("images").join(id.to_string());
-        Ok(Self { id, captured, recipe, memory, files, manifest, ground, driver: None, ready: None })
+        Ok(Self { id, captured, recipe, memory, files, manifest, ground, free_before: None, ready: None })
     }
 
     /// The rungs, each with what is expected of it here.
@@ -110,10 +118,12 @@ impl Known {
     pub fn ladder(&mut self) -> Vec<Step> {
         let engine = Criu::new(self.ground.engines.criu.clone());
         let uses_gpus = self.captured.requirements.devices.is_some();
-        if uses_gpus && self.driver.is_none() {
-            self.driver = Driver::new().ok();
-        }
-        let devices = self.driver.as_mut().and_then(Driver::devices);
+        let mut asked = if uses_gpus { Driver::new().ok() } else { None };
+        let devices = asked.as_mut().and_then(Driver::devices);
+        self.free_before = asked.and_then(|mut driver| {
+            let free = driver.free_mib()?;
+            Some((driver, free))
+        });
         let host = facts::host(&[&engine as &dyn Engine], devices);
         let bytes = self.manifest.bytes();
         let device_bytes = self.captured.parts.iter().map(Part::bytes).sum();
@@ -124,7 +134,8 @@ impl Known {
             engine_bytes: bytes.saturating_sub(device_bytes),
             device_bytes,
             missing_bytes: if self.files.exists() { 0 } else { bytes },
-            fetch_bytes_per_s: FETCH_BYTES_PER_S,
+            prepared: self.ready.is_some(),
+            fetch_bytes_per_s: self.memory.fetch_bytes_per_s(),
         })
     }
 
@@ -148,25 +159,29 @@ impl Known {
         mut told: impl FnMut(&Tried),
     ) -> anyhow::Result<Held> {
         for step in steps.iter().filter(|step| step.against.is_empty()) {
-            let mut phases = Vec::new();
+            let (mut phases, prepared) = (Vec::new(), self.ready.is_some());
             let came_up = match step.rung {
-                Rung::Restore => self.restored(runtime, store, &mut phases),
-                Rung::ColdStart => self.started(&mut phases),
+                Rung::Restore => {
+                    let came_up = self.restored(runtime, store, &mut phases);
+                    came_up.map_err(|error| self.cleaned(error, &mut phases))
+                }
+                Rung::ColdStart => self.started(&mut phases).map(|held| (held, None)),
             };
-            let seconds = phases.iter().map(|(_, seconds)| seconds).sum();
+            // How long fetching takes is known by itself.
+            let seconds = phases.iter().filter(|(name, _)| *name != FETCH).map(|(_, seconds)| seconds).sum();
             let remembered = self.memory.change(|history| match &came_up {
-                Ok(_) => history.ready(step.rung, seconds),
+                Ok(_) => history.ready(step.rung, seconds, prepared),
                 Err(_) if step.rung == Rung::Restore => history.failed(),
                 Err(_) => {}
             });
             if let Err(error) = remembered {
                 tracing::warn!("{error:#}");
             }
-            let (held, failure) = match came_up {
-                Ok(held) => (Some(held), None),
-                Err(failure) => (None, Some(failure)),
+            let (held, filled, failure) = match came_up {
+                Ok((held, filled)) => (Some(held), filled, None),
+                Err(failure) => (None, None, Some(failure)),
             };
-            told(&Tried { rung: step.rung, phases, failure });
+            told(&Tried { rung: step.rung, phases, filled, failure });
             if let Some(held) = held {
                 return Ok(held);
             }
@@ -174,21 +189,43 @@ impl Known {
         anyhow::bail!("nothing works: see above")
     }
 
+    /// Waits until the GPUs have nothing more of a restore that failed: what comes next in its place is to find them as it did.
+    fn cleaned(&mut self, failure: anyhow::Error, phases: &mut Vec<Phase>) -> anyhow::Error {
+        let Some((mut driver, before)) = self.free_before.take() else { return failure };
+        let clean = timed(phases, "clean GPUs", || {
+            for _ in 0..CLEAN_LOOKS {
+                let free = driver.free_mib().unwrap_or_default();
+                if before.iter().zip(&free).all(|(before, free)| free + CLEAN_MIB >= *before) {
+                    return Ok(());
+                }
+                std::thread::sleep(CLEAN_LOOK);
+            }
+            anyhow::bail!("GPUs still have memory of it")
+        });
+        match clean {
+            Ok(()) => failure,
+            Err(unclean) => failure.context(unclean),
+        }
+    }
+
     /// Makes ready what can be: files on this host, CUDA started, and with `load` all device memory in pinned memory.
     ///
     /// # Errors
     /// The store, the disk or the driver fails, or there is no room.
     pub fn prepare(&mut self, runtime: &tokio::runtime::Runtime, store: &Store, load: bool) -> anyhow::Result<()> {
-        self.fetch(runtime, store)?;
+        self.fetch(runtime, store, &mut Vec::new())?;
+        self.make_ready(runtime, store, load)
+    }
+
+    fn make_ready(&mut self, runtime: &tokio::runtime::Runtime, store: &Store, load: bool) -> anyhow::Result<()> {
         if let Some(path) = &self.captured.library {
             let read = get::stream(store, &self.manifest, library::STREAM, library::BYTES_MAX);
             let bytes = runtime.block_on(read).context("the snapshot lacks its library")?;
             library::ensure_at(path, &self.ground.engines.interposers, &bytes)?;
         }
         let device = if self.captured.requirements.devices.is_some() {
-            let driver = self.driver.take().map_or_else(Driver::new, Ok)?;
             let stored = runtime.block_on(self.stored(store))?;
-            Some(Prepared::new(stored, &self.captured.gpus, driver, self.ground.memory_bytes, load)?)
+            Some(Prepared::new(stored, &self.captured.gpus, self.ground.memory_bytes, load)?)
         } else {
             None
         };
@@ -230,20 +267,23 @@ impl Known {
         runtime: &tokio::runtime::Runtime,
         store: &Store,
         phases: &mut Vec<Phase>,
-    ) -> anyhow::Result<Held> {
+    ) -> anyhow::Result<(Held, Option<Filled>)> {
         if self.ready.is_none() {
-            timed(phases, "prepare", || self.prepare(runtime, store, false))?;
+            self.fetch(runtime, store, phases)?;
+            timed(phases, "prepare", || self.make_ready(runtime, store, false))?;
         }
-        let Ready { holder: mut held, device } = self.ready.take().context("nothing was made ready")?;
-        // Memory is filled while the processes come back.
+        let Ready { holder, device } = self.ready.take().context("nothing was made ready")?;
+        // Memory is filled while the processes come back. Where something fails, these end first.
         let mut filling = device.map(Prepared::fill).transpose()?;
+        let mut held = holder;
         timed(phases, "processes", || held.restore(&self.files.join(IMAGES), &self.captured.outlets))?;
         if let Some(filling) = &mut filling {
             timed(phases, "driver", || filling.contexts(&held))?;
         }
-        if let Some(filling) = filling {
-            timed(phases, "device memory", || filling.give(&held))?;
-        }
+        let filled = match filling {
+            Some(filling) => Some(timed(phases, "device memory", || filling.give(&held))?),
+            None => None,
+        };
         timed(phases, "after restore", || answer::run(&self.recipe.after_restore, "after_restore"))?;
         timed(phases, "ready", || answer::wait_until_ready(&mut held, &self.recipe.ready))?;
         timed(phases, "canary", || {
@@ -254,7 +294,7 @@ impl Known {
             ensure!(is == *was, "it answers its canary differently than when it was captured");
             Ok(())
         })?;
-        Ok(held)
+        Ok((held, filled))
     }
 
     fn started(&self, phases: &mut Vec<Phase>) -> anyhow::Result<Held> {
@@ -265,19 +305,25 @@ impl Known {
     }
 
     /// Every byte is verified on its way to the files, which appear whole or not at all.
-    fn fetch(&self, runtime: &tokio::runtime::Runtime, store: &Store) -> anyhow::Result<()> {
+    fn fetch(&self, runtime: &tokio::runtime::Runtime, store: &Store, phases: &mut Vec<Phase>) -> anyhow::Result<()> {
         if self.files.exists() {
             return Ok(());
         }
-        let folder = self.files.parent().context("no folder")?;
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot write into {}", folder.display()))?;
-        records::make_room(folder, self.ground.keep_bytes.saturating_sub(self.manifest.bytes()));
-        let (manifest, lease) = runtime.block_on(Lease::take_to_read(store, self.id))?;
-        let got = runtime.block_on(get::get(store, &manifest, &self.files, |_| {}));
-        if let Some(lease) = lease {
-            // It would end by itself.
-            drop(runtime.block_on(lease.release()));
+        timed(phases, FETCH, || {
+            let folder = self.files.parent().context("no folder")?;
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot write into {}", folder.display()))?;
+            records::make_room(folder, self.ground.keep_bytes.saturating_sub(self.manifest.bytes()));
+            let (manifest, lease) = runtime.block_on(Lease::take_to_read(store, self.id))?;
+            let got = runtime.block_on(get::get(store, &manifest, &self.files, |_| {}));
+            if let Some(lease) = lease {
+                // It would end by itself.
+                drop(runtime.block_on(lease.release()));
+            }
+            got.map(drop)
+        })?;
+        if let Some((_, seconds)) = phases.last() {
+            self.memory.fetched(self.manifest.bytes(), *seconds);
         }
-        got.map(drop)
+        Ok(())
     }
 }

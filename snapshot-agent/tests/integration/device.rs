@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use fleet::rng::Rng;
 use serde_json::Value;
 
 use crate::restore::criu;
 use crate::stand::Stand;
+use crate::store::turns;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -259,4 +261,58 @@ fn one_that_stands_by_starts_at_a_word() {
     bed.wait(&mut child, "ready by restore");
     assert!(bed.get("/canary").is_some());
     stop(child);
+}
+
+impl Bed {
+    /// Processes that have this bed in their environment, with their names and arguments.
+    fn processes(&self) -> Vec<(i32, String)> {
+        let folder = self.stand.root().display().to_string();
+        let of = |entry: fs::DirEntry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let environment = fs::read(entry.path().join("environ")).ok()?;
+            let ours = environment.windows(folder.len()).any(|part| part == folder.as_bytes());
+            let words = fs::read(entry.path().join("cmdline")).ok()?;
+            ours.then(|| (pid, String::from_utf8_lossy(&words).replace('\0', " ")))
+        };
+        fs::read_dir("/proc").expect("there").flatten().filter_map(of).collect()
+    }
+}
+
+/// Whatever is killed, whenever: the workload comes up all the same, or ends; and nothing of it is left after its agent.
+#[test]
+fn killed_at_any_moment_device_memory_is_free() {
+    let Some(bed) = Bed::new(1) else { return };
+    let id = bed.capture().expect("captured");
+    let seed = turns("SEED", 29);
+    let mut rng = Rng::new(seed);
+    let kill = |pid: i32| {
+        // It may have ended meanwhile.
+        let pid = rustix::process::Pid::from_raw(pid).expect("a number");
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    };
+    for turn in 0..turns("KILLS", 8) {
+        let victim = ["restore", "criu", "device.py", "probe"][rng.below(4)];
+        fs::write(bed.path("cuda/state-10000"), "2").expect("written");
+        let mut child = bed.start(bed.agent(&["restore", &id, "--forget"]));
+        std::thread::sleep(Duration::from_micros(rng.below(450_000) as u64));
+        let found = bed.processes().into_iter().find(|(_, words)| words.contains(victim));
+        if let Some((pid, _)) = found {
+            kill(pid);
+        }
+        let began = Instant::now();
+        while !bed.said().contains("ready by") && child.try_wait().expect("a child").is_none() {
+            assert!(began.elapsed() < PATIENCE, "turn {turn} of seed {seed}, {victim}: {}", bed.said());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        child.kill().expect("ended, or killed");
+        child.wait().expect("ended");
+        let began = Instant::now();
+        while !bed.processes().is_empty() {
+            let left = bed.processes();
+            assert!(began.elapsed() < Duration::from_secs(5), "turn {turn} of seed {seed}, {victim}: {left:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    let (said, _) = bed.restored(&id, &["--forget"], &[]);
+    assert!(said.contains("ready by restore"), "{said}");
 }

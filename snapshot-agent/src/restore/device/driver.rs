@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use health::gate::Look;
+use health::gate::{Look, Reading};
 use snapshots::compatibility::{DRIVER_MIN, Devices, Version};
 
 use crate::gpu::bulk::Uuid;
@@ -44,6 +44,16 @@ impl Driver {
             names.push(identity.name);
         }
         Some(Devices { driver: driver.version, gpus: names })
+    }
+
+    /// Free memory of each GPU as the management library counts it, MiB.
+    pub fn free_mib(&mut self) -> Option<Vec<i64>> {
+        let Ok(Answer::Survey(_, gpus)) = self.worker.ask(&Ask::Survey, SURVEY_PATIENCE) else { return None };
+        let mut free = |index: u32| match self.worker.ask(&Ask::Read(index), SURVEY_PATIENCE) {
+            Ok(Answer::Readings(readings)) => readings.get(&Reading::MemoryFree)?.as_ref().ok().copied(),
+            _ => None,
+        };
+        gpus.into_iter().map(|(index, _)| free(index)).collect()
     }
 
     /// Starts CUDA in the child, ahead of need.

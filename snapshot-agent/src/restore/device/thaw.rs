@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use snapshots::IndexRecord;
@@ -48,10 +49,25 @@ pub struct Prepared {
     free: BTreeMap<Uuid, u64>,
 }
 
-/// Memory that is being filled.
+/// What filling memory took.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Filled {
+    /// Bytes on GPUs.
+    pub bytes: u64,
+    /// Seconds of copying.
+    pub seconds: f64,
+}
+
+#[allow(clippy::disallowed_methods, reason = "copies take real time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Memory that is being filled. What is being copied is waited for when it is dropped: nothing of it stays on GPUs.
 #[derive(Debug)]
 pub struct Filling {
-    thread: JoinHandle<anyhow::Result<Mover>>,
+    /// None: it was waited for.
+    thread: Option<JoinHandle<anyhow::Result<(Mover, Filled)>>>,
     stored: Vec<Stored>,
     driver: Driver,
     pairs: Vec<(Uuid, Uuid)>,
@@ -72,14 +88,8 @@ impl Prepared {
     ///
     /// # Errors
     /// There is no driver or no room, or the disk has something else.
-    pub fn new(
-        stored: Vec<Stored>,
-        had: &[Uuid],
-        mut driver: Driver,
-        memory_bytes: u64,
-        load: bool,
-    ) -> anyhow::Result<Self> {
-        let mut mover = Mover::new()?;
+    pub fn new(stored: Vec<Stored>, had: &[Uuid], memory_bytes: u64, load: bool) -> anyhow::Result<Self> {
+        let (mut mover, mut driver) = (Mover::new()?, Driver::new()?);
         let starts = std::thread::spawn(move || {
             driver.start();
             driver
@@ -147,12 +157,15 @@ impl Prepared {
         let mut mover = self.mover;
         let thread = std::thread::spawn(move || {
             mover.create(areas)?;
+            let began = now();
             if let Some((arena, number)) = memory {
                 copy_all(&mut mover, &stored, &arena, number)?;
             }
+            let seconds = began.elapsed().as_secs_f64();
             drop(loaded);
-            Ok(mover)
+            Ok((mover, Filled { bytes: stored.iter().map(|stored| stored.part.bytes()).sum(), seconds }))
         });
+        let thread = Some(thread);
         Ok(Filling { thread, stored: self.stored, driver: self.driver, pairs: self.pairs })
     }
 
@@ -265,10 +278,10 @@ impl Filling {
     ///
     /// # Errors
     /// The driver or a library refuses; the tree is to be ended.
-    pub fn give(mut self, held: &Held) -> anyhow::Result<()> {
+    pub fn give(mut self, held: &Held) -> anyhow::Result<Filled> {
         let processes = self.processes(&held.pids())?;
-        let Ok(mover) = self.thread.join() else { bail!("a thread ended") };
-        let mut mover = mover.context("its device memory cannot be filled")?;
+        let Some(Ok(filled)) = self.thread.take().map(JoinHandle::join) else { bail!("a thread ended") };
+        let (mut mover, filled) = filled.context("its device memory cannot be filled")?;
         for (number, pid) in processes {
             let of = |(area, stored): (u32, &Stored)| {
                 let addresses = stored.part.segments.iter().map(|(address, _)| *address).collect();
@@ -277,7 +290,17 @@ impl Filling {
             mover.give(pid, (0..).zip(&self.stored).filter_map(of).collect())?;
         }
         self.driver.go_on()?;
-        mover.drop_all()
+        mover.drop_all()?;
+        Ok(filled)
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // Its child ends with what it returns.
+            drop(thread.join());
+        }
     }
 }
 
