@@ -90,12 +90,12 @@ pub fn capture(
     let frozen = freeze(&held, phases)?;
     timed(phases, "dump", || held.dump(&images))?;
     drop(held);
-    let (devices, gpus, parts) = match frozen {
-        Some(Frozen { devices, gpus, parts }) => (Some(devices), gpus, parts),
-        None => (None, Vec::new(), Vec::new()),
+    let (devices, gpus, served, parts) = match frozen {
+        Some(Frozen { devices, gpus, served, parts }) => (Some(devices), gpus, served, parts),
+        None => (None, Vec::new(), Vec::new(), Vec::new()),
     };
     let mut captured = Captured::new(facts::requirements(&engine, version, devices), outlets, cold_s, answered);
-    captured.gpus = gpus;
+    (captured.gpus, captured.served) = (gpus, served);
     captured.parts = parts.iter().map(|(part, _)| part.clone()).collect();
     captured.library.clone_from(&library);
     let write = |name: &str, bytes: Vec<u8>| {

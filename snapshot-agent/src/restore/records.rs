@@ -41,6 +41,9 @@ pub struct Captured {
     /// Bulk memory that is in streams of its own.
     #[serde(default)]
     pub parts: Vec<Part>,
+    /// Numbers of processes that have the library, in their own namespace: each waits until it is let go on.
+    #[serde(default)]
+    pub served: Vec<i32>,
     /// The library that its processes have mapped.
     #[serde(default)]
     pub library: Option<PathBuf>,
@@ -50,8 +53,8 @@ impl Captured {
     /// Of this format.
     #[must_use]
     pub fn new(requirements: Requirements, outlets: Outlets, cold_s: f64, answer: Option<String>) -> Self {
-        let (gpus, parts) = (Vec::new(), Vec::new());
-        Self { format: FORMAT, requirements, outlets, cold_s, answer, gpus, parts, library: None }
+        let (gpus, parts, served) = (Vec::new(), Vec::new(), Vec::new());
+        Self { format: FORMAT, requirements, outlets, cold_s, answer, gpus, parts, served, library: None }
     }
 
     /// Reads it.

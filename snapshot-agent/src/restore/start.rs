@@ -225,7 +225,7 @@ impl Known {
         }
         let device = if self.captured.requirements.devices.is_some() {
             let stored = runtime.block_on(self.stored(store))?;
-            Some(Prepared::new(stored, &self.captured.gpus, self.ground.memory_bytes, load)?)
+            Some(Prepared::new(&self.captured, stored, self.ground.memory_bytes, load)?)
         } else {
             None
         };

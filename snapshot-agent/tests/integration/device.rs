@@ -177,6 +177,15 @@ fn device_memory_comes_back_where_it_was() {
 }
 
 #[test]
+fn one_without_bulk_memory_goes_on_too() {
+    let Some(bed) = Bed::new(1) else { return };
+    bed.recipe(16, 0.0, &format!("warm_up = [['curl', '-sf', '{}']]", bed.url("/free")));
+    let id = bed.capture().expect("captured");
+    let (said, _) = bed.restored(&id, &[], &[]);
+    assert!(said.contains("ready by restore"), "{said}");
+}
+
+#[test]
 fn several_gpus_come_back_with_access_between_them() {
     let Some(bed) = Bed::new(2) else { return };
     bed.recipe(32, 0.0, &format!("warm_up = [['curl', '-sf', '{}']]", bed.url("/peers")));

@@ -86,7 +86,13 @@ def more():
     return "allocated and freed"
 
 
-DOES = {"/health": lambda: "ok", "/canary": canary, "/peers": peers, "/managed": managed, "/allocating": allocating, "/more": more}
+def free():
+    while len(stretches) > 1:
+        call("cuMemFree_v2", stretches.pop()[1])
+    return "freed"
+
+
+DOES = {"/free": free, "/health": lambda: "ok", "/canary": canary, "/peers": peers, "/managed": managed, "/allocating": allocating, "/more": more}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -21,6 +21,8 @@ pub struct Frozen {
     pub devices: Devices,
     /// Identities of the GPUs, as CUDA counts them.
     pub gpus: Vec<Uuid>,
+    /// Numbers of processes that have the library, in their own namespace.
+    pub served: Vec<i32>,
     /// Bulk memory: of each process on each GPU, and its content.
     pub parts: Vec<(Part, Arena)>,
 }
@@ -66,7 +68,9 @@ pub fn freeze(held: &Held, phases: &mut Vec<Phase>) -> anyhow::Result<Option<Fro
         driver.go_on()?;
         driver.checkpoint(&pids).context("the driver cannot take it off the GPUs")
     })?;
-    Ok(Some(Frozen { devices, gpus, parts }))
+    let own = |pid: &i32| own_number(*pid).with_context(|| format!("process {pid} is gone"));
+    let served = served.iter().map(own).collect::<anyhow::Result<_>>()?;
+    Ok(Some(Frozen { devices, gpus, served, parts }))
 }
 
 /// What each process has, and whether it can be captured at all.

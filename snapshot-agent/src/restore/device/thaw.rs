@@ -16,6 +16,7 @@ use super::mover::Mover;
 use super::{Part, own_number};
 use crate::gpu::bulk::{Run, Uuid};
 use crate::restore::held::Held;
+use crate::restore::records::Captured;
 use crate::snapshots::host::arena::{self, Arena, OnDisk};
 
 /// Leaves that are read and copied at a time: half a gigabyte.
@@ -37,6 +38,8 @@ pub struct Stored {
 /// Everything that can be made ready before processes come back.
 #[derive(Debug)]
 pub struct Prepared {
+    /// Numbers of processes that wait for their memory, or to be let go on.
+    served: Vec<i32>,
     stored: Vec<Stored>,
     mover: Mover,
     driver: Driver,
@@ -68,6 +71,7 @@ fn now() -> Instant {
 pub struct Filling {
     /// None: it was waited for.
     thread: Option<JoinHandle<anyhow::Result<(Mover, Filled)>>>,
+    served: Vec<i32>,
     stored: Vec<Stored>,
     driver: Driver,
     pairs: Vec<(Uuid, Uuid)>,
@@ -88,7 +92,7 @@ impl Prepared {
     ///
     /// # Errors
     /// There is no driver or no room, or the disk has something else.
-    pub fn new(stored: Vec<Stored>, had: &[Uuid], memory_bytes: u64, load: bool) -> anyhow::Result<Self> {
+    pub fn new(captured: &Captured, stored: Vec<Stored>, memory_bytes: u64, load: bool) -> anyhow::Result<Self> {
         let (mut mover, mut driver) = (Mover::new()?, Driver::new()?);
         let starts = std::thread::spawn(move || {
             driver.start();
@@ -97,9 +101,10 @@ impl Prepared {
         let gpus = mover.open()?;
         let driver = starts.join().ok().context("a thread ended")?;
         let here: Vec<Uuid> = gpus.iter().map(|(gpu, _)| *gpu).collect();
-        let pairs = pairs(had, &here)?;
+        let pairs = pairs(&captured.gpus, &here)?;
+        let served = captured.served.clone();
         let mut prepared =
-            Self { stored, mover, driver, memory: None, loaded: None, pairs, free: gpus.into_iter().collect() };
+            Self { served, stored, mover, driver, memory: None, loaded: None, pairs, free: gpus.into_iter().collect() };
         let all = prepared.on_disk();
         let needed = all.len().min(if load { usize::MAX } else { 4 * BATCH_LEAVES }) * LEAF_BYTES;
         ensure!(
@@ -166,7 +171,8 @@ impl Prepared {
             Ok((mover, Filled { bytes: stored.iter().map(|stored| stored.part.bytes()).sum(), seconds }))
         });
         let thread = Some(thread);
-        Ok(Filling { thread, stored: self.stored, driver: self.driver, pairs: self.pairs })
+        let Self { served, stored, driver, pairs, .. } = self;
+        Ok(Filling { thread, served, stored, driver, pairs })
     }
 
     fn area(&self, part: &Part) -> (Uuid, Vec<u64>) {
@@ -263,15 +269,14 @@ impl Filling {
         self.driver.unlock(&using)
     }
 
-    /// Processes that have bulk memory: by their own numbers, those of this host.
+    /// Processes that have the library: by their own numbers, those of this host.
     fn processes(&self, using: &[i32]) -> anyhow::Result<BTreeMap<i32, i32>> {
         let own: BTreeMap<i32, i32> = using.iter().filter_map(|pid| Some((own_number(*pid)?, *pid))).collect();
-        let of = |stored: &Stored| {
-            let number = stored.part.process;
-            let pid = own.get(&number).with_context(|| format!("process {number} did not come back"))?;
-            Ok((number, *pid))
+        let of = |number: &i32| {
+            let pid = own.get(number).with_context(|| format!("process {number} did not come back"))?;
+            Ok((*number, *pid))
         };
-        self.stored.iter().map(of).collect()
+        self.served.iter().map(of).collect()
     }
 
     /// Waits until all memory is filled, gives it to the processes, and lets them go on.
