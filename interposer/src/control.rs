@@ -1,10 +1,10 @@
 //! The thread that talks to the agent. Between conversations it waits for a signal, and has nothing open.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use interposer_protocol::{Channel, ChannelError, FORMAT, Order, Report, SIGNAL, Said, THREAD};
+use interposer_protocol::{Channel, ChannelError, FORMAT, Hazards, Order, Report, SIGNAL, Said, THREAD};
 
 use crate::driver::{self, Driver};
 use crate::memory::{self, Tried, tried};
@@ -67,8 +67,8 @@ fn converse(number: i32) -> Result<(), ChannelError> {
     let channel = Channel::connect(number, PATIENCE)?;
     let Some(driver) = driver::get() else { return Ok(()) };
     // Memory goes to nobody but the host's own agent, or one of the same user.
-    let uid = user_of(&channel);
-    if uid != Some(0) && uid != Some(unsafe { libc::geteuid() }) {
+    let uid = channel.peer()?.user;
+    if uid != 0 && uid != unsafe { libc::geteuid() } {
         return Ok(());
     }
     channel.say(&Said::Report(report(driver)), None)?;
@@ -81,17 +81,6 @@ fn converse(number: i32) -> Result<(), ChannelError> {
     done
 }
 
-/// Whose process is at the other end. (It may have no number in this process's namespace.)
-fn user_of(channel: &Channel) -> Option<u32> {
-    let mut credentials = std::mem::MaybeUninit::<libc::ucred>::zeroed();
-    let mut bytes = size_of::<libc::ucred>() as libc::socklen_t;
-    let got = unsafe {
-        let (fd, to) = (channel.as_fd().as_raw_fd(), credentials.as_mut_ptr().cast());
-        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, to, &raw mut bytes)
-    };
-    (got == 0).then(|| unsafe { credentials.assume_init() }.uid)
-}
-
 fn obey(channel: &Channel, driver: &Driver, state: &mut State) -> Result<(), ChannelError> {
     let mut given = Ok(());
     loop {
@@ -102,6 +91,10 @@ fn obey(channel: &Channel, driver: &Driver, state: &mut State) -> Result<(), Cha
                 memory::hold();
                 *state = State::Held;
                 Ok(())
+            }
+            // What came up since it was asked.
+            Order::Export if hazards::count() != Hazards::default() => {
+                Err(("something that cannot be captured came up", 0))
             }
             Order::Export => {
                 let mut sent = Ok(());

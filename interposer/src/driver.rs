@@ -15,6 +15,7 @@ pub const SUCCESS: Code = 0;
 pub const INVALID_VALUE: Code = 1;
 pub const OUT_OF_MEMORY: Code = 2;
 pub const NOT_INITIALIZED: Code = 3;
+pub const NOT_SUPPORTED: Code = 801;
 /// `CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED` and what follows it.
 pub const CAPTURE: std::ops::RangeInclusive<Code> = 900..=908;
 
@@ -109,6 +110,9 @@ functions! {
     stream_synchronize: c"cuStreamSynchronize"(Opaque);
     destroy_context: c"cuCtxDestroy_v2"(Opaque);
     reset_primary: c"cuDevicePrimaryCtxReset_v2"(c_int);
+    retain_primary: c"cuDevicePrimaryCtxRetain"(*mut Opaque, c_int);
+    release_primary: c"cuDevicePrimaryCtxRelease_v2"(c_int);
+    primary_state: c"cuDevicePrimaryCtxGetState"(c_int, *mut c_uint, *mut c_int);
     alloc: c"cuMemAlloc_v2"(*mut u64, usize);
     alloc_pitch: c"cuMemAllocPitch_v2"(*mut u64, *mut usize, usize, usize, c_uint);
     alloc_managed: c"cuMemAllocManaged"(*mut u64, usize, c_uint);
@@ -127,6 +131,7 @@ functions! {
     import: c"cuMemImportFromShareableHandle"(*mut u64, *mut c_void, c_uint);
     enable_peer: c"cuCtxEnablePeerAccess"(Opaque, c_uint);
     disable_peer: c"cuCtxDisablePeerAccess"(Opaque);
+    get_ipc: c"cuIpcGetMemHandle"(*mut IpcHandle, u64);
     open_ipc: c"cuIpcOpenMemHandle_v2"(*mut u64, IpcHandle, c_uint);
     close_ipc: c"cuIpcCloseMemHandle"(u64);
 }

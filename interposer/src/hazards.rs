@@ -15,6 +15,8 @@ struct Known {
     imported: BTreeSet<u64>,
     managed: BTreeSet<u64>,
     multicast: BTreeSet<u64>,
+    /// Where memory of one of these is mapped: that outlives its handle.
+    mapped: BTreeSet<u64>,
 }
 
 static KNOWN: Mutex<Known> = Mutex::new(Known {
@@ -22,6 +24,7 @@ static KNOWN: Mutex<Known> = Mutex::new(Known {
     imported: BTreeSet::new(),
     managed: BTreeSet::new(),
     multicast: BTreeSet::new(),
+    mapped: BTreeSet::new(),
 });
 
 fn known() -> MutexGuard<'static, Known> {
@@ -34,7 +37,7 @@ pub fn count() -> Hazards {
     let of = |set: &BTreeSet<u64>| u32::try_from(set.len()).unwrap_or(u32::MAX);
     Hazards {
         ipc: of(&known.ipc),
-        imported: of(&known.imported),
+        imported: of(&known.imported).saturating_add(of(&known.mapped)),
         managed: of(&known.managed),
         multicast: of(&known.multicast),
         communicators: nccl::count(),
@@ -81,6 +84,24 @@ pub unsafe extern "C" fn cuMemImportFromShareableHandle(handle: *mut u64, from: 
         known().imported.insert(unsafe { *handle });
     }
     code
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn cuMemMap(address: u64, bytes: usize, offset: usize, handle: u64, flags: u64) -> Code {
+    let Some(driver) = driver::get() else { return NOT_INITIALIZED };
+    let code = unsafe { (driver.map)(address, bytes, offset, handle, flags) };
+    let mut known = known();
+    if code == SUCCESS && (known.imported.contains(&handle) || known.multicast.contains(&handle)) {
+        known.mapped.insert(address);
+    }
+    code
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn cuMemUnmap(address: u64, bytes: usize) -> Code {
+    let Some(driver) = driver::get() else { return NOT_INITIALIZED };
+    known().mapped.retain(|at| !(address..address.saturating_add(bytes as u64)).contains(at));
+    unsafe { (driver.unmap)(address, bytes) }
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_uint};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 
 use interposer_protocol::Segment;
 
 use crate::driver::{
-    self, Access, CAPTURE, Code, DIRECT_RDMA, Driver, INVALID_VALUE, NOT_INITIALIZED, OUT_OF_MEMORY, Opaque, POSIX_FD,
-    Properties, SUCCESS,
+    self, Access, CAPTURE, Code, DIRECT_RDMA, Driver, INVALID_VALUE, IpcHandle, NOT_INITIALIZED, NOT_SUPPORTED,
+    OUT_OF_MEMORY, Opaque, POSIX_FD, Properties, SUCCESS,
 };
 use crate::{control, hazards, peers};
 
@@ -36,11 +36,14 @@ struct Table {
     /// Whether allocations wait.
     held: bool,
     stretches: BTreeMap<u64, Stretch>,
+    /// Freed while a graph was captured, when nothing can be waited for: let go of after the next wait.
+    parked: Vec<u64>,
     /// Of a GPU: the granule, and whether network adapters may read it.
     gpus: BTreeMap<c_int, (usize, bool)>,
 }
 
-static TABLE: Mutex<Table> = Mutex::new(Table { held: false, stretches: BTreeMap::new(), gpus: BTreeMap::new() });
+static TABLE: Mutex<Table> =
+    Mutex::new(Table { held: false, stretches: BTreeMap::new(), parked: Vec::new(), gpus: BTreeMap::new() });
 static GOES_ON: Condvar = Condvar::new();
 
 fn table() -> MutexGuard<'static, Table> {
@@ -135,7 +138,7 @@ fn mapped(driver: &Driver, address: u64, bytes: usize, device: c_int, handle: u6
 /// Lets a GPU reach what another has in bulk.
 pub fn let_reach(driver: &Driver, from: c_int, to: c_int) -> Tried {
     let access = Access::of(from);
-    for (address, stretch) in table().stretches.iter().filter(|(_, stretch)| stretch.device == to) {
+    for (address, stretch) in table_to_change().stretches.iter().filter(|(_, stretch)| stretch.device == to) {
         tried("cuMemSetAccess", unsafe { (driver.set_access)(*address, stretch.bytes, &raw const access, 1) })?;
     }
     Ok(())
@@ -200,10 +203,20 @@ pub unsafe extern "C" fn cuMemFree_v2(address: u64) -> Code {
     let Some(context) = context else { return unsafe { (driver.free)(address) } };
     // As the driver's own: what was submitted is done first.
     match synchronize(driver, context as Opaque) {
-        Err((_, code)) if !CAPTURE.contains(&code) => return code,
-        _ => {}
+        Err((_, code)) if CAPTURE.contains(&code) => {
+            table_to_change().parked.push(address);
+            return SUCCESS;
+        }
+        Err((_, code)) => return code,
+        Ok(()) => {}
     }
-    match table_to_change().forget(driver, |at, _| at == address) {
+    let mut table = table_to_change();
+    let parked = std::mem::take(&mut table.parked);
+    let (now, later) = parked
+        .into_iter()
+        .partition::<Vec<u64>, _>(|at| table.stretches.get(at).is_none_or(|stretch| stretch.context == context));
+    table.parked = later;
+    match table.forget(driver, |at, _| at == address || now.contains(&at)) {
         Ok(()) => SUCCESS,
         Err((_, code)) => code,
     }
@@ -240,6 +253,23 @@ pub unsafe extern "C" fn cuMemGetAddressRange_v2(base: *mut u64, bytes: *mut usi
     SUCCESS
 }
 
+// Memory of handles has none of these, and a process that shares memory so could not be captured anyway.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn cuIpcGetMemHandle(handle: *mut IpcHandle, address: u64) -> Code {
+    static SAID: Once = Once::new();
+    let Some(driver) = driver::get() else { return NOT_INITIALIZED };
+    if table().around(address).is_none() {
+        return unsafe { (driver.get_ipc)(handle, address) };
+    }
+    SAID.call_once(|| {
+        eprintln!(
+            "pilotlight: this workload shares device memory by CUDA IPC (cudaIpcGetMemHandle), and cannot be captured while it \
+             does. Switch that off in it (vLLM: --disable-custom-all-reduce), or run it without this library."
+        );
+    });
+    NOT_SUPPORTED
+}
+
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn cuCtxDestroy_v2(context: Opaque) -> Code {
     let Some(driver) = driver::get() else { return NOT_INITIALIZED };
@@ -249,12 +279,46 @@ pub unsafe extern "C" fn cuCtxDestroy_v2(context: Opaque) -> Code {
     unsafe { (driver.destroy_context)(context) }
 }
 
+/// The primary context of a GPU, if it is there.
+fn primary(driver: &Driver, device: c_int) -> Option<Opaque> {
+    let (mut flags, mut active, mut context) = (0, 0, std::ptr::null_mut());
+    unsafe {
+        if (driver.primary_state)(device, &raw mut flags, &raw mut active) != SUCCESS || active == 0 {
+            return None;
+        }
+        // Its handle is given to who retains it.
+        if (driver.retain_primary)(&raw mut context, device) != SUCCESS {
+            return None;
+        }
+        (driver.release_primary)(device);
+    }
+    Some(context)
+}
+
+/// Ends a primary context by a call; if it is gone then, so is all that was allocated in it.
+fn end_primary(driver: &Driver, device: c_int, end: impl FnOnce() -> Code) -> Code {
+    let Some(context) = primary(driver, device) else { return end() };
+    let _ = synchronize(driver, context);
+    let code = end();
+    let (mut flags, mut active) = (0, 0);
+    let told = unsafe { (driver.primary_state)(device, &raw mut flags, &raw mut active) };
+    if code == SUCCESS && told == SUCCESS && active == 0 {
+        peers::forget_context(context);
+        let _ = table_to_change().forget(driver, |_, stretch| stretch.context == context as usize);
+    }
+    code
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> Code {
+    let Some(driver) = driver::get() else { return NOT_INITIALIZED };
+    end_primary(driver, device, || unsafe { (driver.release_primary)(device) })
+}
+
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn cuDevicePrimaryCtxReset_v2(device: c_int) -> Code {
     let Some(driver) = driver::get() else { return NOT_INITIALIZED };
-    peers::forget_device(device);
-    let _ = table_to_change().forget(driver, |_, stretch| stretch.device == device);
-    unsafe { (driver.reset_primary)(device) }
+    end_primary(driver, device, || unsafe { (driver.reset_primary)(device) })
 }
 
 /// Waits for what was submitted in a context; which one is current stays as it was.

@@ -19,6 +19,8 @@ pub struct UniqueId([u8; 128]);
 type Communicator = *mut c_void;
 
 static UP: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
+/// Where communicators of the group that goes on are to appear.
+static PENDING: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
 pub fn count() -> u32 {
     u32::try_from(UP.lock().unwrap_or_else(PoisonError::into_inner).len()).unwrap_or(u32::MAX)
@@ -30,8 +32,12 @@ unsafe fn up(code: Code, communicators: *mut Communicator, count: c_int) -> Code
     if (code == 0 || code == IN_PROGRESS) && !communicators.is_null() {
         let mut up = UP.lock().unwrap_or_else(PoisonError::into_inner);
         for n in 0..usize::try_from(count).unwrap_or(0) {
-            let communicator = unsafe { *communicators.add(n) };
-            if !communicator.is_null() {
+            let at = unsafe { communicators.add(n) };
+            let communicator = unsafe { *at };
+            if communicator.is_null() {
+                // Of a group: it is there when that ends.
+                PENDING.lock().unwrap_or_else(PoisonError::into_inner).push(at as usize);
+            } else {
                 up.insert(communicator as usize);
             }
         }
@@ -39,8 +45,10 @@ unsafe fn up(code: Code, communicators: *mut Communicator, count: c_int) -> Code
     code
 }
 
-fn real(name: &CStr) -> Option<*mut c_void> {
-    let found = symbols::real(symbols::loaded(c"libnccl.so.2")?, name);
+/// NCCL's own function: of its library, or of one that has NCCL within.
+fn real(name: &CStr, ours: *mut c_void) -> Option<*mut c_void> {
+    let found = symbols::loaded(c"libnccl.so.2").map(|library| symbols::real(library, name));
+    let found = found.filter(|found| !found.is_null()).unwrap_or_else(|| symbols::anywhere(name, ours));
     (!found.is_null()).then_some(found)
 }
 
@@ -48,7 +56,7 @@ macro_rules! before {
     ($name:ident($($argument:ident: $kind:ty),*)) => {{
         type Real = unsafe extern "C" fn($($kind),*) -> Code;
         let name = unsafe { CStr::from_bytes_with_nul_unchecked(concat!(stringify!($name), "\0").as_bytes()) };
-        match real(name) {
+        match real(name, $name as *mut c_void) {
             Some(found) => unsafe { std::mem::transmute::<*mut c_void, Real>(found)($($argument),*) },
             None => SYSTEM_ERROR,
         }
@@ -121,6 +129,39 @@ pub unsafe extern "C" fn ncclCommSplit(
         config: *mut c_void
     ));
     unsafe { up(code, to, 1) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn ncclCommShrink(
+    of: Communicator,
+    without: *mut c_int,
+    count: c_int,
+    to: *mut Communicator,
+    config: *mut c_void,
+    flags: c_int,
+) -> Code {
+    let code = before!(ncclCommShrink(
+        of: Communicator,
+        without: *mut c_int,
+        count: c_int,
+        to: *mut Communicator,
+        config: *mut c_void,
+        flags: c_int
+    ));
+    unsafe { up(code, to, 1) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn ncclGroupEnd() -> Code {
+    let code = before!(ncclGroupEnd());
+    let pending = std::mem::take(&mut *PENDING.lock().unwrap_or_else(PoisonError::into_inner));
+    for at in pending {
+        let communicator = unsafe { *(at as *const Communicator) };
+        if !communicator.is_null() {
+            UP.lock().unwrap_or_else(PoisonError::into_inner).insert(communicator as usize);
+        }
+    }
+    code
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]

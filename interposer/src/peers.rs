@@ -45,10 +45,6 @@ pub fn forget_context(context: Opaque) {
     reaches().retain(|reach| reach.from != context as usize && reach.to != context as usize);
 }
 
-pub fn forget_device(device: c_int) {
-    reaches().retain(|reach| reach.from_device != device && reach.to_device != device);
-}
-
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn cuCtxEnablePeerAccess(to: Opaque, flags: c_uint) -> Code {
     let Some(driver) = driver::get() else { return NOT_INITIALIZED };

@@ -38,14 +38,18 @@ hooks! {
     cuMemFreeAsync = memory::cuMemFreeAsync, b"cuMemFreeAsync" since 11020;
     cuMemGetAddressRange_v2 = memory::cuMemGetAddressRange_v2, b"cuMemGetAddressRange" since 3020;
     cuCtxDestroy_v2 = memory::cuCtxDestroy_v2, b"cuCtxDestroy" since 4000;
+    cuDevicePrimaryCtxRelease_v2 = memory::cuDevicePrimaryCtxRelease_v2, b"cuDevicePrimaryCtxRelease" since 11000;
     cuDevicePrimaryCtxReset_v2 = memory::cuDevicePrimaryCtxReset_v2, b"cuDevicePrimaryCtxReset" since 11000;
     cuCtxEnablePeerAccess = peers::cuCtxEnablePeerAccess, b"cuCtxEnablePeerAccess" since 4000;
     cuCtxDisablePeerAccess = peers::cuCtxDisablePeerAccess, b"cuCtxDisablePeerAccess" since 4000;
     cuMemAllocManaged = hazards::cuMemAllocManaged, b"cuMemAllocManaged" since 6000;
+    cuIpcGetMemHandle = memory::cuIpcGetMemHandle, b"cuIpcGetMemHandle" since 4010;
     cuIpcOpenMemHandle_v2 = hazards::cuIpcOpenMemHandle_v2, b"cuIpcOpenMemHandle" since 11000;
     cuIpcCloseMemHandle = hazards::cuIpcCloseMemHandle, b"cuIpcCloseMemHandle" since 4010;
     cuMemImportFromShareableHandle = hazards::cuMemImportFromShareableHandle,
         b"cuMemImportFromShareableHandle" since 10020;
+    cuMemMap = hazards::cuMemMap, b"cuMemMap" since 10020;
+    cuMemUnmap = hazards::cuMemUnmap, b"cuMemUnmap" since 10020;
     cuMemRelease = hazards::cuMemRelease, b"cuMemRelease" since 10020;
     cuMulticastCreate = hazards::cuMulticastCreate, b"cuMulticastCreate" since 12010;
     ncclCommInitRank = nccl::ncclCommInitRank;
@@ -53,6 +57,8 @@ hooks! {
     ncclCommInitRankScalable = nccl::ncclCommInitRankScalable;
     ncclCommInitAll = nccl::ncclCommInitAll;
     ncclCommSplit = nccl::ncclCommSplit;
+    ncclCommShrink = nccl::ncclCommShrink;
+    ncclGroupEnd = nccl::ncclGroupEnd;
     ncclCommDestroy = nccl::ncclCommDestroy;
     ncclCommAbort = nccl::ncclCommAbort;
 }
@@ -90,6 +96,27 @@ pub fn real(library: *mut c_void, name: &CStr) -> *mut c_void {
 pub fn loaded(name: &CStr) -> Option<*mut c_void> {
     let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
     (!library.is_null()).then_some(library)
+}
+
+/// What the first loaded library has under a name, other than a function of ours.
+pub fn anywhere(name: &CStr, ours: *mut c_void) -> *mut c_void {
+    unsafe extern "C" fn note(info: *mut libc::dl_phdr_info, _: usize, names: *mut c_void) -> c_int {
+        unsafe {
+            let (name, names) = ((*info).dlpi_name, &mut *names.cast::<Vec<std::ffi::CString>>());
+            if !name.is_null() {
+                names.push(CStr::from_ptr(name).to_owned());
+            }
+        }
+        0
+    }
+    let mut names: Vec<std::ffi::CString> = Vec::new();
+    // The loader is not to be asked for libraries while it tells them.
+    unsafe { libc::dl_iterate_phdr(Some(note), (&raw mut names).cast()) };
+    let has = |library: &std::ffi::CString| {
+        let found = real(loaded(library)?, name);
+        (!found.is_null() && found != ours).then_some(found)
+    };
+    names.iter().filter(|name| !name.is_empty()).find_map(has).unwrap_or(std::ptr::null_mut())
 }
 
 /// What a program gets that asks a library for a name: a function of ours, where the library has one of that name; else

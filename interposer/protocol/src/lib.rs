@@ -6,7 +6,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::{
@@ -25,6 +25,8 @@ pub const SIGNAL: i32 = 62;
 pub const FORMAT: u32 = 1;
 /// Longest packet, bytes.
 const PACKET_BYTES_MAX: usize = 64 << 10;
+/// Connections that wait: others than the library may try.
+const BACKLOG: i32 = 64;
 
 /// Stretch of device memory that a workload has in bulk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,7 +144,7 @@ impl Listener {
     pub fn new(number: i32) -> Result<Self, ChannelError> {
         let fd = socket()?;
         bind(&fd, &address(number)?)?;
-        listen(&fd, 1)?;
+        listen(&fd, BACKLOG)?;
         Ok(Self(fd))
     }
 
@@ -152,15 +154,39 @@ impl Listener {
     /// Nobody connects.
     pub fn accept(&self, patience: Duration) -> Result<(Channel, i32), ChannelError> {
         sockopt::set_socket_timeout(&self.0, sockopt::Timeout::Recv, Some(patience))?;
-        let fd = accept_with(&self.0, SocketFlags::CLOEXEC)?;
-        let peer = sockopt::socket_peercred(&fd)?;
-        let channel = Channel(fd);
+        let channel = Channel(accept_with(&self.0, SocketFlags::CLOEXEC)?);
         channel.patience(patience)?;
-        Ok((channel, peer.pid.as_raw_nonzero().get()))
+        let process = channel.peer()?.process;
+        Ok((channel, process))
     }
 }
 
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Its number as this process numbers processes; 0, if it has none here.
+    pub process: i32,
+    /// Its user.
+    pub user: u32,
+}
+
 impl Channel {
+    /// Who is at the other end.
+    ///
+    /// # Errors
+    /// The socket is broken.
+    pub fn peer(&self) -> Result<Peer, ChannelError> {
+        let mut found = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+        let mut bytes = size_of::<libc::ucred>() as libc::socklen_t;
+        // SAFETY: the kernel writes one such structure, and its length.
+        #[allow(unsafe_code)]
+        let got = unsafe {
+            let to = (&raw mut found).cast();
+            libc::getsockopt(self.0.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, to, &raw mut bytes)
+        };
+        if got == 0 { Ok(Peer { process: found.pid, user: found.uid }) } else { Err(rustix::io::Errno::NOTCONN.into()) }
+    }
+
     /// Connects to who listens under a number.
     ///
     /// # Errors

@@ -99,6 +99,17 @@ unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut usize, device: c_int
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: c_int) -> Code {
+    OK
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuDevicePrimaryCtxGetState(_device: c_int, flags: *mut c_uint, active: *mut c_int) -> Code {
+    unsafe { (*flags, *active) = (0, 1) };
+    OK
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn cuDevicePrimaryCtxReset_v2(_device: c_int) -> Code {
     OK
 }
@@ -171,6 +182,11 @@ extern "C" fn cuCtxDisablePeerAccess(peer: usize) -> Code {
 
 #[repr(C)]
 struct IpcHandle([u64; 8]);
+
+#[unsafe(no_mangle)]
+extern "C" fn cuIpcGetMemHandle(_handle: *mut IpcHandle, _address: u64) -> Code {
+    OK
+}
 
 #[unsafe(no_mangle)]
 extern "C" fn cuIpcOpenMemHandle_v2(_address: *mut u64, _handle: IpcHandle, _flags: c_uint) -> Code {

@@ -3,15 +3,20 @@
 
 #![allow(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use health::gate::{Look, Unseen};
 use interposer_protocol::THREAD;
 
 /// Rounds of looking for new threads.
 const ROUNDS: usize = 16;
-/// Names of the driver's threads begin with this.
-const DRIVER: &str = "cuda";
+/// As the driver names its threads: this one, and others by numbers (580: `cuda00001400006`).
+const EVENTS: &str = "cuda-EvtHandlr";
+
+fn is_drivers(name: &str) -> bool {
+    let number = name.strip_prefix("cuda").unwrap_or_default();
+    name == EVENTS || (number.len() == 11 && number.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
 
 /// Threads that stand still, each with the signal that it was about to get, or 0.
 #[derive(Debug)]
@@ -34,16 +39,39 @@ fn ptrace(request: libc::c_uint, thread: i32, number: i32) -> std::io::Result<()
     if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
+fn wait(thread: i32) -> std::io::Result<i32> {
+    loop {
+        let mut status = 0;
+        // SAFETY: the kernel writes one number.
+        let got = unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) };
+        let error = std::io::Error::last_os_error();
+        match got {
+            _ if got == thread => return Ok(status),
+            _ if error.kind() == std::io::ErrorKind::Interrupted => {}
+            _ => return Err(error),
+        }
+    }
+}
+
+/// Whether a thread is no more, but for its number.
+fn has_ended(thread: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/stat")).unwrap_or_default();
+    // The name, in brackets, may hold anything.
+    let state = status.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    matches!(state, None | Some('Z' | 'X'))
+}
+
 impl Paused {
     /// Has all threads of a process stand still but the driver's, the library's, and one more.
     ///
     /// # Errors
     /// It is gone, or somebody else traces it.
     pub fn new(pid: i32, but: Option<i32>) -> Look<Self> {
-        let mut paused = Self(BTreeMap::new());
+        let (mut paused, mut ended) = (Self(BTreeMap::new()), BTreeSet::new());
         for _ in 0..ROUNDS {
             let stand = |(thread, name): &(i32, String)| {
-                name != THREAD && !name.starts_with(DRIVER) && Some(*thread) != but && !paused.0.contains_key(thread)
+                let of_others = name == THREAD || is_drivers(name) || Some(*thread) == but;
+                (*thread == pid || !of_others) && !paused.0.contains_key(thread) && !ended.contains(thread)
             };
             let new: Vec<i32> =
                 threads(pid)?.iter().filter(|thread| stand(thread)).map(|(thread, _)| *thread).collect();
@@ -52,6 +80,9 @@ impl Paused {
             }
             for thread in new {
                 paused.add(thread)?;
+                if !paused.0.contains_key(&thread) {
+                    ended.insert(thread);
+                }
             }
         }
         Err(Unseen::Error(format!("process {pid} starts threads faster than they can be stopped")))
@@ -61,12 +92,7 @@ impl Paused {
         let stopped = ptrace(libc::PTRACE_SEIZE, thread, 0).and_then(|()| {
             self.0.insert(thread, 0);
             ptrace(libc::PTRACE_INTERRUPT, thread, 0)?;
-            let mut status = 0;
-            // SAFETY: the kernel writes one number.
-            let got = unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) };
-            if got != thread {
-                return Err(std::io::Error::last_os_error());
-            }
+            let status = wait(thread)?;
             // A signal that was on its way stopped it first: it gets it when it goes on.
             if libc::WIFSTOPPED(status) && status >> 16 == 0 {
                 self.0.insert(thread, libc::WSTOPSIG(status));
@@ -74,8 +100,8 @@ impl Paused {
             Ok(())
         });
         match stopped {
-            // It has ended meanwhile.
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            // It has ended meanwhile, or is about to.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) || has_ended(thread) => Ok(()),
             Err(error) => Err(Unseen::Error(format!("thread {thread} cannot be stopped: {error}"))),
             Ok(()) => Ok(()),
         }
@@ -88,5 +114,39 @@ impl Drop for Paused {
             // One that has ended is free.
             let _ = ptrace(libc::PTRACE_DETACH, *thread, *signal);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_drivers_threads_are_told_from_others() {
+        assert!(is_drivers("cuda00001400006") && is_drivers("cuda-EvtHandlr"));
+        for other in ["cuda_serve", "cuda", "cuda-server", "python3", "cudaworker00001"] {
+            assert!(!is_drivers(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn threads_stand_still_and_go_on() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("started");
+        let pid = child.id().cast_signed();
+        let state = || {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("there");
+            status.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).expect("a state")
+        };
+        let paused = Paused::new(pid, None).expect("traced");
+        assert_eq!(state(), 't');
+        drop(paused);
+        assert_ne!(state(), 't');
+        child.kill().expect("killed");
+        // Nobody has waited for it yet.
+        while state() != 'Z' {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert!(has_ended(pid) && Paused::new(pid, None).is_ok());
+        child.wait().expect("ended");
     }
 }

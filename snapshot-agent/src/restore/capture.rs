@@ -87,7 +87,7 @@ pub fn capture(
     let answered = timed(phases, "canary", || recipe.canary.as_ref().map(answer::asked).transpose())?;
     timed(phases, "before capture", || answer::run(&recipe.before_capture, "before_capture"))?;
     let outlets = held.outlets.clone();
-    let frozen = freeze(&held, phases)?;
+    let frozen = freeze(&held, recipe.device_memory == DeviceMemory::Split, phases)?;
     timed(phases, "dump", || held.dump(&images))?;
     drop(held);
     let (devices, gpus, served, parts) = match frozen {

@@ -130,10 +130,10 @@ pub fn restore(options: &RestoreOptions) -> anyhow::Result<ExitCode> {
         print!("{}", explained(&steps));
         return Ok(ExitCode::SUCCESS);
     }
-    let mut stop = Stop::listen(&runtime)?;
     if options.standby {
         stand_by()?;
     }
+    let mut stop = Stop::listen(&runtime)?;
     let held = known.bring_up(&runtime, &store, &steps, |tried| eprint!("{}", said(tried)))?;
     Ok(wait(held, &mut stop))
 }

@@ -156,6 +156,18 @@ impl Held {
         found
     }
 
+    /// Ends all processes at once, without a word.
+    pub fn kill(&self) -> bool {
+        for pid in self.pids() {
+            // One that has ended needs none.
+            let _ = Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
+        }
+        let pid = self.holder.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let first = children.split_whitespace().find_map(|child| Pid::from_raw(child.parse().ok()?));
+        first.is_some_and(|first| kill_process(first, Signal::KILL).is_ok())
+    }
+
     /// How the workload has ended, if it does within a while.
     pub fn ends_within(&mut self, patience: Duration) -> Option<Ended> {
         match self.said.recv_timeout(patience) {
@@ -192,15 +204,11 @@ impl Drop for Held {
             }
             std::thread::sleep(GRACE_LOOK);
         }
-        // The end of a namespace's first process takes all others with it, and is over when they are gone: its parent waits for
-        // that, and is waited for. What comes next in the same place finds nothing of them.
-        let pid = self.holder.id();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        let first = children.split_whitespace().find_map(|child| Pid::from_raw(child.parse().ok()?));
-        let killed = first.is_some_and(|first| kill_process(first, Signal::KILL).is_ok());
-        if !killed {
+        if !self.kill() {
             let _ = self.holder.kill();
         }
+        // The end of a namespace's first process takes all others with it, and is over when they are gone: its parent waits for
+        // that, and is waited for. What comes next in the same place finds nothing of them.
         let _ = self.holder.wait();
     }
 }

@@ -1,6 +1,7 @@
 //! The library that is preloaded into workloads, as a file that stays: a captured process has it mapped, so it lies under a name
 //! that says its content, goes into the snapshot, and is put in place before a restore, whatever the agent's version.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -44,14 +45,14 @@ pub fn install(folder: &Path) -> anyhow::Result<Option<PathBuf>> {
 /// # Errors
 /// It is another, the folder is another, or it cannot be written to.
 pub fn ensure_at(path: &Path, folder: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let wanted = folder.join(name(bytes));
+    let there = put(folder, bytes)?;
     ensure!(
-        path == wanted,
+        path == there,
         "it was captured with the library {}, this host keeps it as {}: give the same --interposers folder",
         path.display(),
-        wanted.display()
+        there.display()
     );
-    put(folder, bytes).map(drop)
+    Ok(())
 }
 
 fn put(folder: &Path, bytes: &[u8]) -> anyhow::Result<PathBuf> {
@@ -59,13 +60,14 @@ fn put(folder: &Path, bytes: &[u8]) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(folder).with_context(shown)?;
     let folder = folder.canonicalize().with_context(shown)?;
     let path = folder.join(name(bytes));
-    if std::fs::read(&path).is_ok_and(|there| there == bytes) {
-        return Ok(path);
+    // Whatever modes this process makes files with: workloads of other users read it, and CRIU compares its mode.
+    let open = |path: &Path| std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).with_context(shown);
+    open(&folder)?;
+    if !std::fs::read(&path).is_ok_and(|there| there == bytes) {
+        let mut file = tempfile::NamedTempFile::new_in(&folder).with_context(shown)?;
+        std::io::Write::write_all(&mut file, bytes).with_context(shown)?;
+        file.persist(&path).with_context(shown)?;
     }
-    let file =
-        tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).tempfile_in(&folder);
-    let mut file = file.with_context(shown)?;
-    std::io::Write::write_all(&mut file, bytes).with_context(shown)?;
-    file.persist(&path).with_context(shown)?;
+    open(&path)?;
     Ok(path)
 }

@@ -72,7 +72,10 @@ impl Captured {
             "the snapshot has format {}, this build reads up to {FORMAT}; update it",
             head.format
         );
-        serde_json::from_slice(bytes).context("the snapshot does not say what it needs")
+        let captured: Self = serde_json::from_slice(bytes).context("the snapshot does not say what it needs")?;
+        let waits = |part: &Part| captured.served.contains(&part.process);
+        ensure!(captured.parts.iter().all(waits), "the snapshot has memory of a process that would not wait for it");
+        Ok(captured)
     }
 }
 

@@ -15,7 +15,7 @@ use super::capture::{Phase, timed};
 use super::criu::Criu;
 use super::device::Part;
 use super::device::driver::Driver;
-use super::device::thaw::{Filled, Prepared, Stored, file_of};
+use super::device::thaw::{Filled, Filling, Prepared, Stored, file_of};
 use super::engine::Engine;
 use super::facts;
 use super::held::{Held, Where};
@@ -273,17 +273,15 @@ impl Known {
             timed(phases, "prepare", || self.make_ready(runtime, store, false))?;
         }
         let Ready { holder, device } = self.ready.take().context("nothing was made ready")?;
-        // Memory is filled while the processes come back. Where something fails, these end first.
-        let mut filling = device.map(Prepared::fill).transpose()?;
         let mut held = holder;
-        timed(phases, "processes", || held.restore(&self.files.join(IMAGES), &self.captured.outlets))?;
-        if let Some(filling) = &mut filling {
-            timed(phases, "driver", || filling.contexts(&held))?;
-        }
-        let filled = match filling {
-            Some(filling) => Some(timed(phases, "device memory", || filling.give(&held))?),
-            None => None,
-        };
+        // Memory is filled while the processes come back.
+        let mut filling = device.map(Prepared::fill).transpose()?;
+        let filled = self.brought_back(&mut held, filling.as_mut(), phases).inspect_err(|_| {
+            // Its end comes before its threads go on, and they go on before its end is waited for.
+            held.kill();
+        });
+        drop(filling);
+        let filled = filled?;
         timed(phases, "after restore", || answer::run(&self.recipe.after_restore, "after_restore"))?;
         timed(phases, "ready", || answer::wait_until_ready(&mut held, &self.recipe.ready))?;
         timed(phases, "canary", || {
@@ -295,6 +293,20 @@ impl Known {
             Ok(())
         })?;
         Ok((held, filled))
+    }
+
+    /// Processes, contexts and memory.
+    fn brought_back(
+        &self,
+        held: &mut Held,
+        mut filling: Option<&mut Filling>,
+        phases: &mut Vec<Phase>,
+    ) -> anyhow::Result<Option<Filled>> {
+        timed(phases, "processes", || held.restore(&self.files.join(IMAGES), &self.captured.outlets))?;
+        if let Some(filling) = &mut filling {
+            timed(phases, "driver", || filling.contexts(held))?;
+        }
+        filling.map(|filling| timed(phases, "device memory", || filling.give(held))).transpose()
     }
 
     fn started(&self, phases: &mut Vec<Phase>) -> anyhow::Result<Held> {

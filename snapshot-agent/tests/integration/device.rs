@@ -139,9 +139,15 @@ impl Bed {
         self.wait(&mut child, "ready by");
         let canary = self.get("/canary").expect("it serves");
         assert!(self.get("/more").is_some(), "it allocates");
+        let shared = self.get("/share").expect("it answers");
+        assert!(shared == "0" || shared.starts_with("0 801") || said_cold(&self.said()), "{shared}");
         stop(child);
         (self.said(), canary)
     }
+}
+
+fn said_cold(said: &str) -> bool {
+    said.contains("ready by cold start")
 }
 
 fn stop(mut child: Child) {
@@ -157,6 +163,8 @@ fn device_memory_comes_back_where_it_was() {
     let id = bed.capture().expect("captured");
     let (said, canary) = bed.restored(&id, &[], &[]);
     assert!(said.contains("ready by restore"), "{said}");
+    // What is no bulk may be shared, what is bulk is said not to be.
+    assert!(said.contains("this workload shares device memory by CUDA IPC"), "{said}");
     // Bulk memory is in a stream of its own, and nowhere else.
     let copy = bed.path("copy").display().to_string();
     assert!(bed.agent(&["store", "get", &id, &copy]).status().expect("runs").success());

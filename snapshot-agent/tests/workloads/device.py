@@ -86,13 +86,19 @@ def more():
     return "allocated and freed"
 
 
+def share():
+    handle = ctypes.create_string_buffer(64)
+    codes = [cuda.cuIpcGetMemHandle(handle, address) for _, address, _ in stretches]
+    return " ".join(map(str, codes))
+
+
 def free():
     while len(stretches) > 1:
         call("cuMemFree_v2", stretches.pop()[1])
     return "freed"
 
 
-DOES = {"/free": free, "/health": lambda: "ok", "/canary": canary, "/peers": peers, "/managed": managed, "/allocating": allocating, "/more": more}
+DOES = {"/free": free, "/share": share, "/health": lambda: "ok", "/canary": canary, "/peers": peers, "/managed": managed, "/allocating": allocating, "/more": more}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

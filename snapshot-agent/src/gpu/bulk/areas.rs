@@ -74,6 +74,12 @@ impl Area {
         properties.type_ = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
         properties.requestedHandleTypes = POSIX_FD;
         properties.location = gpu.location();
+        // As the library allocates: what network adapters could read they can read again.
+        let rdma = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED;
+        let mut can = 0;
+        let asked = unsafe { sys::cuDeviceGetAttribute(&raw mut can, rdma, gpu.device) };
+        asked.result().map_err(unseen("ask the GPU"))?;
+        properties.allocFlags.gpuDirectRDMACapable = u8::from(can != 0);
         let mut at = 0;
         for bytes in segments {
             let mut handle = 0;
@@ -119,15 +125,18 @@ impl Area {
         Ok(self)
     }
 
-    /// Handles for another process, in order.
-    pub(super) fn handles(&self) -> Look<Vec<OwnedFd>> {
-        let of = |(_, _, handle): &(u64, u64, sys::CUmemGenericAllocationHandle)| -> Look<OwnedFd> {
-            let mut fd: i32 = -1;
-            let given = unsafe { sys::cuMemExportToShareableHandle((&raw mut fd).cast(), *handle, POSIX_FD, 0) };
-            given.result().map_err(unseen("hand memory over"))?;
-            Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-        };
-        self.segments.iter().map(of).collect()
+    /// How many segments it has.
+    pub(super) fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// The handle of a segment, for another process.
+    pub(super) fn handle(&self, n: usize) -> Look<OwnedFd> {
+        let (_, _, handle) = self.segments.get(n).ok_or_else(|| Unseen::Error("no such segment".into()))?;
+        let mut fd: i32 = -1;
+        let given = unsafe { sys::cuMemExportToShareableHandle((&raw mut fd).cast(), *handle, POSIX_FD, 0) };
+        given.result().map_err(unseen("hand memory over"))?;
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }
 

@@ -7,7 +7,7 @@ mod copies;
 mod pinned;
 mod talk;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::thread::JoinHandle;
 
 use cudarc::driver::sys;
@@ -37,6 +37,8 @@ pub enum Ask {
     Report(i32),
     /// Have it allocate nothing from now on.
     Hold(i32),
+    /// Whether it answers though its threads stand still: none of them has what it needs then.
+    Answers(i32),
     /// Take its bulk memory over.
     Export(i32),
     /// Have it let go of its bulk memory.
@@ -67,6 +69,8 @@ pub enum Answer {
     Pinned(u32),
     /// What a library says.
     Report(Report),
+    /// Whether it answered.
+    Answers(bool),
     /// Areas, by their numbers.
     Areas(Vec<Exported>),
     /// It is done.
@@ -120,6 +124,8 @@ pub struct Bulk {
     pinned: Vec<Pinned>,
     areas: Vec<Area>,
     channels: BTreeMap<i32, (Channel, Vec<Uuid>)>,
+    /// Processes that have not answered yet.
+    asked: BTreeSet<i32>,
     begun: VecDeque<Begun>,
 }
 
@@ -138,6 +144,7 @@ impl Bulk {
             }
             Ask::Report(pid) => return self.report(*pid).map(Answer::Report),
             Ask::Hold(pid) => self.hold(*pid)?,
+            Ask::Answers(pid) => return self.answers(*pid).map(Answer::Answers),
             Ask::Export(pid) => return self.export(*pid).map(Answer::Areas),
             Ask::Release(pid) => self.release(*pid)?,
             Ask::Bye(pid) => self.bye(*pid),

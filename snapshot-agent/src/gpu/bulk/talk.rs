@@ -7,13 +7,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use health::gate::{Look, Unseen};
-use interposer_protocol::{FORMAT, Listener, Order, Report, SIGNAL, Said, Segment, THREAD};
+use interposer_protocol::{ChannelError, FORMAT, Listener, Order, Report, SIGNAL, Said, Segment, THREAD};
 
 use super::areas::Area;
 use super::{Bulk, Exported, Uuid};
 
 /// How long a library may take to connect, or for an order.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may take where it has only to answer.
+const SOON: Duration = Duration::from_secs(1);
 /// Numbers of listeners that are tried before it is given up.
 const TRIES: i32 = 64;
 /// Most segments of a process.
@@ -72,17 +74,22 @@ impl Bulk {
     /// Begins a conversation, if there is none.
     pub(super) fn report(&mut self, pid: i32) -> Look<Report> {
         let thread = library_thread(pid).ok_or_else(|| failed("the library is not in the process"))?;
-        let own = std::process::id().cast_signed();
-        let listener = (0..TRIES).find_map(|n| {
-            let number = own.wrapping_mul(TRIES).wrapping_add(n) & i32::MAX;
+        let listener = (0..TRIES).find_map(|_| {
+            // Nobody is to guess it.
+            let mut number = [0; 4];
+            rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty()).ok()?;
+            let number = i32::from_ne_bytes(number) & i32::MAX;
             Some((number, Listener::new(number).ok()?))
         });
         let (number, listener) = listener.ok_or_else(|| failed("no address to listen at"))?;
         call(pid, thread, number)?;
-        let (channel, peer) = listener.accept(PATIENCE).map_err(failed)?;
-        if peer != pid {
-            return Err(failed(format!("process {peer} answers for {pid}")));
-        }
+        let channel = (0..TRIES).find_map(|_| match listener.accept(PATIENCE) {
+            // Whoever else connects is none of ours.
+            Ok((_, peer)) if peer != pid => None,
+            Ok((channel, _)) => Some(Ok(channel)),
+            Err(error) => Some(Err(failed(error))),
+        });
+        let channel = channel.unwrap_or_else(|| Err(failed("others answer for it")))?;
         let report = match channel.hear().map_err(failed)? {
             (Said::Report(report), _) => report,
             (other, _) => return Err(failed(format!("the workload's library says {other:?}"))),
@@ -96,6 +103,25 @@ impl Bulk {
 
     pub(super) fn hold(&mut self, pid: i32) -> Look<()> {
         self.done(pid, Order::Hold)
+    }
+
+    /// Whether the library answers within a second though threads of its process stand still.
+    pub(super) fn answers(&mut self, pid: i32) -> Look<bool> {
+        if self.asked.insert(pid) {
+            self.say(pid, Order::Hold, None)?;
+        }
+        let (channel, _) = self.channels.get(&pid).ok_or_else(|| failed("no conversation with the process"))?;
+        channel.patience(SOON).map_err(failed)?;
+        let heard = channel.hear::<Said>();
+        channel.patience(PATIENCE).map_err(failed)?;
+        match heard {
+            Ok(_) => {
+                self.asked.remove(&pid);
+                Ok(true)
+            }
+            Err(ChannelError::Broken(rustix::io::Errno::AGAIN)) => Ok(false),
+            Err(error) => Err(failed(error)),
+        }
     }
 
     pub(super) fn export(&mut self, pid: i32) -> Look<Vec<Exported>> {
@@ -140,12 +166,12 @@ impl Bulk {
         self.report(pid)?;
         for (number, addresses) in areas {
             let area = self.areas.get(*number as usize).ok_or_else(|| failed("no such area"))?;
-            let handles = area.handles()?;
-            if handles.len() != addresses.len() {
+            if area.segments() != addresses.len() {
                 return Err(failed("an area of other segments"));
             }
-            for (address, handle) in addresses.iter().zip(&handles) {
-                self.say(pid, Order::Give(*address), Some(handle))?;
+            // One at a time: there may be more than a process may have open.
+            for (n, address) in addresses.iter().enumerate() {
+                self.say(pid, Order::Give(*address), Some(&area.handle(n)?))?;
             }
         }
         self.done(pid, Order::Resume)?;

@@ -32,6 +32,13 @@ impl Criu {
     fn run(&self, args: &[&str]) -> std::io::Result<Output> {
         Command::new(&self.program).args(args).output()
     }
+
+    /// Runs it without the plugins that a host may have: GPUs are not its affair, and one would let processes go on too early.
+    fn run_alone(&self, args: &[&str]) -> std::io::Result<Output> {
+        let none = tempfile::tempdir()?;
+        let folder = none.path().display().to_string();
+        self.run(&[args, &["--libdir", &folder]].concat())
+    }
 }
 
 /// The errors of a log, the first ones: what follows is what they led to.
@@ -76,7 +83,7 @@ impl Engine for Criu {
         // Connections are closed on the way back: who was at their other end is gone by then.
         let kept = ["--ext-unix-sk", "--tcp-established", "--network-lock", "skip", "--link-remap", "--file-locks"];
         let more = ["--ghost-limit", GHOST_LIMIT, "--manage-cgroups=ignore"];
-        let done = self.run(&[&args[..], &kept, &more].concat()).map_err(|error| failed(error.to_string()))?;
+        let done = self.run_alone(&[&args[..], &kept, &more].concat()).map_err(|error| failed(error.to_string()))?;
         if !done.status.success() {
             return Err(failed(errors(&images.join("dump.log"), &done)));
         }
@@ -98,7 +105,8 @@ impl Engine for Criu {
         let more = ["--link-remap", "--file-locks", "--ghost-limit", GHOST_LIMIT, "--manage-cgroups=ignore"];
         let outlets = [(&was.out, now.0), (&was.err, now.1)].map(|(was, now)| format!("fd[{now}]:{was}"));
         let ends = outlets.iter().flat_map(|outlet| ["--inherit-fd", outlet]).collect::<Vec<_>>();
-        let done = self.run(&[&args[..], &kept, &more, &ends].concat()).map_err(|error| failed(error.to_string()))?;
+        let done =
+            self.run_alone(&[&args[..], &kept, &more, &ends].concat()).map_err(|error| failed(error.to_string()))?;
         if !done.status.success() {
             return Err(failed(errors(&log, &done)));
         }

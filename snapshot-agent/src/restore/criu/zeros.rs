@@ -226,6 +226,10 @@ fn without_zeros(images: &Path, name: &str, plain: &[Range<u64>]) -> anyhow::Res
     }
     ensure!(from.read(&mut page).context("cannot read pages")? == 0, "pages that nothing names");
     out.flush().context("cannot write pages")?;
+    if kept.is_empty() {
+        // CRIU expects one page at least.
+        return Ok(0);
+    }
     drop(out);
     let mut map = bytes[..8].to_vec();
     map.extend_from_slice(&(head.len() as u32).to_le_bytes());

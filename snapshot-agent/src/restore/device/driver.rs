@@ -71,9 +71,12 @@ impl Driver {
     }
 
     /// Of these processes those that use CUDA.
-    pub fn using(&mut self, pids: &[i32]) -> Vec<i32> {
-        let states = self.ask(pids, Step::State).unwrap_or_default();
-        pids.iter().zip(states).filter(|(_, state)| state.is_ok()).map(|(pid, _)| *pid).collect()
+    ///
+    /// # Errors
+    /// The driver cannot be asked.
+    pub fn using(&mut self, pids: &[i32]) -> anyhow::Result<Vec<i32>> {
+        let states = self.ask(pids, Step::State)?;
+        Ok(pids.iter().zip(states).filter(|(_, state)| state.is_ok()).map(|(pid, _)| *pid).collect())
     }
 
     /// Whether a driver's checkpoints can be relied on.

@@ -1,6 +1,7 @@
 //! A tree that uses GPUs, made ready to be written to files: nothing of it is on a GPU afterwards.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use interposer_protocol::{Hazards, Report};
@@ -13,6 +14,10 @@ use crate::gpu::bulk::{Exported, Run, Uuid, library_thread};
 use crate::restore::capture::{Phase, timed};
 use crate::restore::held::Held;
 use crate::snapshots::host::arena::Arena;
+
+/// How often threads are stopped anew, and how long they run meanwhile.
+const STOPS_MAX: u32 = 20;
+const BETWEEN_STOPS: Duration = Duration::from_millis(5);
 
 /// What was on GPUs.
 #[derive(Debug)]
@@ -38,10 +43,31 @@ struct Using {
 ///
 /// # Errors
 /// It has what would be lost, which is seen before anything of it is stopped; or the driver refuses, and it is to be ended.
-pub fn freeze(held: &Held, phases: &mut Vec<Phase>) -> anyhow::Result<Option<Frozen>> {
+pub fn freeze(held: &Held, split: bool, phases: &mut Vec<Phase>) -> anyhow::Result<Option<Frozen>> {
     let mut driver = Driver::new()?;
-    let Some(devices) = driver.devices() else { return Ok(None) };
-    let pids = driver.using(&held.pids());
+    let frozen = off_the_gpus(held, &mut driver, split, phases);
+    if frozen.is_err() {
+        // The end of the driver's child lets its threads go on, and what they use may be gone.
+        held.kill();
+    }
+    frozen
+}
+
+fn off_the_gpus(
+    held: &Held,
+    driver: &mut Driver,
+    split: bool,
+    phases: &mut Vec<Phase>,
+) -> anyhow::Result<Option<Frozen>> {
+    let all = held.pids();
+    let open = all.iter().find(|pid| gpus_of(**pid) > 0);
+    let Some(devices) = driver.devices() else {
+        ensure!(open.is_none(), "process {} has a GPU open, and no driver answers", open.copied().unwrap_or(0));
+        return Ok(None);
+    };
+    let pids = driver.using(&all)?;
+    let other = all.iter().find(|pid| gpus_of(**pid) > 0 && !pids.contains(pid));
+    ensure!(other.is_none(), "process {} has a GPU open, and does not use CUDA", other.copied().unwrap_or(0));
     if pids.is_empty() {
         return Ok(None);
     }
@@ -49,7 +75,7 @@ pub fn freeze(held: &Held, phases: &mut Vec<Phase>) -> anyhow::Result<Option<Fro
     let mut mover = Mover::new()?;
     let (gpus, using, memory) = timed(phases, "prepare", || {
         let gpus: Vec<Uuid> = mover.open()?.into_iter().map(|(gpu, _)| gpu).collect();
-        let using = look(&mut mover, &pids)?;
+        let using = look(&mut mover, &pids, split)?;
         let memory = prepare(&mut mover, &using)?;
         Ok((gpus, using, memory))
     })?;
@@ -57,7 +83,7 @@ pub fn freeze(held: &Held, phases: &mut Vec<Phase>) -> anyhow::Result<Option<Fro
     let parts = timed(phases, "device memory", || {
         // Locked first, so that no call is on its way when threads are stopped: the library makes calls after that.
         driver.lock(&pids)?;
-        driver.pause(&served)?;
+        stand_still(driver, &mut mover, &served)?;
         driver.unlock(&served)?;
         let parts = take(&mut mover, &served, memory)?;
         driver.lock(&served)?;
@@ -74,13 +100,19 @@ pub fn freeze(held: &Held, phases: &mut Vec<Phase>) -> anyhow::Result<Option<Fro
 }
 
 /// What each process has, and whether it can be captured at all.
-fn look(mover: &mut Mover, pids: &[i32]) -> anyhow::Result<Vec<Using>> {
+fn look(mover: &mut Mover, pids: &[i32], split: bool) -> anyhow::Result<Vec<Using>> {
     let mut found = Vec::new();
     for pid in pids {
         let report = library_thread(*pid).map(|_| mover.report(*pid)).transpose()?;
         match &report {
             Some(report) => refuse(*pid, &report.hazards)?,
             None => {
+                ensure!(
+                    !split,
+                    "process {pid} uses CUDA without the agent's library, so that what the driver cannot bring back would not be \
+                     seen: see 'pilotlight-agent doctor' for the library, have the program pass LD_PRELOAD on, or give \
+                     device_memory = \"driver\" in the recipe"
+                );
                 let used = gpus_of(*pid);
                 ensure!(
                     used <= 1,
@@ -92,6 +124,23 @@ fn look(mover: &mut Mover, pids: &[i32]) -> anyhow::Result<Vec<Using>> {
         found.push(Using { pid: *pid, report });
     }
     Ok(found)
+}
+
+/// Stops threads, of which none may have what the library needs to answer.
+fn stand_still(driver: &mut Driver, mover: &mut Mover, served: &[i32]) -> anyhow::Result<()> {
+    for _ in 0..STOPS_MAX {
+        driver.pause(served)?;
+        let mut answer = true;
+        for pid in served {
+            answer &= mover.answers(*pid)?;
+        }
+        if answer {
+            return Ok(());
+        }
+        driver.go_on()?;
+        std::thread::sleep(BETWEEN_STOPS);
+    }
+    bail!("its threads cannot be stopped: have before_capture end what it works on")
 }
 
 /// What the driver's Checkpoint takes and its Restore refuses: the process would be lost.

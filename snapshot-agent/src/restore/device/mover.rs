@@ -82,6 +82,17 @@ impl Mover {
         self.done(Ask::Hold(pid))
     }
 
+    /// Whether a process's library answers though its threads stand still.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn answers(&mut self, pid: i32) -> anyhow::Result<bool> {
+        match self.ask(Ask::Answers(pid))? {
+            Answer::Answers(answers) => Ok(answers),
+            other => bail!("the child that moves memory answers {other:?}"),
+        }
+    }
+
     /// Takes over what a process has.
     ///
     /// # Errors

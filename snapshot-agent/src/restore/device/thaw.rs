@@ -261,7 +261,7 @@ impl Filling {
     /// # Errors
     /// The driver refuses; the tree is to be ended.
     pub fn contexts(&mut self, held: &Held) -> anyhow::Result<()> {
-        let using = self.driver.using(&held.pids());
+        let using = self.driver.using(&held.pids())?;
         ensure!(!using.is_empty(), "no process that came back uses a GPU, where one did");
         let served: Vec<i32> = self.processes(&using)?.into_values().collect();
         self.driver.pause(&served)?;
@@ -283,7 +283,7 @@ impl Filling {
     ///
     /// # Errors
     /// The driver or a library refuses; the tree is to be ended.
-    pub fn give(mut self, held: &Held) -> anyhow::Result<Filled> {
+    pub fn give(&mut self, held: &Held) -> anyhow::Result<Filled> {
         let processes = self.processes(&held.pids())?;
         let Some(Ok(filled)) = self.thread.take().map(JoinHandle::join) else { bail!("a thread ended") };
         let (mut mover, filled) = filled.context("its device memory cannot be filled")?;
