@@ -65,7 +65,11 @@ fn off_the_gpus(
         ensure!(open.is_none(), "process {} has a GPU open, and no driver answers", open.copied().unwrap_or(0));
         return Ok(None);
     };
-    let pids = driver.using(&all)?;
+    let pids = match driver.using(&all) {
+        // An old driver, and a workload that has nothing to do with it.
+        Err(_) if open.is_none() => return Ok(None),
+        using => using?,
+    };
     let other = all.iter().find(|pid| gpus_of(**pid) > 0 && !pids.contains(pid));
     ensure!(other.is_none(), "process {} has a GPU open, and does not use CUDA", other.copied().unwrap_or(0));
     if pids.is_empty() {
