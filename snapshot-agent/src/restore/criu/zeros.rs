@@ -4,7 +4,7 @@
 //! Formats: criu's images/pagemap.proto, mm.proto and vma.proto, framed as include/magic.h says.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -19,6 +19,8 @@ const ANON_PRIVATE: u64 = 1 << 9;
 const SPECIAL: u64 = 1 << 2 | 1 << 3 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 27;
 /// `PE_PRESENT`.
 const PRESENT: u64 = 1 << 2;
+/// Pages that are read at a time.
+const BLOCK_PAGES: usize = 256;
 /// Longest description that is read, bytes.
 const BYTES_MAX: u64 = 1 << 30;
 
@@ -203,34 +205,46 @@ fn without_zeros(images: &Path, name: &str, plain: &[Range<u64>]) -> anyhow::Res
     let pages_path = images.join(format!("pages-{}.img", id.context("an image without pages")?));
     let Ok(pages) = File::open(&pages_path) else { return Ok(0) };
     let before = pages.metadata().context("cannot read pages")?.len();
-    let mut from = BufReader::with_capacity(1 << 20, pages);
+    let mut from = BufReader::with_capacity(BLOCK_PAGES * page_bytes, pages);
     let to = tempfile::NamedTempFile::new_in(images).context("cannot write pages")?;
-    let mut out = BufWriter::with_capacity(1 << 20, to.as_file());
-    let (mut page, mut kept, mut written) = (vec![0; page_bytes], Vec::new(), 0);
+    let mut out = to.as_file();
+    let (mut kept, mut written) = (Vec::new(), 0);
     for entry in entries {
         let entry = Pages::parse(entry)?;
         if entry.flags & PRESENT == 0 {
             kept.push(entry);
             continue;
         }
-        for n in 0..entry.count {
-            from.read_exact(&mut page).context("pages that end early")?;
-            let address = entry.address + n * page_bytes as u64;
-            if page.iter().all(|byte| *byte == 0) && is_in(plain, address) {
-                continue;
+        let mut address = entry.address;
+        let end = address + entry.count * page_bytes as u64;
+        while address < end {
+            let block = from.fill_buf().context("cannot read pages")?;
+            let left = usize::try_from(end - address).unwrap_or(usize::MAX);
+            let block = &block[..block.len().min(left) / page_bytes * page_bytes];
+            ensure!(!block.is_empty(), "pages that end early");
+            // Runs of pages that stay are written in one piece.
+            let mut first = 0;
+            for (n, page) in block.chunks_exact(page_bytes).enumerate() {
+                let at = address + (n * page_bytes) as u64;
+                if is_zero(page) && is_in(plain, at) {
+                    out.write_all(&block[first..n * page_bytes]).context("cannot write pages")?;
+                    first = (n + 1) * page_bytes;
+                } else {
+                    written += page_bytes as u64;
+                    add(&mut kept, Pages { address: at, count: 1, ..entry }, page_bytes as u64);
+                }
             }
-            out.write_all(&page).context("cannot write pages")?;
-            written += page_bytes as u64;
-            add(&mut kept, Pages { address, count: 1, ..entry }, page_bytes as u64);
+            out.write_all(&block[first..]).context("cannot write pages")?;
+            address += block.len() as u64;
+            let read = block.len();
+            from.consume(read);
         }
     }
-    ensure!(from.read(&mut page).context("cannot read pages")? == 0, "pages that nothing names");
-    out.flush().context("cannot write pages")?;
+    ensure!(from.fill_buf().context("cannot read pages")?.is_empty(), "pages that nothing names");
     if kept.is_empty() {
         // CRIU expects one page at least.
         return Ok(0);
     }
-    drop(out);
     let mut map = bytes[..8].to_vec();
     map.extend_from_slice(&(head.len() as u32).to_le_bytes());
     map.extend_from_slice(head);
@@ -252,6 +266,12 @@ fn add(kept: &mut Vec<Pages>, page: Pages, page_bytes: u64) {
         }
         _ => kept.push(page),
     }
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    const WIDE: usize = 256;
+    page.chunks_exact(WIDE).all(|part| part == [0; WIDE])
+        && page.chunks_exact(WIDE).remainder().iter().all(|byte| *byte == 0)
 }
 
 fn is_in(ranges: &[Range<u64>], address: u64) -> bool {
