@@ -15,6 +15,8 @@ use crate::worker::{Program, Worker};
 const LOCK_MS: u32 = 30_000;
 /// How long the driver may take: its own rate is 4 to 5 GiB/s, and CUDA takes seconds to start.
 const STEP_PATIENCE: Duration = Duration::from_secs(300);
+/// And where bulk memory is not its affair: measured are 0.2 to 0.9 s.
+const SPLIT_PATIENCE: Duration = Duration::from_secs(30);
 const SURVEY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The driver, asked through a child that holds it.
@@ -59,11 +61,11 @@ impl Driver {
     /// Starts CUDA in the child, ahead of need.
     pub fn start(&mut self) {
         // This process does not use CUDA, and what is asked of it fails; what it takes is paid then.
-        let _ = self.ask(&[std::process::id().cast_signed()], Step::State);
+        let _ = self.ask(&[std::process::id().cast_signed()], Step::State, STEP_PATIENCE);
     }
 
-    fn ask(&mut self, pids: &[i32], step: Step) -> anyhow::Result<Vec<Look<ProcessState>>> {
-        match self.worker.ask(&Ask::Checkpoint(pids.to_vec(), step), STEP_PATIENCE) {
+    fn ask(&mut self, pids: &[i32], step: Step, patience: Duration) -> anyhow::Result<Vec<Look<ProcessState>>> {
+        match self.worker.ask(&Ask::Checkpoint(pids.to_vec(), step), patience) {
             Ok(Answer::Checkpoint(states)) => Ok(states),
             Ok(other) => bail!("the driver's child answers {other:?}"),
             Err(why) => bail!("{why}"),
@@ -75,7 +77,7 @@ impl Driver {
     /// # Errors
     /// The driver cannot be asked.
     pub fn using(&mut self, pids: &[i32]) -> anyhow::Result<Vec<i32>> {
-        let states = self.ask(pids, Step::State)?;
+        let states = self.ask(pids, Step::State, SURVEY_PATIENCE)?;
         Ok(pids.iter().zip(states).filter(|(_, state)| state.is_ok()).map(|(pid, _)| *pid).collect())
     }
 
@@ -94,7 +96,7 @@ impl Driver {
     /// # Errors
     /// That takes longer than half a minute, or the driver refuses.
     pub fn lock(&mut self, pids: &[i32]) -> anyhow::Result<()> {
-        self.all(pids, Step::Lock(LOCK_MS), ProcessState::Locked)
+        self.all(pids, Step::Lock(LOCK_MS), ProcessState::Locked, STEP_PATIENCE)
     }
 
     /// Lets their calls go on.
@@ -102,7 +104,7 @@ impl Driver {
     /// # Errors
     /// The driver refuses; the processes are to be ended then.
     pub fn unlock(&mut self, pids: &[i32]) -> anyhow::Result<()> {
-        self.all(pids, Step::Unlock, ProcessState::Running)
+        self.all(pids, Step::Unlock, ProcessState::Running, STEP_PATIENCE)
     }
 
     /// Takes all that locked processes have on GPUs into their host memory.
@@ -110,19 +112,21 @@ impl Driver {
     /// # Errors
     /// The driver refuses; the processes are to be ended then.
     pub fn checkpoint(&mut self, pids: &[i32]) -> anyhow::Result<()> {
-        self.all(pids, Step::Checkpoint, ProcessState::Checkpointed)
+        self.all(pids, Step::Checkpoint, ProcessState::Checkpointed, STEP_PATIENCE)
     }
 
-    /// Brings it back; their calls stay held. `pairs`: each GPU that they had, with the one in its place, where that is another.
+    /// Brings it back; their calls stay held. `pairs`: each GPU that they had, with the one in its place, where that is another;
+    /// `split`: their bulk memory is not in it.
     ///
     /// # Errors
     /// The driver refuses; the processes are to be ended then.
-    pub fn restore(&mut self, pids: &[i32], pairs: &[(Uuid, Uuid)]) -> anyhow::Result<()> {
-        self.all(pids, Step::Restore(pairs.to_vec()), ProcessState::Locked)
+    pub fn restore(&mut self, pids: &[i32], pairs: &[(Uuid, Uuid)], split: bool) -> anyhow::Result<()> {
+        let patience = if split { SPLIT_PATIENCE } else { STEP_PATIENCE };
+        self.all(pids, Step::Restore(pairs.to_vec()), ProcessState::Locked, patience)
     }
 
-    fn all(&mut self, pids: &[i32], step: Step, wanted: ProcessState) -> anyhow::Result<()> {
-        let states = self.ask(pids, step)?;
+    fn all(&mut self, pids: &[i32], step: Step, wanted: ProcessState, patience: Duration) -> anyhow::Result<()> {
+        let states = self.ask(pids, step, patience)?;
         ensure!(states.len() == pids.len(), "the driver's child answers for {} processes", states.len());
         for (pid, state) in pids.iter().zip(states) {
             match state {

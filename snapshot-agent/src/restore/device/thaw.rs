@@ -265,7 +265,9 @@ impl Filling {
         ensure!(!using.is_empty(), "no process that came back uses a GPU, where one did");
         let served: Vec<i32> = self.processes(&using)?.into_values().collect();
         self.driver.pause(&served)?;
-        self.driver.restore(&using, &self.pairs).context("the driver cannot bring it back onto the GPUs")?;
+        let split = using.len() == served.len();
+        let restored = self.driver.restore(&using, &self.pairs, split);
+        restored.context("the driver cannot bring it back onto the GPUs")?;
         self.driver.unlock(&using)
     }
 
