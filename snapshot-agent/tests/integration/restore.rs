@@ -66,6 +66,7 @@ impl Bed {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pilotlight-agent"));
         command.args(args).env("PILOTLIGHT_STORE", self.path("store")).env("PILOTLIGHT_CRIU", &self.criu);
         command.env("PILOTLIGHT_STATE", self.path("state")).env("SECRET_OF_THE_AGENT", "x");
+        command.env("PILOTLIGHT_INTERPOSERS", self.path("interposers"));
         command
     }
 
