@@ -9,6 +9,7 @@ pub mod gate;
 pub mod gpu;
 pub mod host;
 pub mod kmsg;
+mod limits;
 pub mod nvml;
 pub mod probe;
 pub mod restore;

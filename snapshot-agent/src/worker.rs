@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use health::gate::{Look, Unseen};
 
+use crate::limits;
 use crate::probe::{Answer, Ask, Probe};
 
 /// Longest answer, bytes. All numbers of a GPU are about 3 kB, a stretch of device memory 60 bytes.
@@ -23,10 +24,7 @@ const LAST_WORDS_MAX: usize = 400;
 
 /// The child's side: answers until its input ends. A panic of a binding is an answer too.
 pub fn serve(probe: &mut dyn Probe) {
-    // Memory of workloads is handed over by descriptors, thousands of them.
-    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    limit.current = limit.maximum;
-    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
+    limits::open_many_files();
     let (input, mut output) = (std::io::stdin().lock(), std::io::stdout().lock());
     for line in input.lines().map_while(Result::ok) {
         let answer = match serde_json::from_str::<Ask>(&line) {

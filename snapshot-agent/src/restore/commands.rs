@@ -196,9 +196,8 @@ fn said(tried: &Tried) -> String {
     let seconds: f64 = tried.phases.iter().map(|(_, seconds)| seconds).sum();
     let name = tried.rung.name();
     if let Some(filled) = tried.filled.filter(|filled| filled.bytes > 0) {
-        let gib = filled.bytes as f64 / f64::from(1 << 30);
-        let rate = gib / filled.seconds.max(1e-9);
-        text += &format!("meanwhile {gib:.1} GiB came onto the GPUs in {:.2} s, {rate:.1} GiB/s\n", filled.seconds);
+        let rate = size((filled.bytes as f64 / filled.seconds.max(1e-9)) as u64);
+        text += &format!("meanwhile {} came onto the GPUs in {:.2} s, {rate}/s\n", size(filled.bytes), filled.seconds);
     }
     text += &match &tried.failure {
         None => format!("ready by {name} in {seconds:.2} s\n"),

@@ -1,6 +1,7 @@
 //! What a snapshot says of itself beside the images, and what this host remembers of its starts.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use snapshots::ladder::History;
 use super::device::Part;
 use super::engine::Outlets;
 use crate::gpu::bulk::Uuid;
+use crate::snapshots::host::rates::{rate, smooth};
 
 /// Stream of [`Captured`].
 pub const CAPTURED: &str = "capture.json";
@@ -19,7 +21,7 @@ pub const RECIPE: &str = "recipe.toml";
 /// Folder of the engine's images.
 pub const IMAGES: &str = "host";
 /// Folder of device memory.
-const DEVICE: &str = "device";
+pub const DEVICE: &str = "device";
 /// The newest format that this build reads and writes.
 const FORMAT: u32 = 2;
 
@@ -89,10 +91,6 @@ pub struct Memory {
 
 /// What a host fetches before it was measured, bytes a second.
 const FETCH_BYTES_PER_S: f64 = 5e8;
-/// Less than this says nothing of how fast a host is, bytes.
-const MEASURED_MIN: u64 = 32 << 20;
-/// Weight of the newest measurement.
-const NEWEST: f64 = 0.3;
 
 impl Memory {
     /// In a folder, made if it is not there.
@@ -114,23 +112,19 @@ impl Memory {
     /// What this host fetches, bytes a second.
     #[must_use]
     pub fn fetch_bytes_per_s(&self) -> f64 {
-        let read = std::fs::read_to_string(&self.fetch).ok().and_then(|text| text.trim().parse().ok());
-        read.filter(|rate: &f64| rate.is_finite() && *rate > 0.0).unwrap_or(FETCH_BYTES_PER_S)
+        self.fetch_measured().unwrap_or(FETCH_BYTES_PER_S)
     }
 
-    /// So much was fetched in these seconds.
-    pub fn fetched(&self, bytes: u64, seconds: f64) {
-        if bytes < MEASURED_MIN || seconds <= 0.0 {
-            return;
-        }
-        let newest = bytes as f64 / seconds;
-        let rate = if self.fetch.exists() {
-            NEWEST.mul_add(newest, (1.0 - NEWEST) * self.fetch_bytes_per_s())
-        } else {
-            newest
-        };
+    fn fetch_measured(&self) -> Option<f64> {
+        let rate: f64 = std::fs::read_to_string(&self.fetch).ok()?.trim().parse().ok()?;
+        (rate.is_finite() && rate > 0.0).then_some(rate)
+    }
+
+    /// So much was fetched in this time.
+    pub fn fetched(&self, bytes: u64, took: Duration) {
+        let Some(newest) = rate(bytes, took) else { return };
         // Whoever reads half of it takes what is assumed.
-        if let Err(error) = std::fs::write(&self.fetch, rate.to_string()) {
+        if let Err(error) = std::fs::write(&self.fetch, smooth(self.fetch_measured(), newest).to_string()) {
             tracing::warn!("cannot remember how fast this host fetches: {error}");
         }
     }

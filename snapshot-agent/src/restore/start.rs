@@ -15,7 +15,7 @@ use super::capture::{Phase, timed};
 use super::criu::Criu;
 use super::device::Part;
 use super::device::driver::Driver;
-use super::device::thaw::{Filled, Filling, Prepared, Stored, file_of};
+use super::device::thaw::{Filled, Filling, Prepared, Stored};
 use super::engine::Engine;
 use super::facts;
 use super::held::{Held, Where};
@@ -194,8 +194,10 @@ impl Known {
         let Some((mut driver, before)) = self.free_before.take() else { return failure };
         let clean = timed(phases, "clean GPUs", || {
             for _ in 0..CLEAN_LOOKS {
-                let free = driver.free_mib().unwrap_or_default();
-                if before.iter().zip(&free).all(|(before, free)| free + CLEAN_MIB >= *before) {
+                // What cannot be seen is not free.
+                let free = driver.free_mib().filter(|free| free.len() == before.len()).unwrap_or_default();
+                let each = before.iter().zip(&free).filter(|(before, free)| *free + CLEAN_MIB >= **before);
+                if each.count() == before.len() {
                     return Ok(());
                 }
                 std::thread::sleep(CLEAN_LOOK);
@@ -257,7 +259,7 @@ impl Known {
             let number = number.with_context(|| format!("the snapshot lacks {}", part.stream))?;
             ensure!(self.manifest.streams[number].bytes == part.bytes(), "its {} has another length", part.stream);
             let leaves = ranges[number].clone().filter_map(|leaf| index.leaf(leaf)).collect();
-            Ok(Stored { part: part.clone(), file: file_of(&self.files, part), leaves })
+            Ok(Stored { part: part.clone(), file: self.files.join(&part.stream), leaves })
         };
         self.captured.parts.iter().map(of).collect()
     }
@@ -334,7 +336,7 @@ impl Known {
             got.map(drop)
         })?;
         if let Some((_, seconds)) = phases.last() {
-            self.memory.fetched(self.manifest.bytes(), *seconds);
+            self.memory.fetched(self.manifest.bytes(), Duration::from_secs_f64(*seconds));
         }
         Ok(())
     }

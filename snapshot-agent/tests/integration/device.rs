@@ -5,14 +5,13 @@
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fleet::rng::Rng;
-use serde_json::Value;
 
-use crate::restore::criu;
+use crate::restore::{changed, criu, got};
 use crate::stand::Stand;
 use crate::store::turns;
 
@@ -91,24 +90,11 @@ impl Bed {
         }
         let id = String::from_utf8_lossy(&done.stdout).trim().to_owned();
         // A cold start takes no time here, so that a restore would never be worth it.
-        Ok(self.changed(&id, |captured| captured["cold_s"] = 60.into()))
-    }
-
-    fn changed(&self, id: &str, change: impl FnOnce(&mut Value)) -> String {
-        let copy = self.path("copy").display().to_string();
-        assert!(self.agent(&["store", "get", id, &copy]).status().expect("runs").success());
-        let path = Path::new(&copy).join("capture.json");
-        let mut captured: Value = serde_json::from_slice(&fs::read(&path).expect("there")).expect("JSON");
-        change(&mut captured);
-        fs::write(path, captured.to_string()).expect("written");
-        let done = self.agent(&["store", "put", "--kind", "snapshot", &copy]).output().expect("runs");
-        fs::remove_dir_all(copy).expect("removed");
-        String::from_utf8_lossy(&done.stdout).trim().to_owned()
+        Ok(changed(|args| self.agent(args), &self.path("copy"), &id, |captured| captured["cold_s"] = 60.into()))
     }
 
     fn get(&self, path: &str) -> Option<String> {
-        let done = Command::new("curl").args(["-sf", "--max-time", "10", &self.url(path)]).output().expect("curl");
-        done.status.success().then(|| String::from_utf8_lossy(&done.stdout).into_owned())
+        got(&self.url(path))
     }
 
     fn said(&self) -> String {

@@ -26,6 +26,25 @@ pub fn criu() -> Option<PathBuf> {
     found
 }
 
+/// What is answered at an address, if it is.
+pub fn got(url: &str) -> Option<String> {
+    let done = Command::new("curl").args(["-sf", "--max-time", "5", url]).output().expect("curl");
+    done.status.success().then(|| String::from_utf8_lossy(&done.stdout).into_owned())
+}
+
+/// The same snapshot with its description changed.
+pub fn changed(agent: impl Fn(&[&str]) -> Command, copy: &Path, id: &str, change: impl FnOnce(&mut Value)) -> String {
+    let folder = copy.display().to_string();
+    assert!(agent(&["store", "get", id, &folder]).output().expect("runs").status.success());
+    let path = copy.join("capture.json");
+    let mut captured: Value = serde_json::from_slice(&fs::read(&path).expect("there")).expect("JSON");
+    change(&mut captured);
+    fs::write(path, captured.to_string()).expect("written");
+    let done = agent(&["store", "put", "--kind", "snapshot", &folder]).output().expect("runs");
+    fs::remove_dir_all(copy).expect("removed");
+    String::from_utf8_lossy(&done.stdout).trim().to_owned()
+}
+
 struct Bed {
     folder: tempfile::TempDir,
     criu: PathBuf,
@@ -95,26 +114,15 @@ impl Bed {
     }
 
     fn get(&self, path: &str) -> Option<String> {
-        let url = format!("http://127.0.0.1:{}{path}", self.port);
-        let done = Command::new("curl").args(["-sf", "--max-time", "5", &url]).output().expect("curl");
-        done.status.success().then(|| String::from_utf8_lossy(&done.stdout).into_owned())
+        got(&format!("http://127.0.0.1:{}{path}", self.port))
     }
 
     fn asked(&self) -> Value {
         serde_json::from_str(&self.get("/x").expect("an answer")).expect("JSON")
     }
 
-    /// The same snapshot with its description changed.
     fn changed(&self, id: &str, change: impl FnOnce(&mut Value)) -> String {
-        let copy = self.path("copy").display().to_string();
-        assert!(self.run(&["store", "get", id, &copy]).status.success());
-        let path = Path::new(&copy).join("capture.json");
-        let mut captured: Value = serde_json::from_slice(&fs::read(&path).expect("there")).expect("JSON");
-        change(&mut captured);
-        fs::write(path, captured.to_string()).expect("written");
-        let done = self.run(&["store", "put", "--kind", "snapshot", &copy]);
-        fs::remove_dir_all(copy).expect("removed");
-        String::from_utf8_lossy(&done.stdout).trim().to_owned()
+        changed(|args| self.agent(args), &self.path("copy"), id, change)
     }
 
     /// Nobody listens, and no process of the workload is left.

@@ -2,7 +2,9 @@
 
 Of every GPU it has stretches of several sizes, and a small one that is no bulk. Its canary is a checksum of all of them.
 """
-import ctypes, hashlib, http.server, sys, threading, time
+import ctypes, hashlib, sys, threading, time
+
+from serving import serve
 
 cuda = ctypes.CDLL("libcuda.so.1")
 port, gpus, mib = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -101,21 +103,5 @@ def free():
 DOES = {"/free": free, "/share": share, "/health": lambda: "ok", "/canary": canary, "/peers": peers, "/managed": managed, "/allocating": allocating, "/more": more}
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        body = DOES[self.path]().encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-class Server(http.server.ThreadingHTTPServer):
-    allow_reuse_address = True
-
-
 print("serving", flush=True)
-Server(("127.0.0.1", port), Handler).serve_forever()
+serve(port, lambda path: DOES[path](), threads=True)

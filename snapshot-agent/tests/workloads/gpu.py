@@ -1,5 +1,7 @@
 """A PyTorch process that serves: gpu.py PORT GIB. Its canary is a checksum of all of its device memory."""
-import http.server, sys, time
+import sys, time
+
+from serving import serve
 
 began = time.time()
 import torch
@@ -21,27 +23,15 @@ with torch.inference_mode():
 started_s = time.time() - began
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        body = b"ok"
-        if self.path == "/canary":
-            # Whole numbers: the same bits give the same sum. The graph that was captured answers too.
-            total = sum(int(part.sum(dtype=torch.int64)) for part in parts)
-            graph.replay()
-            torch.cuda.synchronize()
-            body = f"{total} {out.float().abs().sum().item()}".encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-class Server(http.server.HTTPServer):
-    allow_reuse_address = True
+def answer(path):
+    if path != "/canary":
+        return "ok"
+    # Whole numbers: the same bits give the same sum. The graph that was captured answers too.
+    total = sum(int(part.sum(dtype=torch.int64)) for part in parts)
+    graph.replay()
+    torch.cuda.synchronize()
+    return f"{total} {out.float().abs().sum().item()}"
 
 
 print(f"serving {gib} GiB, {started_s:.1f} s after its start", flush=True)
-Server(("127.0.0.1", port), Handler).serve_forever()
+serve(port, answer)

@@ -1,7 +1,9 @@
 """One process on two GPUs that copy to each other, so that PyTorch has enabled access between them: pair.py PORT GIB"""
-import http.server, sys
+import sys
 
 import torch
+
+from serving import serve
 
 port, gib = int(sys.argv[1]), float(sys.argv[2])
 torch.manual_seed(7)
@@ -22,20 +24,4 @@ def canary():
 print("sum", canary(), flush=True)
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        body = str(canary() if self.path == "/canary" else "ok").encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-class Server(http.server.HTTPServer):
-    allow_reuse_address = True
-
-
-Server(("127.0.0.1", port), Handler).serve_forever()
+serve(port, lambda path: str(canary()) if path == "/canary" else "ok")

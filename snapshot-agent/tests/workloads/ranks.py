@@ -4,7 +4,9 @@ A launcher without CUDA serves, and passes what it is asked on to the ranks. '/d
 again at a new rendezvous: a communicator cannot be captured. The canary is every rank's checksum of all of its device memory,
 and the sum that NCCL makes of what each has.
 """
-import http.server, json, os, subprocess, sys, tempfile, threading
+import json, os, subprocess, sys, tempfile, threading
+
+from serving import serve
 
 port, gib = int(sys.argv[1]), float(sys.argv[2])
 ranks = int(sys.argv[3]) if len(sys.argv) > 3 else 2
@@ -65,23 +67,11 @@ def ask(what):
         return [json.loads(child.stdout.readline()) for child in children]
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        what = self.path.strip("/")
-        body = json.dumps(ask(what) if what in ("up", "down", "canary") else "ok").encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-class Server(http.server.HTTPServer):
-    allow_reuse_address = True
+def answer(path):
+    what = path.strip("/")
+    return json.dumps(ask(what) if what in ("up", "down", "canary") else "ok")
 
 
 ask("up")
 print(f"{ranks} ranks serve {gib} GiB each", flush=True)
-Server(("127.0.0.1", port), Handler).serve_forever()
+serve(port, answer)

@@ -43,8 +43,6 @@ pub enum Ask {
     Export(i32),
     /// Have it let go of its bulk memory.
     Release(i32),
-    /// End a conversation.
-    Bye(i32),
     /// Make memory on GPUs: for each area its GPU and the bytes of its segments.
     Create(Vec<(Uuid, Vec<u64>)>),
     /// Copy from GPUs, and wait for that.
@@ -147,7 +145,6 @@ impl Bulk {
             Ask::Answers(pid) => return self.answers(*pid).map(Answer::Answers),
             Ask::Export(pid) => return self.export(*pid).map(Answer::Areas),
             Ask::Release(pid) => self.release(*pid)?,
-            Ask::Bye(pid) => self.bye(*pid),
             Ask::Create(areas) => {
                 for (uuid, segments) in areas {
                     let gpu = self.gpu(*uuid)?;

@@ -13,6 +13,7 @@ use super::{Part, own_number};
 use crate::gpu::bulk::{Exported, Run, Uuid, library_thread};
 use crate::restore::capture::{Phase, timed};
 use crate::restore::held::Held;
+use crate::restore::records::DEVICE;
 use crate::snapshots::host::arena::Arena;
 
 /// How often threads are stopped anew, and how long they run meanwhile.
@@ -209,7 +210,7 @@ fn take(mover: &mut Mover, served: &[i32], mut memory: Vec<Memory>) -> anyhow::R
             let prepared = memory.iter().position(|memory| memory.pid == *pid && memory.gpu == gpu);
             let process = own_number(*pid).with_context(|| format!("process {pid} is gone"))?;
             let segments: Vec<(u64, u64)> = segments.iter().map(|segment| (segment.address, segment.bytes)).collect();
-            let stream = format!("device/{process}-{}", parts.len());
+            let stream = format!("{DEVICE}/{process}-{}", parts.len());
             let part = Part { process, gpu, stream, segments };
             let Some(Memory { arena, pinned, .. }) = prepared.map(|at| memory.swap_remove(at)) else {
                 bail!("process {pid} allocated while it was captured: have before_capture stop it");

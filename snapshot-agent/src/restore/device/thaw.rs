@@ -2,10 +2,9 @@
 //! given to them when they have.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use snapshots::IndexRecord;
@@ -15,8 +14,10 @@ use super::driver::Driver;
 use super::mover::Mover;
 use super::{Part, own_number};
 use crate::gpu::bulk::{Run, Uuid};
+use crate::restore::capture::timed;
 use crate::restore::held::Held;
 use crate::restore::records::Captured;
+use crate::snapshots::commands::size;
 use crate::snapshots::host::arena::{self, Arena, OnDisk};
 
 /// Leaves that are read and copied at a time: half a gigabyte.
@@ -61,18 +62,14 @@ pub struct Filled {
     pub seconds: f64,
 }
 
-#[allow(clippy::disallowed_methods, reason = "copies take real time")]
-fn now() -> Instant {
-    Instant::now()
-}
-
 /// Memory that is being filled. What is being copied is waited for when it is dropped: nothing of it stays on GPUs.
 #[derive(Debug)]
 pub struct Filling {
     /// None: it was waited for.
     thread: Option<JoinHandle<anyhow::Result<(Mover, Filled)>>>,
     served: Vec<i32>,
-    stored: Vec<Stored>,
+    /// In the order of areas.
+    parts: Vec<Part>,
     driver: Driver,
     pairs: Vec<(Uuid, Uuid)>,
 }
@@ -153,35 +150,30 @@ impl Prepared {
             let free = self.free.get(&gpu).copied().unwrap_or(0);
             ensure!(
                 bytes + CONTEXT_BYTES <= free,
-                "it needs {:.1} GiB of a GPU's memory and {:.1} are free: another process holds it",
-                gib(bytes + CONTEXT_BYTES),
-                gib(free)
+                "it needs {} of a GPU's memory and {} are free: another process holds it",
+                size(bytes + CONTEXT_BYTES),
+                size(free)
             );
         }
-        let (stored, memory, loaded) = (self.stored.clone(), self.memory.take(), self.loaded.take());
-        let mut mover = self.mover;
+        let (memory, loaded) = (self.memory.take(), self.loaded.take());
+        let Self { served, stored, mut mover, driver, pairs, .. } = self;
+        let parts: Vec<Part> = stored.iter().map(|stored| stored.part.clone()).collect();
+        let bytes = parts.iter().map(Part::bytes).sum();
         let thread = std::thread::spawn(move || {
             mover.create(areas)?;
-            let began = now();
+            let mut took = Vec::new();
             if let Some((arena, number)) = memory {
-                copy_all(&mut mover, &stored, &arena, number)?;
+                timed(&mut took, "copies", || copy_all(&mut mover, &stored, &arena, number))?;
             }
-            let seconds = began.elapsed().as_secs_f64();
             drop(loaded);
-            Ok((mover, Filled { bytes: stored.iter().map(|stored| stored.part.bytes()).sum(), seconds }))
+            Ok((mover, Filled { bytes, seconds: took.iter().map(|(_, seconds)| seconds).sum() }))
         });
-        let thread = Some(thread);
-        let Self { served, stored, driver, pairs, .. } = self;
-        Ok(Filling { thread, served, stored, driver, pairs })
+        Ok(Filling { thread: Some(thread), served, parts, driver, pairs })
     }
 
     fn area(&self, part: &Part) -> (Uuid, Vec<u64>) {
         (self.gpu(part.gpu), part.segments.iter().map(|(_, bytes)| *bytes).collect())
     }
-}
-
-fn gib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 30)
 }
 
 /// Leaves of a part with where each begins.
@@ -290,11 +282,11 @@ impl Filling {
         let Some(Ok(filled)) = self.thread.take().map(JoinHandle::join) else { bail!("a thread ended") };
         let (mut mover, filled) = filled.context("its device memory cannot be filled")?;
         for (number, pid) in processes {
-            let of = |(area, stored): (u32, &Stored)| {
-                let addresses = stored.part.segments.iter().map(|(address, _)| *address).collect();
-                (stored.part.process == number).then_some((area, addresses))
+            let of = |(area, part): (u32, &Part)| {
+                let addresses = part.segments.iter().map(|(address, _)| *address).collect();
+                (part.process == number).then_some((area, addresses))
             };
-            mover.give(pid, (0..).zip(&self.stored).filter_map(of).collect())?;
+            mover.give(pid, (0..).zip(&self.parts).filter_map(of).collect())?;
         }
         self.driver.go_on()?;
         mover.drop_all()?;
@@ -309,12 +301,6 @@ impl Drop for Filling {
             drop(thread.join());
         }
     }
-}
-
-/// Where streams of a snapshot are as files.
-#[must_use]
-pub fn file_of(files: &Path, part: &Part) -> PathBuf {
-    files.join(&part.stream)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod kept;
 mod leaves;
 mod near;
 pub mod peers;
+pub mod rates;
 mod runs;
 pub mod stage;
 

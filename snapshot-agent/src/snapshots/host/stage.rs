@@ -20,6 +20,7 @@ use super::kept::Kept;
 use super::leaves::{Leaves, Wanted};
 use super::near::Near;
 use super::peers::Peers;
+use super::rates::{rate, smooth};
 use super::runs::runs;
 use crate::snapshots::in_one_line;
 use crate::snapshots::store::lease::{Lease, Work};
@@ -33,10 +34,6 @@ const RUNS_AT_ONCE: usize = 32;
 /// Pauses after a failure: the first, doubled each time, and the longest.
 const PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_MAX: Duration = Duration::from_secs(120);
-/// Less than this says nothing of how fast the host is, bytes.
-const MEASURED_MIN: u64 = 32 << 20;
-/// Weight of the newest measurement.
-const NEWEST: f64 = 0.3;
 /// A copy of which something is damaged on the disk is fetched and loaded again so often before it counts as failed.
 const ROUNDS: usize = 3;
 /// Characters of a problem.
@@ -432,16 +429,6 @@ fn wanted(objects: &[Known]) -> anyhow::Result<Vec<Wanted>> {
         wanted.extend(records.map(|record| Wanted { pack: index.pack_of(&record), record }));
     }
     Ok(wanted)
-}
-
-/// Bytes a second, where that was enough to say.
-fn rate(bytes: u64, took: Duration) -> Option<f64> {
-    (bytes >= MEASURED_MIN).then(|| bytes as f64 / took.as_secs_f64().max(1e-3))
-}
-
-fn smooth(known: Option<f64>, newest: f64) -> f64 {
-    let known = known.unwrap_or(newest);
-    known + NEWEST * (newest - known)
 }
 
 #[allow(clippy::disallowed_methods, reason = "fetching takes real time")]

@@ -16,6 +16,7 @@ use super::overlay::Overlay;
 use super::table::{has_floor, mounts_at};
 use super::watchdog;
 use super::ways::{Mounted, Place, WAYS};
+use crate::limits;
 use crate::snapshots::host::{Cache, Kept, Leaves};
 use crate::snapshots::store::lease::{Lease, Work};
 use crate::snapshots::store::seal::SealKey;
@@ -36,10 +37,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     // Nobody would take away what hangs here: readers get errors instead.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .context("cannot tie this process to the one that watches it")?;
-    // Open leaves, requests and connections: as many as this process may have.
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let most = rustix::process::Rlimit { current: files.maximum, ..files };
-    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, most);
+    limits::open_many_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     runtime.block_on(serve(options))
 }
