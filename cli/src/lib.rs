@@ -57,6 +57,8 @@ enum Command {
     /// Copies of snapshots on hosts.
     #[command(subcommand)]
     Stage(commands::client::snapshots::Stage),
+    /// What starts took that hosts made by themselves, phase by phase.
+    Starts(commands::client::Remote),
     /// Stop acting on plans; claims go on.
     Pause(commands::client::Remote),
     /// Act on plans again.
@@ -121,6 +123,7 @@ pub fn main() -> ExitCode {
         Command::Forecast(command) => commands::client::forecasts::run(&command),
         Command::Snapshots(args) => commands::client::snapshots::run(&args),
         Command::Stage(command) => commands::client::snapshots::stage(&command),
+        Command::Starts(remote) => commands::client::snapshots::starts(&remote),
         Command::Pause(remote) => commands::client::status::switch(&remote, "/v1/pause"),
         Command::Resume(remote) => commands::client::status::switch(&remote, "/v1/resume"),
         Command::Plan(args) => commands::plan::run(&args),

@@ -54,7 +54,7 @@ impl Learnt {
         match &change.what {
             What::Intent(intent) => Heard { news: self.intent(intent, at_s), ready_after_s: None },
             What::Node(node) => self.node(node, change.at_ms),
-            What::Claim(_) | What::Copy(_) => Heard::default(),
+            What::Claim(_) | What::Copy(_) | What::Start(_) => Heard::default(),
         }
     }
 
@@ -64,7 +64,7 @@ impl Learnt {
         use NodeState as S;
         let goes_on = |state| matches!(state, S::Idle | S::Claimed | S::Diagnosing | S::Checking);
         match &change.what {
-            What::Claim(_) | What::Copy(_) => false,
+            What::Claim(_) | What::Copy(_) | What::Start(_) => false,
             What::Intent(_) => true,
             What::Node(node) => {
                 let answers = node.to == S::Idle && self.waits(&node.node);

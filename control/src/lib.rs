@@ -16,4 +16,5 @@ pub mod plan;
 pub mod reports;
 pub mod sampler;
 pub mod staging;
+pub mod starts;
 pub mod weekly;

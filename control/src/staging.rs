@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fleet::book::{Book, Node};
-use fleet::{Readiness, Snapshot, StagedCopy, StagingRoom, Tier, UsdMicros};
+use fleet::book::{Book, Claim, Node};
+use fleet::{Readiness, Snapshot, StagedCopy, StagingRoom, StartTook, Tier, UsdMicros};
 use planner::input::PlanInput;
 use protocol::staging::{CopyOrder, StagingOrder};
 use snapshots::staging::{self, Host, HostId, Situation, SnapshotId};
@@ -337,6 +337,14 @@ pub fn order(book: &Book, node: &Node) -> StagingOrder {
     StagingOrder { copies, peer_key: None, version: node.desired.staging }
 }
 
+/// What a start that its host made took; none where that was its client's affair.
+fn took(claim: &Claim) -> Option<StartTook> {
+    let attempt = claim.start.as_ref()?.attempts.last()?;
+    // More digits say nothing, and all of it is written down again and again.
+    let phases = attempt.phases.iter().map(|(phase, seconds)| (*phase, (seconds * 1000.0).round() / 1000.0)).collect();
+    Some(StartTook { rung: attempt.rung, ready_s: claim.ready_s?, phases })
+}
+
 /// Learns from the starts that clients told since the last look; none where nobody did.
 #[must_use]
 pub fn learn(book: &Book) -> Option<Readiness> {
@@ -348,6 +356,9 @@ pub fn learn(book: &Book) -> Option<Readiness> {
             && let Some((snapshot, tier, multiple)) = book.learnt(claim)
         {
             learnt.learn(&snapshot, tier, multiple);
+            if let Some(took) = took(claim) {
+                learnt.took(&claim.class, took);
+            }
         }
     }
     (learnt != *book.readiness()).then_some(learnt)

@@ -19,6 +19,7 @@ pub mod placement;
 pub mod remedy;
 pub mod rng;
 pub mod staged;
+pub mod start;
 
 pub use admission::{Caps, Refusal, offer_share};
 pub use cause::{Cause, Cell};
@@ -31,4 +32,5 @@ pub use money::{MoneyError, UsdMicros};
 pub use node::{NodeEvent, NodeState};
 pub use offer::{Market, Offer, OfferKey};
 pub use remedy::Remedy;
-pub use staged::{CopyState, Prediction, Presence, Readiness, Snapshot, StagedCopy, StagingRoom, Tier};
+pub use staged::{CopyState, Prediction, Presence, Readiness, Snapshot, StagedCopy, StagingRoom, StartedBy, Tier};
+pub use start::{Attempt, Phase, Quantiles, Rung, Start, StartState, StartTook};

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::gpu::GpuModel;
 use crate::money::UsdMicros;
 use crate::offer::Offer;
+use crate::start::StartTook;
 
 /// Where on a host a copy lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -148,6 +149,17 @@ const DISK_BYTES_PER_S: f64 = 2e9;
 /// Bytes a second from pinned memory into a GPU, all in: 32 GiB in 1.20 s on an H200 with the process gone in between.
 const MEMORY_BYTES_PER_S: f64 = 2.8e10;
 
+/// Who brings up what a claim starts from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StartedBy {
+    /// Its client, who has the GPUs.
+    #[default]
+    Client,
+    /// The agent of the host that has them, as soon as they are granted; it ends it with the claim.
+    Agent,
+}
+
 /// A stored object that claims of a class start from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -173,6 +185,9 @@ pub struct Snapshot {
     /// What a second of waiting for readiness costs, beside the GPUs that wait.
     #[serde(default)]
     pub wait_cost_usd_micros_per_s: UsdMicros,
+    /// Who brings it up.
+    #[serde(default)]
+    pub started_by: StartedBy,
 }
 
 impl Snapshot {
@@ -218,10 +233,15 @@ pub struct Readiness {
     /// Open claims whose start was heard.
     #[serde(default)]
     pub heard: BTreeSet<u64>,
+    /// By class, starts that hosts made by themselves and that became ready, the newest last.
+    #[serde(default)]
+    pub starts: BTreeMap<String, Vec<StartTook>>,
 }
 
 /// Starts that are remembered.
 const STARTS_KEPT: usize = 64;
+/// Starts of a class that are remembered phase by phase: enough for one in a hundred.
+const STARTS_OF_CLASS_KEPT: usize = 128;
 /// Fewer say too little.
 const STARTS_MIN: usize = 5;
 /// Nine of ten starts take at most so many times the declared seconds, until starts say more.
@@ -257,6 +277,14 @@ impl Readiness {
         if known.len() > STARTS_KEPT {
             known.remove(0);
         }
+    }
+
+    /// A start that a host made by itself became ready.
+    pub fn took(&mut self, class: &str, start: StartTook) {
+        let known = self.starts.entry(class.to_owned()).or_default();
+        known.push(start);
+        let excess = known.len().saturating_sub(STARTS_OF_CLASS_KEPT);
+        known.drain(..excess);
     }
 
     /// Forgets snapshots that are not there any more.

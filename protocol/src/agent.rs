@@ -10,9 +10,11 @@ use health::policy::Effect;
 use serde::{Deserialize, Serialize};
 
 use crate::staging::StagingOrder;
+use crate::starts::StartOrder;
 
 /// The protocol that this version speaks. 1: one version number for all that is desired. 2: health's order has its own.
-pub const PROTOCOL: u32 = 2;
+/// 3: hosts bring up what claims start from.
+pub const PROTOCOL: u32 = 3;
 /// The oldest that the control plane still understands.
 pub const OLDEST_PROTOCOL: u32 = 1;
 
@@ -125,6 +127,9 @@ pub struct Desired {
     /// What the snapshot subsystem is to have on the host; none: it leaves all as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub staging: Option<StagingOrder>,
+    /// What it is to have brought up, all of it: for each claim on it that wants that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub starts: Vec<StartOrder>,
     /// Rises with each change of anything here; send it back as `known` to hear of the next change.
     pub version: i64,
 }

@@ -9,6 +9,7 @@ pub mod class;
 pub mod forecast;
 pub mod offers;
 pub mod staging;
+pub mod starts;
 
 pub use budget::{BudgetSpec, QuotaSpec};
 pub use class::{ClassError, ClassSpec, GpuSpec};

@@ -1,6 +1,6 @@
 //! Snapshots that lie on hosts before they are asked for: as people write them, as hosts are told, and as hosts report.
 
-use fleet::{GpuModel, Presence, Snapshot, StagingRoom, Tier, UsdMicros};
+use fleet::{GpuModel, Presence, Snapshot, StagingRoom, StartedBy, Tier, UsdMicros};
 use serde::{Deserialize, Serialize};
 
 /// A stored object that claims of a class start from.
@@ -32,6 +32,10 @@ pub struct SnapshotSpec {
     /// placed and nodes are given back.
     #[serde(default)]
     pub wait_cost_usd_per_s: f64,
+    /// Who brings it up when a claim gets its GPUs: `client`, or `agent`, the host's own, which also ends it with the claim.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
+    pub started_by: StartedBy,
 }
 
 fn restore_s() -> f64 {
@@ -94,6 +98,7 @@ impl SnapshotSpec {
             restore_s: self.restore_s,
             share: self.share,
             wait_cost_usd_micros_per_s,
+            started_by: self.started_by,
         })
     }
 
@@ -110,6 +115,7 @@ impl SnapshotSpec {
             restore_s: snapshot.restore_s,
             share: snapshot.share,
             wait_cost_usd_per_s: snapshot.wait_cost_usd_micros_per_s.usd(),
+            started_by: snapshot.started_by,
         }
     }
 }

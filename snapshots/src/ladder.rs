@@ -4,27 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::compatibility::Refusal;
-
-/// A way to bring a workload up, the best first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Rung {
-    /// The process as it was captured.
-    Restore,
-    /// From nothing.
-    ColdStart,
-}
-
-impl Rung {
-    /// The word used in output.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Restore => "restore",
-            Self::ColdStart => "cold start",
-        }
-    }
-}
+pub use fleet::Rung;
 
 /// Restores that failed one after the other on a host before no more are tried there.
 pub const STRIKES_MAX: u32 = 3;

@@ -153,6 +153,7 @@ mod tests {
             snapshot: None,
             prediction: None,
             ready_s: None,
+            start: None,
             ended_at_ms: None,
             reason: String::new(),
         }

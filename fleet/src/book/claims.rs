@@ -232,6 +232,7 @@ impl Book {
             snapshot: ask.snapshot,
             prediction: None,
             ready_s: None,
+            start: None,
             ended_at_ms: None,
             reason: "no GPUs are free".into(),
         })
@@ -306,6 +307,7 @@ impl Book {
             self.count(&class, hit);
         }
         self.note(id, from, reason.into(), now_ms);
+        self.order_start(id, now_ms);
     }
 
     /// The one way from one state of a claim to another. Who calls it writes the event.
@@ -407,6 +409,7 @@ impl Book {
         let missed = before == ClaimState::Queued && claim.hit.is_none() && now_ms - claim.asked_at_ms >= wait_ms;
         claim.hit = if missed { Some(false) } else { claim.hit };
         let parts = claim.parts.clone();
+        self.withdraw_start(id);
         if missed {
             self.count(&class, false);
         }

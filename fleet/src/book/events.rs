@@ -11,6 +11,7 @@ use crate::intent::{IntentState, LaunchAnswer};
 use crate::node::{NodeEvent, NodeState};
 use crate::offer::OfferKey;
 use crate::staged::CopyState;
+use crate::start::StartState;
 
 /// One state change with its reason.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +36,8 @@ pub enum What {
     Intent(IntentChange),
     /// A copy of a snapshot on a node.
     Copy(CopyChange),
+    /// What a host brings up for a claim.
+    Start(StartChange),
 }
 
 /// A node went from one state to another.
@@ -130,6 +133,19 @@ pub struct CopyChange {
     pub to: Option<CopyState>,
 }
 
+/// What a host brings up for a claim went from one state to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartChange {
+    /// The claim.
+    pub claim: u64,
+    /// Its class.
+    pub class: String,
+    /// State before; none: it is new.
+    pub from: Option<StartState>,
+    /// State after.
+    pub to: StartState,
+}
+
 /// What an intent asks for, and how a launch was answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
@@ -152,7 +168,7 @@ pub enum Asked {
 }
 
 impl What {
-    /// `node`, `claim`, `intent` or `copy`.
+    /// `node`, `claim`, `intent`, `copy` or `start`.
     #[must_use]
     pub fn subject(&self) -> &'static str {
         match self {
@@ -160,6 +176,7 @@ impl What {
             Self::Claim(_) => "claim",
             Self::Intent(_) => "intent",
             Self::Copy(_) => "copy",
+            Self::Start(_) => "start",
         }
     }
 
@@ -171,6 +188,7 @@ impl What {
             Self::Claim(c) => format!("c-{}", c.id),
             Self::Intent(i) => format!("i-{}", i.id),
             Self::Copy(c) => format!("{} on n-{}", c.snapshot, c.node),
+            Self::Start(s) => format!("start of c-{}", s.claim),
         }
     }
 
@@ -182,6 +200,7 @@ impl What {
             Self::Claim(c) => c.id,
             Self::Intent(i) => i.id,
             Self::Copy(c) => c.node,
+            Self::Start(s) => s.claim,
         }
     }
 
@@ -193,6 +212,7 @@ impl What {
             Self::Claim(c) => (c.from.map_or("", ClaimState::name), c.to.name()),
             Self::Intent(i) => (i.from.map_or("", IntentState::name), i.to.name()),
             Self::Copy(c) => (c.from.map_or("", CopyState::name), c.to.map_or("gone", CopyState::name)),
+            Self::Start(s) => (s.from.map_or("", StartState::name), s.to.name()),
         }
     }
 }

@@ -16,6 +16,7 @@ mod nodes;
 mod records;
 mod shelves;
 mod staging;
+mod starts;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -28,12 +29,13 @@ use crate::staged::{Presence, Readiness, Snapshot, Tier};
 pub use care::{Gate, Pending, Repair};
 pub use claims::{ClaimError, ClaimRequest, Taken};
 pub use diagnoses::Diagnosis;
-pub use events::{Asked, Change, ClaimChange, CopyChange, IntentChange, NodeChange, NodeFacts, What};
+pub use events::{Asked, Change, ClaimChange, CopyChange, IntentChange, NodeChange, NodeFacts, StartChange, What};
 pub use holds::{Held, HeldCause, Identity};
 pub use intents::IntentError;
 pub use nodes::NodeError;
 pub use records::{Claim, ClassRule, DesiredVersion, Intent, IntentAction, Limits, Node, Part, Tally};
 pub use staging::CopyFact;
+pub use starts::StartFact;
 
 /// What an operation changed, to be written before anybody is told.
 #[derive(Debug, Clone, Default, PartialEq)]

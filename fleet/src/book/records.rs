@@ -15,6 +15,7 @@ use crate::node::NodeState;
 use crate::offer::OfferKey;
 use crate::remedy::Remedy;
 use crate::staged::{Prediction, StagedCopy, StagingRoom};
+use crate::start::Start;
 
 /// A class with the rules of its claims.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -293,6 +294,9 @@ pub struct Claim {
     /// How soon it was, seconds, once its client says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_s: Option<f64>,
+    /// What its host brings up for it, where that is the host's affair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Start>,
     /// When it ended, milliseconds since 1970.
     pub ended_at_ms: Option<i64>,
     /// Why it is in its state.

@@ -191,7 +191,7 @@ impl Book {
     }
 
     /// What a claim starts from: what it names, or the one snapshot of its class.
-    fn snapshot_of(&self, claim: &Claim) -> Option<&Snapshot> {
+    pub(super) fn snapshot_of(&self, claim: &Claim) -> Option<&Snapshot> {
         match &claim.snapshot {
             Some(name) => self.snapshots.get(name),
             None => self.snapshots.get(self.only.get(&claim.class)?),

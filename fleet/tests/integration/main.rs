@@ -8,3 +8,4 @@ mod diagnoses;
 mod fleets;
 mod holds;
 mod staging;
+mod starts;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use fleet::book::{Book, ClaimError, ClaimRequest, ClassRule, CopyFact, What};
-use fleet::{OnEmpty, Presence, Readiness, Snapshot, StagingRoom, Tier, UsdMicros};
+use fleet::{OnEmpty, Presence, Readiness, Snapshot, StagingRoom, StartedBy, Tier, UsdMicros};
 
 use crate::fleets::{ask, book, class, idle_nodes};
 
@@ -19,6 +19,7 @@ fn snapshot(name: &str, class: &str) -> Snapshot {
         restore_s: 2.0,
         share: 1.0,
         wait_cost_usd_micros_per_s: UsdMicros::ZERO,
+        started_by: StartedBy::Client,
     }
 }
 

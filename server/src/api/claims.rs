@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use fleet::book::{Book, Claim, ClaimRequest, Taken};
-use fleet::{ClaimState, OnEmpty, Tier};
+use fleet::{ClaimState, OnEmpty, StartState, Tier};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use utoipa::{IntoParams, ToSchema};
@@ -82,6 +82,51 @@ pub struct ReadyView {
     pub learnt_from: u32,
 }
 
+/// What a host brings up for a claim.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StartView {
+    /// `coming`, `ready`, `failed` or `ended`.
+    pub state: String,
+    /// What was tried, the newest last.
+    pub attempts: Vec<AttemptView>,
+    /// Why it is so.
+    pub problem: String,
+}
+
+/// A way to bring it up that was tried.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AttemptView {
+    /// `restore` or `cold start`.
+    pub rung: String,
+    /// Its phases, in their order.
+    pub phases: Vec<PhaseView>,
+    /// Why it failed; empty where it did not.
+    pub problem: String,
+}
+
+/// What a phase took.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PhaseView {
+    /// Its name.
+    pub phase: String,
+    /// Seconds.
+    pub seconds: f64,
+}
+
+impl StartView {
+    fn of(start: &fleet::Start) -> Self {
+        let phase =
+            |(phase, seconds): &(fleet::Phase, f64)| PhaseView { phase: phase.name().into(), seconds: *seconds };
+        let attempt = |attempt: &fleet::Attempt| AttemptView {
+            rung: attempt.rung.name().into(),
+            phases: attempt.phases.iter().map(phase).collect(),
+            problem: attempt.problem.clone(),
+        };
+        let attempts = start.attempts.iter().map(attempt).collect();
+        Self { state: start.state.name().into(), attempts, problem: start.problem.clone() }
+    }
+}
+
 /// A claim.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ClaimView {
@@ -115,8 +160,10 @@ pub struct ClaimView {
     pub lease_until_ms: Option<i64>,
     /// How soon after the grant it will be ready; absent where no snapshot is known that it starts from.
     pub ready: Option<ReadyView>,
-    /// How soon it was, as its client said.
+    /// How soon it was, as its client said, or as its host did.
     pub ready_s: Option<f64>,
+    /// What its host brings up for it; absent where that is its client's affair.
+    pub start: Option<StartView>,
     /// When it ended, milliseconds since 1970.
     pub ended_at_ms: Option<i64>,
     /// Why it is in its state.
@@ -160,6 +207,7 @@ impl ClaimView {
                 learnt_from: p.learnt_from,
             }),
             ready_s: claim.ready_s,
+            start: claim.start.as_ref().map(StartView::of),
             ended_at_ms: claim.ended_at_ms,
             reason: claim.reason.clone(),
         }
@@ -277,6 +325,9 @@ pub struct WaitQuery {
     /// most 60.
     #[serde(default)]
     pub wait_s: Option<f64>,
+    /// Waits on until what its host brings up for it answers, or nothing worked.
+    #[serde(default)]
+    pub until_ready: bool,
 }
 
 /// One claim.
@@ -302,7 +353,9 @@ pub async fn get(
                 let Some(claim) = book.claims().get(&id) else { return false };
                 let lent = claim.borrowed && claim.state.is_live() && claim.called_back_at_ms.is_none();
                 let same = *first.get_or_insert(claim.state) == claim.state;
-                same && (claim.state == ClaimState::Queued || lent)
+                let comes = claim.start.as_ref().is_some_and(|start| start.state == StartState::Coming);
+                let waits = claim.state == ClaimState::Queued || wait.until_ready && claim.state.is_live() && comes;
+                waits || same && lent
             };
             // A book that is not known says nothing of it: who waits goes on waiting.
             let waits = app.book().map_or(true, |book| waits(&book));

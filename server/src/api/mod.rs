@@ -20,6 +20,7 @@ mod plans;
 mod problem;
 mod rates;
 mod snapshots;
+mod starts;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,9 +93,11 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(agents::report::report))
         .routes(routes!(agents::desired))
         .routes(routes!(agents::staged::staged))
+        .routes(routes!(agents::started::started))
         .routes(routes!(snapshots::list))
         .routes(routes!(snapshots::get, snapshots::put, snapshots::delete))
         .routes(routes!(snapshots::copies))
+        .routes(routes!(starts::list))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
 use fleet::book::Book;
-use fleet::{CopyState, Prediction, Tier};
+use fleet::{Attempt, CopyState, Prediction, Tier};
 use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -30,6 +30,15 @@ struct OfStart {
     from: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfPhase {
+    class: String,
+    rung: &'static str,
+    phase: &'static str,
+}
+
+/// Seconds of a phase of a start.
+const PHASE_BUCKETS: [f64; 14] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 /// Seconds from grant to readiness.
 const READY_BUCKETS: [f64; 11] = [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
 
@@ -37,6 +46,7 @@ const READY_BUCKETS: [f64; 11] = [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 3
 pub(super) struct StagingMetrics {
     copies: Family<OfCopies, Gauge>,
     starts: Family<OfStart, Histogram, fn() -> Histogram>,
+    phases: Family<OfPhase, Histogram, fn() -> Histogram>,
     predicted: Family<OfStart, Counter<f64, AtomicU64>>,
     error: Family<OfStart, Counter<f64, AtomicU64>>,
     late: Family<OfStart, Counter>,
@@ -52,6 +62,7 @@ impl Default for StagingMetrics {
         Self {
             copies: Family::default(),
             starts: Family::new_with_constructor(|| Histogram::new(READY_BUCKETS)),
+            phases: Family::new_with_constructor(|| Histogram::new(PHASE_BUCKETS)),
             predicted: Family::default(),
             error: Family::default(),
             late: Family::default(),
@@ -71,6 +82,12 @@ impl StagingMetrics {
             "Grant to readiness, as clients told, by where the copy lay",
             Unit::Seconds,
             self.starts.clone(),
+        );
+        r.register_with_unit(
+            "start_phase",
+            "Phases of starts that hosts made by themselves, of the rung that worked",
+            Unit::Seconds,
+            self.phases.clone(),
         );
         r.register_with_unit(
             "readiness_predicted",
@@ -98,6 +115,14 @@ impl StagingMetrics {
             self.moved.clone(),
         );
         r.register_with_unit("staging_fetches", "Bytes that hosts are to fetch", Unit::Bytes, self.fetch_bytes.clone());
+    }
+
+    pub fn came_up(&self, class: &str, attempt: Option<&Attempt>) {
+        for (phase, seconds) in attempt.map_or(&[][..], |attempt| &attempt.phases) {
+            let rung = attempt.map_or("", |attempt| attempt.rung.name());
+            let of = OfPhase { class: class.to_owned(), rung, phase: phase.name() };
+            self.phases.get_or_create(&of).observe(*seconds);
+        }
     }
 
     pub fn ready(&self, predicted: &Prediction, ready_s: f64) {

@@ -320,6 +320,7 @@ impl Prepared {
             restore_s: s.restore_s,
             share: s.share,
             wait_cost_usd_micros_per_s: UsdMicros::from_usd(s.wait_cost_usd_per_s).unwrap_or(UsdMicros::ZERO),
+            started_by: fleet::StartedBy::Client,
         };
         let room = StagingRoom {
             disk_bytes: bytes(part.disk_gib),

@@ -308,7 +308,7 @@ impl<'a> PoolRun<'a> {
                 (Some(ClaimState::Granted | ClaimState::Active), ClaimState::Failed) => self.claim(rng),
                 _ => {}
             },
-            What::Intent(_) | What::Copy(_) => {}
+            What::Intent(_) | What::Copy(_) | What::Start(_) => {}
         }
     }
 

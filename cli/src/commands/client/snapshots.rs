@@ -1,4 +1,4 @@
-//! `pilotlight snapshots [put | delete]`, `pilotlight stage status`.
+//! `pilotlight snapshots [put | delete]`, `pilotlight stage status`, `pilotlight starts`.
 
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
@@ -64,6 +64,9 @@ pub struct Put {
     /// Dollars that a second of waiting for readiness costs, beside the GPUs that wait.
     #[arg(long, value_name = "DOLLARS", default_value_t = 0.0)]
     wait_cost_usd_per_s: f64,
+    /// Who brings it up when a claim gets its GPUs: the host's agent, which also ends it with the claim, or the client.
+    #[arg(long, value_name = "WHO", value_parser = ["client", "agent"], default_value = "client")]
+    started_by: String,
     #[command(flatten)]
     remote: Remote,
 }
@@ -112,6 +115,7 @@ fn declare(put: &Put) -> anyhow::Result<()> {
     let mut spec = json!({
         "class": put.class, "store": put.store, "object": put.object, "bytes": put.size, "cold_s": put.cold_s,
         "restore_s": put.restore_s, "share": put.share, "wait_cost_usd_per_s": put.wait_cost_usd_per_s,
+        "started_by": put.started_by,
     });
     if let Some(gpu) = &put.gpu {
         spec["gpu"] = json!(gpu);
@@ -203,6 +207,41 @@ pub fn stage(command: &Stage) -> anyhow::Result<()> {
                 ago(copy, "since_ms"),
                 there,
                 text(copy, "problem"),
+            ]);
+        }
+        println!("{rows}");
+        Ok(())
+    })
+}
+
+/// Runs `starts`: what starts took that hosts made by themselves.
+///
+/// # Errors
+/// As [`run`].
+pub fn starts(remote: &Remote) -> anyhow::Result<()> {
+    block_on(remote, async |client: &Client| {
+        let all: Value = client.get("/v1/starts").await?;
+        if remote.output == Format::Json {
+            return print_json(&all["items"]);
+        }
+        let items = all["items"].as_array().cloned().unwrap_or_default();
+        if items.is_empty() {
+            eprintln!(
+                "no host has brought anything up yet: 'pilotlight snapshots put --started-by agent' has them do it"
+            );
+            return Ok(());
+        }
+        let mut rows = table(&["class", "came up by", "phase", "p50 s", "p90 s", "p99 s", "starts"], 3..7);
+        for start in &items {
+            let phase = text(start, "phase");
+            rows.add_row([
+                text(start, "class"),
+                text(start, "rung"),
+                if phase == "-" { "grant to answer".into() } else { phase },
+                format!("{:.2}", number(start, "p50_s")),
+                format!("{:.2}", number(start, "p90_s")),
+                format!("{:.2}", number(start, "p99_s")),
+                text(start, "starts"),
             ]);
         }
         println!("{rows}");

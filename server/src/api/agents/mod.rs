@@ -3,6 +3,7 @@
 pub mod report;
 mod secrets;
 pub mod staged;
+pub mod started;
 
 use std::sync::Arc;
 use std::time::Duration;
