@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use protocol::agent::{Desired, HealthReport, PROTOCOL, Register, Registered};
 use protocol::staging::StagingReport;
+use protocol::starts::StartsReport;
 use serde::{Deserialize, Serialize};
 use ureq::http::StatusCode;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, parse_pem};
@@ -105,6 +106,14 @@ impl Client {
     /// [`ClientError`].
     pub fn staged(&self, token: &str, report: &StagingReport) -> Result<Registered, ClientError> {
         self.post(&format!("/v1/agents/{}/staged", self.instance), token, report)
+    }
+
+    /// Says how far it has come with what it brings up for claims.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn started(&self, token: &str, report: &StartsReport) -> Result<Registered, ClientError> {
+        self.post(&format!("/v1/agents/{}/started", self.instance), token, report)
     }
 
     /// The desired state, as soon as it is another than that of `known`.

@@ -47,6 +47,44 @@ pub struct Join {
     pub limits: Option<PathBuf>,
     /// Snapshots that lie here before they are asked for; without it none do.
     pub staging: Option<Staging>,
+    /// What claims start from is brought up here by the agent; without it that is their clients' affair alone.
+    pub restore: Option<Restore>,
+}
+
+/// Where and with what captured processes come up.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// Where files of snapshots are, and how starts went is remembered.
+    #[serde(default = "restore_folder")]
+    pub folder: PathBuf,
+    /// How much of the disk those files may take, GiB; those go first that were started longest ago.
+    #[serde(default = "keep_gib")]
+    pub keep_gib: f64,
+    /// Memory for device memory that is read off the disk while it is copied, GiB.
+    #[serde(default = "memory_gib")]
+    pub memory_gib: f64,
+    /// CRIU, 4.2 or later; without it the one in PATH.
+    pub criu: Option<PathBuf>,
+    /// Where the library lies that workloads have preloaded: the same on all hosts.
+    #[serde(default = "interposers")]
+    pub interposers: PathBuf,
+}
+
+fn restore_folder() -> PathBuf {
+    "/var/lib/pilotlight-agent/restore".into()
+}
+
+fn keep_gib() -> f64 {
+    500.0
+}
+
+fn memory_gib() -> f64 {
+    4.0
+}
+
+fn interposers() -> PathBuf {
+    "/var/lib/pilotlight-agent/interposers".into()
 }
 
 /// Where snapshots lie before they are asked for.
@@ -129,6 +167,13 @@ impl Config {
             {
                 if !(least..=GIB_MAX).contains(&gib) {
                     bail!("{}: staging.{key} = {gib}: give GiB, at most {GIB_MAX}", path.display());
+                }
+            }
+        }
+        if let Some(restore) = &join.restore {
+            for (key, gib) in [("keep_gib", restore.keep_gib), ("memory_gib", restore.memory_gib)] {
+                if !(0.0..=GIB_MAX).contains(&gib) {
+                    bail!("{}: restore.{key} = {gib}: give GiB, at most {GIB_MAX}", path.display());
                 }
             }
         }

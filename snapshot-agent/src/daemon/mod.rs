@@ -3,7 +3,7 @@
 //! One thread decides. Calls of the control plane, and work that takes time, are made by others that send their results; so
 //! nothing here waits, and a control plane that is away for hours, or says nonsense, stops neither the watching nor a
 //! workload. What is done on the host is done by subsystems, each with its own orders and its own things to say; they
-//! are health and staging.
+//! are health, staging and restores.
 
 mod client;
 mod clock;
@@ -13,6 +13,7 @@ mod link;
 mod options;
 mod repair;
 mod staging;
+mod starts;
 mod state;
 mod tasks;
 mod watch;
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use ::health::condition::What;
 use anyhow::Context;
+use protocol::agent::Work;
 
 use crate::worker::Worker;
 use client::Client;
@@ -33,6 +35,7 @@ use link::{Link, Word};
 pub use options::{Ground, Options};
 use repair::Tools;
 use staging::Staging;
+use starts::Starts;
 use state::{State, Store};
 use tasks::Done;
 use watch::{Watcher, observe};
@@ -62,6 +65,7 @@ struct Daemon {
     messages: Receiver<Message>,
     health: Health,
     staging: Option<Staging>,
+    starts: Starts,
 }
 
 /// Runs until the process ends.
@@ -88,11 +92,13 @@ pub fn run(options: &Options, ground: Ground) -> anyhow::Result<()> {
     let (sender, messages) = sync_channel(64);
     let client = Client::new(&config)?;
     let token = Arc::new(Mutex::new(None));
-    let staging = config
-        .join
-        .staging
-        .clone()
-        .map(|part| Staging::start(part, client.clone(), Arc::clone(&token), boot.clone(), ground.patience));
+    let keys = config.join.staging.as_ref().map(staging::keys).transpose()?.unwrap_or_default();
+    let (share, shared) = std::sync::mpsc::channel();
+    let (line, of_host) = (|| (client.clone(), Arc::clone(&token)), || (boot.clone(), ground.patience));
+    let part = config.join.staging.clone();
+    let shared = part.is_some().then_some(shared);
+    let staging = part.map(|part| Staging::start(part, keys.clone(), line(), of_host(), share));
+    let starts = Starts::start(config.join.restore.clone(), keys, shared, line(), of_host());
     let words = sender.clone();
     let tell = Arc::new(move |word| words.send(Message::Link(word)).is_ok());
     let link = Link::start(client, config.join.secret.clone(), token, tell, ground.patience);
@@ -106,7 +112,7 @@ pub fn run(options: &Options, ground: Ground) -> anyhow::Result<()> {
     let over = Arc::new(move |done| drop(sender.send(Message::Health(Box::new(done)))));
     let health = Health::new(watcher, tools, over);
     let (options, stored_at) = (options.clone(), None);
-    let daemon = Daemon { options, config, ground, store, stored_at, state, link, messages, health, staging };
+    let daemon = Daemon { options, config, ground, store, stored_at, state, link, messages, health, staging, starts };
     daemon.decide()
 }
 
@@ -162,9 +168,12 @@ impl Daemon {
     fn take(&mut self, message: Message) {
         match message {
             Message::Link(Word::Desired(desired)) => {
+                self.starts.serves(matches!(desired.health.work, Work::Serve));
                 if let Some((staging, order)) = self.staging.as_ref().zip(desired.staging) {
+                    self.starts.copies(order.copies.clone());
                     staging.order(order);
                 }
+                self.starts.order(desired.starts);
                 self.health.order(desired.health);
             }
             Message::Link(Word::Sent(sent)) => self.link.sent(sent, &mut self.state),

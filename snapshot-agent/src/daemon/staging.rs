@@ -1,6 +1,7 @@
 //! The staging subsystem of the daemon: hears which snapshots the host is to have, has them brought, and says what is there. On
 //! threads of its own: a store that hangs stops neither the watching nor a workload.
 
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::client::{Client, ClientError};
 use super::config;
 use super::link::Token;
 use crate::snapshots::host::arena::Arena;
+use crate::snapshots::host::cache::Cache;
 use crate::snapshots::host::peers::{self, Peers};
 use crate::snapshots::host::stage::{Facts, Stage};
 use crate::snapshots::store::seal::{SealError, SealKey, StoreKeys};
@@ -31,12 +33,38 @@ pub struct Staging {
     orders: watch::Sender<Option<StagingOrder>>,
 }
 
+/// What others of this host use of it.
+#[derive(Debug)]
+pub struct Shared {
+    /// The leaves of all copies.
+    pub cache: Arc<Cache>,
+    /// Memory for copies.
+    pub arena: Option<Arc<Arena>>,
+    /// What is there, as it changes.
+    pub facts: watch::Receiver<Facts>,
+}
+
+/// The keys of sealed stores.
+///
+/// # Errors
+/// One cannot be read.
+pub fn keys(part: &config::Staging) -> Result<StoreKeys, SealError> {
+    let keys = part.key.iter().map(|key| Ok((key.store.clone(), SealKey::read(&key.file)?)));
+    Ok(StoreKeys::new(keys.collect::<Result<Vec<_>, SealError>>()?))
+}
+
 impl Staging {
     /// Starts it, on threads of its own: memory takes a while to be had, and a disk that fails is no reason not to watch GPUs.
-    pub fn start(part: config::Staging, client: Client, token: Token, boot: String, patience: f64) -> Self {
+    pub fn start(
+        part: config::Staging,
+        keys: StoreKeys,
+        (client, token): (Client, Token),
+        (boot, patience): (String, f64),
+        share: Sender<Shared>,
+    ) -> Self {
         let (orders, heard) = watch::channel(None);
         std::thread::spawn(move || {
-            if let Err(error) = run(&part, heard, client, token, (&boot, patience)) {
+            if let Err(error) = run(&part, keys, heard, (client, token), (&boot, patience), share) {
                 tracing::error!("no snapshots are staged here: {error:#}");
             }
         });
@@ -59,10 +87,11 @@ impl Staging {
 
 fn run(
     part: &config::Staging,
+    keys: StoreKeys,
     heard: watch::Receiver<Option<StagingOrder>>,
-    client: Client,
-    token: Token,
+    (client, token): (Client, Token),
     (boot, patience): (&str, f64),
+    share: Sender<Shared>,
 ) -> anyhow::Result<()> {
     let own = part.listen.map(|listen| peers::own_address(listen, part.advertise)).transpose()?;
     let bytes = |gib: f64| (gib * f64::from(1 << 30)) as u64;
@@ -75,9 +104,10 @@ fn run(
     }
     let memory_bytes = arena.as_ref().map_or(0, |arena| arena.bytes());
     let peers = Peers::new(own.clone());
-    let keys = part.key.iter().map(|key| Ok((key.store.clone(), SealKey::read(&key.file)?)));
-    let keys = StoreKeys::new(keys.collect::<Result<Vec<_>, SealError>>()?);
-    let stage = Stage::open(&part.folder, bytes(part.disk_gib), peers.clone(), arena, keys)?;
+    let stage = Stage::open(&part.folder, bytes(part.disk_gib), peers.clone(), arena.clone(), keys)?;
+    // Who brings nothing up has no use for it.
+    let _ = share.send(Shared { cache: stage.cache(), arena, facts: stage.facts() });
+    drop(share);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
     runtime.context("cannot start threads")?.block_on(async {
         if let Some(listen) = part.listen {

@@ -1,6 +1,7 @@
 //! What a workload answers: whether it serves, and whether it is the one that was captured.
 
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -26,9 +27,9 @@ fn agent(within: Duration) -> ureq::Agent {
 /// Waits until a workload serves.
 ///
 /// # Errors
-/// It ends, or does not serve in time.
+/// It ends, or does not serve in time, or nobody wants it any more.
 #[allow(clippy::disallowed_methods, reason = "a start takes real time")]
-pub fn wait_until_ready(held: &mut Held, ready: &Ready) -> anyhow::Result<()> {
+pub fn wait_until_ready(held: &mut Held, ready: &Ready, unwanted: &AtomicBool) -> anyhow::Result<()> {
     let (began, agent) = (Instant::now(), agent(ONE_ANSWER));
     loop {
         let last = match agent.get(&ready.url).call() {
@@ -37,6 +38,7 @@ pub fn wait_until_ready(held: &mut Held, ready: &Ready) -> anyhow::Result<()> {
             Err(error) => error.to_string(),
         };
         let waited = began.elapsed();
+        ensure!(!unwanted.load(Ordering::Relaxed), "nobody wants it any more");
         if waited.as_secs_f64() > ready.within_s {
             bail!("it does not serve at {} within {} s: {last}", ready.url, ready.within_s);
         }

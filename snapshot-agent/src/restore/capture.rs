@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -10,6 +11,7 @@ use snapshots::manifest::{Kind, Reference};
 
 use super::answer;
 use super::criu::Criu;
+use super::device::driver::{Driver, Gpus, VISIBLE};
 use super::device::freeze::{Frozen, freeze};
 use super::engine::Engine;
 use super::facts;
@@ -30,6 +32,8 @@ pub struct Capture<'a> {
     pub recipe: &'a Recipe,
     /// Where engines are.
     pub engines: &'a Where,
+    /// Numbers of the GPUs that it gets; none: it may get all.
+    pub gpus: Option<&'a [u32]>,
     /// A folder with room for the process's memory.
     pub work: &'a Path,
     /// Objects that it needs beside.
@@ -75,11 +79,16 @@ pub fn capture(
         DeviceMemory::Split => library::install(&capture.engines.interposers)?,
         DeviceMemory::Driver => None,
     };
+    let all = Driver::new()?.gpus();
+    let chosen = match capture.gpus {
+        Some(gpus) => Some(all.context("no driver answers on this host")?.only(Some(gpus))?),
+        None => None,
+    };
     let mut held = Held::new(capture.engines.criu.as_deref())?;
     let mut cold = Vec::new();
     timed(&mut cold, "cold start", || {
-        held.start(&with_library(recipe, library.as_deref()))?;
-        answer::wait_until_ready(&mut held, &recipe.ready)
+        held.start(&with(recipe, library.as_deref(), chosen.as_ref()))?;
+        answer::wait_until_ready(&mut held, &recipe.ready, &AtomicBool::new(false))
     })?;
     let cold_s = cold[0].1;
     phases.extend(cold);
@@ -87,7 +96,7 @@ pub fn capture(
     let answered = timed(phases, "canary", || recipe.canary.as_ref().map(answer::asked).transpose())?;
     timed(phases, "before capture", || answer::run(&recipe.before_capture, "before_capture"))?;
     let outlets = held.outlets.clone();
-    let frozen = freeze(&held, recipe.device_memory == DeviceMemory::Split, phases)?;
+    let frozen = freeze(&held, recipe.device_memory == DeviceMemory::Split, chosen.as_ref(), phases)?;
     timed(phases, "dump", || held.dump(&images))?;
     drop(held);
     let (devices, gpus, served, parts) = match frozen {
@@ -120,10 +129,13 @@ pub fn capture(
     })
 }
 
-/// The same workload with a library before all others that it names itself.
-fn with_library(recipe: &Recipe, library: Option<&Path>) -> Recipe {
+/// The same workload with a library before all others that it names itself, and with these GPUs alone.
+fn with(recipe: &Recipe, library: Option<&Path>, gpus: Option<&Gpus>) -> Recipe {
     const PRELOAD: &str = "LD_PRELOAD";
     let mut recipe = recipe.clone();
+    if let Some(gpus) = gpus {
+        recipe.environment.entry(VISIBLE.into()).or_insert_with(|| gpus.visible());
+    }
     if let Some(library) = library {
         let own = recipe.environment.get(PRELOAD).map(|own| format!(":{own}")).unwrap_or_default();
         recipe.environment.insert(PRELOAD.into(), format!("{}{own}", library.display()));

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -14,6 +16,7 @@ use snapshots::leaf::Compression;
 use super::capture::{self, Capture, Phase};
 use super::held::{Ended, Held, Where};
 use super::recipe::Recipe;
+use super::described::Described;
 use super::start::{Ground, Known, Tried};
 use crate::snapshots::commands::{At, label, size};
 use crate::snapshots::mount::gib;
@@ -37,6 +40,9 @@ pub struct CaptureOptions {
     /// A folder with room for the process's memory.
     #[arg(long, default_value = "/var/tmp", value_name = "FOLDER")]
     work: PathBuf,
+    /// Numbers of the GPUs that it gets, 0,1 (as nvidia-smi counts them); without it all. A snapshot comes back on as many.
+    #[arg(long, value_delimiter = ',', value_name = "NUMBERS")]
+    gpus: Option<Vec<u32>>,
     /// An object that it needs beside, such as its weights; may be given several times.
     #[arg(long = "needs", value_name = "ID")]
     needs: Vec<ObjectId>,
@@ -68,6 +74,9 @@ pub struct RestoreOptions {
     /// How much memory device memory may take on its way to the GPUs, GiB.
     #[arg(long, default_value_t = 4.0, value_parser = gib, value_name = "GIB")]
     memory_gib: f64,
+    /// Numbers of the GPUs that it gets, 0,1 (as nvidia-smi counts them); without it all.
+    #[arg(long, value_delimiter = ',', value_name = "NUMBERS")]
+    gpus: Option<Vec<u32>>,
     /// Makes ready what can be, with all device memory in memory that the GPUs read themselves, and starts the workload when a
     /// line comes on standard input.
     #[arg(long, conflicts_with = "explain")]
@@ -97,7 +106,8 @@ pub fn capture(options: &CaptureOptions) -> anyhow::Result<ExitCode> {
     let labels: BTreeMap<String, String> = options.labels.iter().cloned().collect();
     let compression = if options.compress { Compression::IfWorthwhile } else { Compression::Never };
     let engines = &options.engines;
-    let what = Capture { recipe: &recipe, engines, work: &options.work, references, labels, compression };
+    let gpus = options.gpus.as_deref();
+    let what = Capture { recipe: &recipe, engines, gpus, work: &options.work, references, labels, compression };
     let mut phases = Vec::new();
     let done = capture::capture(&runtime, &store, what, &mut phases)?;
     eprint!("{}", table(&phases));
@@ -117,15 +127,16 @@ pub fn restore(options: &RestoreOptions) -> anyhow::Result<ExitCode> {
     let bytes = |gib: f64| (gib * f64::from(1 << 30)) as u64;
     let (keep_bytes, memory_bytes) = (bytes(options.keep_gib), bytes(options.memory_gib));
     let (state, engines) = (options.state.clone(), options.engines.clone());
-    let ground = Ground { state, keep_bytes, memory_bytes, engines };
-    let mut known = Known::of(&runtime, &store, options.id, ground)?;
+    let ground = Ground { state, keep_bytes, memory_bytes, engines, cache: None, standbys: Arc::default() };
+    let described = Described::read(&runtime, &store, options.id)?;
+    let mut known = Known::new(described, ground, options.gpus.clone(), None)?;
     if options.forget {
         known.forget()?;
     }
     if options.standby {
         prepare(&mut known, &runtime, &store);
     }
-    let steps = known.ladder();
+    let steps = known.ladder()?;
     if options.explain {
         print!("{}", explained(&steps));
         return Ok(ExitCode::SUCCESS);
@@ -180,7 +191,7 @@ fn wait(mut held: Held, stop: &mut Stop) -> ExitCode {
             break Some(ended);
         }
         if *stop.0.borrow() {
-            break held.end();
+            break held.end(&AtomicBool::new(false));
         }
     };
     match ended {

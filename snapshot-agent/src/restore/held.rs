@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -178,13 +179,13 @@ impl Held {
         }
     }
 
-    /// Asks the workload to end, and ends it when it does not.
-    pub fn end(mut self) -> Option<Ended> {
+    /// Asks the workload to end, and ends it when it does not, or when somebody is in a hurry.
+    pub fn end(mut self, hurry: &AtomicBool) -> Option<Ended> {
         const SIGTERM: i32 = 15;
         self.tell(&Order::Signal(SIGTERM)).ok()?;
         let mut left = END_PATIENCE;
         const LOOK: Duration = Duration::from_millis(50);
-        while left > Duration::ZERO {
+        while left > Duration::ZERO && !hurry.load(Ordering::Relaxed) {
             if let Some(ended) = self.ends_within(LOOK) {
                 return Some(ended);
             }

@@ -8,6 +8,7 @@ mod answer;
 pub mod capture;
 pub mod commands;
 mod criu;
+mod described;
 mod device;
 mod engine;
 mod facts;
@@ -16,11 +17,17 @@ mod holder;
 mod library;
 mod recipe;
 mod records;
+mod standby;
 mod start;
 
-pub use held::Where;
+pub use described::{Described, NotCaptured};
+pub use device::driver::Driver;
+pub use facts::Here;
+pub use held::{Held, Where};
 pub use holder::hold;
 pub use library::built as built_library;
+pub use standby::Standbys;
+pub use start::{Ground, Known, Tried};
 
 /// The version of CRIU that works here, or why none does.
 ///

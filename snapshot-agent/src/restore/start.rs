@@ -2,32 +2,30 @@
 //! same place.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use snapshots::compatibility::refusals;
 use snapshots::ladder::{Rung, Situation, Step, ladder};
-use snapshots::manifest::Kind;
-use snapshots::{Manifest, ObjectId};
 
 use super::answer;
 use super::capture::{Phase, timed};
-use super::criu::Criu;
+use super::described::Described;
 use super::device::Part;
-use super::device::driver::Driver;
-use super::device::thaw::{Filled, Filling, Prepared, Stored};
-use super::engine::Engine;
-use super::facts;
+use super::device::driver::{Driver, Gpus, VISIBLE};
+use super::device::thaw::{Filled, Filling, Prepared};
+use super::facts::Here;
 use super::held::{Held, Where};
 use super::library;
-use super::recipe::Recipe;
-use super::records::{self, CAPTURED, Captured, IMAGES, Memory, RECIPE};
-use crate::snapshots::get;
+use super::records::{self, DEVICE, IMAGES, Memory};
+use super::standby::Standbys;
+use crate::snapshots::get::{self, Which};
+use crate::snapshots::host::cache::Cache;
+use crate::snapshots::store::Store;
 use crate::snapshots::store::lease::Lease;
-use crate::snapshots::store::{self, Store};
 
-/// Longest document beside the images, bytes.
-const DOCUMENT_BYTES_MAX: u64 = 1 << 20;
 /// Phase in which bytes are fetched.
 const FETCH: &str = "fetch";
 /// How often, and how many times, it is looked whether a GPU is free again after a failure: ten seconds.
@@ -39,19 +37,20 @@ const CLEAN_MIB: i64 = 128;
 /// A snapshot, and what is known of it here.
 #[derive(Debug)]
 pub struct Known {
-    /// Its object.
-    pub id: ObjectId,
-    manifest: Manifest,
-    captured: Captured,
-    /// What the workload is.
-    pub recipe: Recipe,
+    /// What it is.
+    pub what: Described,
     memory: Memory,
     /// Where its files are, or will be.
     files: PathBuf,
     ground: Ground,
-    /// Free memory of each GPU before anything was started, MiB, and who is asked for it.
-    free_before: Option<(Driver, Vec<i64>)>,
+    /// Numbers of the GPUs that it gets; none: it may get all.
+    gpus: Option<Vec<u32>>,
+    here: Option<Here>,
+    /// Free memory of its GPUs before anything was started, MiB.
+    free_before: Option<Vec<i64>>,
     ready: Option<Ready>,
+    /// Nobody wants it any more.
+    unwanted: Arc<AtomicBool>,
 }
 
 /// What was made ready for a restore.
@@ -74,6 +73,10 @@ pub struct Ground {
     pub memory_bytes: u64,
     /// Where engines are.
     pub engines: Where,
+    /// Leaves that are on this host.
+    pub cache: Option<Arc<Cache>>,
+    /// What has CUDA started and memory pinned.
+    pub standbys: Arc<Standbys>,
 }
 
 /// What was tried, and what came of it.
@@ -90,53 +93,69 @@ pub struct Tried {
 }
 
 impl Known {
-    /// What a store has under an id, as far as it is needed to decide.
+    /// A snapshot that is to come up on these GPUs; without any, it may get all. `here`: what was found when this host was looked
+    /// at; it is looked at now without it.
     ///
     /// # Errors
-    /// There is no snapshot, or the store fails.
-    pub fn of(runtime: &tokio::runtime::Runtime, store: &Store, id: ObjectId, ground: Ground) -> anyhow::Result<Self> {
-        let manifest = runtime.block_on(store.manifest(id))?;
-        ensure!(
-            manifest.kind == Kind::Snapshot,
-            "object {id} is of kind '{}', not a captured process",
-            manifest.kind.name()
-        );
-        let document = |name: &str| -> anyhow::Result<Vec<u8>> {
-            let read = runtime.block_on(get::stream(store, &manifest, name, DOCUMENT_BYTES_MAX));
-            read.with_context(|| format!("object {id} is no captured process"))
-        };
-        let captured = Captured::parse(&document(CAPTURED)?)?;
-        let recipe = String::from_utf8(document(RECIPE)?).context("the recipe is no text")?;
-        let recipe = Recipe::parse(&recipe).context("the snapshot's recipe")?;
-        let memory = Memory::of(&ground.state, id)?;
-        let files = ground.state.join("images").join(id.to_string());
-        Ok(Self { id, captured, recipe, memory, files, manifest, ground, free_before: None, ready: None })
+    /// What is remembered of it cannot be written to.
+    pub fn new(what: Described, ground: Ground, gpus: Option<Vec<u32>>, here: Option<Here>) -> anyhow::Result<Self> {
+        let memory = Memory::of(&ground.state, what.id)?;
+        let files = ground.state.join("images").join(what.id.to_string());
+        let (free_before, ready, unwanted) = (None, None, Arc::default());
+        Ok(Self { what, memory, files, ground, gpus, here, free_before, ready, unwanted })
+    }
+
+    /// Has nothing more tried once this is set.
+    pub fn unwanted(&mut self, unwanted: Arc<AtomicBool>) {
+        self.unwanted = unwanted;
+    }
+
+    fn uses_gpus(&self) -> bool {
+        self.what.captured.requirements.devices.is_some()
     }
 
     /// The rungs, each with what is expected of it here.
-    #[must_use]
-    pub fn ladder(&mut self) -> Vec<Step> {
-        let engine = Criu::new(self.ground.engines.criu.clone());
-        let uses_gpus = self.captured.requirements.devices.is_some();
-        let mut asked = if uses_gpus { Driver::new().ok() } else { None };
-        let devices = asked.as_mut().and_then(Driver::devices);
-        self.free_before = asked.and_then(|mut driver| {
-            let free = driver.free_mib()?;
-            Some((driver, free))
-        });
-        let host = facts::host(&[&engine as &dyn Engine], devices);
-        let bytes = self.manifest.bytes();
-        let device_bytes = self.captured.parts.iter().map(Part::bytes).sum();
-        ladder(&Situation {
-            refusals: refusals(&self.captured.requirements, &host),
+    ///
+    /// # Errors
+    /// This host has no such GPUs.
+    pub fn ladder(&mut self) -> anyhow::Result<Vec<Step>> {
+        let mut asked = if self.uses_gpus() { Driver::new().ok() } else { None };
+        let here = match self.here.take() {
+            Some(here) => here,
+            None => Here::look(&self.ground.engines, asked.as_mut()),
+        };
+        // One that has answered before answers sooner.
+        let known = self.ready.as_mut().and_then(|ready| ready.device.as_mut()).map(Prepared::driver);
+        self.free_before = known.or(asked.as_mut()).and_then(|driver| driver.free_mib(self.gpus.as_deref()));
+        let host = here.with(self.gpus.as_deref().filter(|_| self.uses_gpus()))?;
+        self.here = Some(here);
+        let bytes = self.what.manifest.bytes();
+        let device_bytes = self.what.captured.parts.iter().map(Part::bytes).sum();
+        let in_memory = |ready: &Ready| ready.device.as_ref().is_none_or(Prepared::is_in_memory);
+        Ok(ladder(&Situation {
+            refusals: refusals(&self.what.captured.requirements, &host),
             history: self.memory.read(),
-            cold_s: self.captured.cold_s,
+            cold_s: self.what.captured.cold_s,
             engine_bytes: bytes.saturating_sub(device_bytes),
             device_bytes,
-            missing_bytes: if self.files.exists() { 0 } else { bytes },
-            prepared: self.ready.is_some(),
+            missing_bytes: self.missing_bytes(),
+            prepared: self.ready.as_ref().is_some_and(in_memory),
             fetch_bytes_per_s: self.memory.fetch_bytes_per_s(),
-        })
+        }))
+    }
+
+    /// Device memory that is in the cache needs no files.
+    fn is_cached(&self) -> bool {
+        self.ground.cache.is_some() && self.what.missing_bytes(self.ground.cache.as_ref(), is_of_device) == 0
+    }
+
+    fn is_here(&self) -> bool {
+        let files = || self.what.captured.parts.iter().all(|part| self.files.join(&part.stream).exists());
+        self.files.exists() && (files() || self.is_cached())
+    }
+
+    fn missing_bytes(&self) -> u64 {
+        if self.is_here() { 0 } else { self.what.missing_bytes(self.ground.cache.as_ref(), |_| true) }
     }
 
     /// Forgets how starts went.
@@ -159,7 +178,8 @@ impl Known {
         mut told: impl FnMut(&Tried),
     ) -> anyhow::Result<Held> {
         for step in steps.iter().filter(|step| step.against.is_empty()) {
-            let (mut phases, prepared) = (Vec::new(), self.ready.is_some());
+            let in_memory = |ready: &Ready| ready.device.as_ref().is_none_or(Prepared::is_in_memory);
+            let (mut phases, prepared) = (Vec::new(), self.ready.as_ref().is_some_and(in_memory));
             let came_up = match step.rung {
                 Rung::Restore => {
                     let came_up = self.restored(runtime, store, &mut phases);
@@ -167,6 +187,7 @@ impl Known {
                 }
                 Rung::ColdStart => self.started(&mut phases).map(|held| (held, None)),
             };
+            anyhow::ensure!(!self.unwanted.load(Ordering::Relaxed), "nobody wants it any more");
             // How long fetching takes is known by itself.
             let seconds = phases.iter().filter(|(name, _)| *name != FETCH).map(|(_, seconds)| seconds).sum();
             let remembered = self.memory.change(|history| match &came_up {
@@ -191,11 +212,12 @@ impl Known {
 
     /// Waits until the GPUs have nothing more of a restore that failed: what comes next in its place is to find them as it did.
     fn cleaned(&mut self, failure: anyhow::Error, phases: &mut Vec<Phase>) -> anyhow::Error {
-        let Some((mut driver, before)) = self.free_before.take() else { return failure };
+        let Some(before) = self.free_before.clone() else { return failure };
         let clean = timed(phases, "clean GPUs", || {
+            let mut driver = Driver::new()?;
             for _ in 0..CLEAN_LOOKS {
                 // What cannot be seen is not free.
-                let free = driver.free_mib().filter(|free| free.len() == before.len()).unwrap_or_default();
+                let free = driver.free_mib(self.gpus.as_deref()).filter(|free| free.len() == before.len()).unwrap_or_default();
                 let each = before.iter().zip(&free).filter(|(before, free)| *free + CLEAN_MIB >= **before);
                 if each.count() == before.len() {
                     return Ok(());
@@ -215,19 +237,40 @@ impl Known {
     /// # Errors
     /// The store, the disk or the driver fails, or there is no room.
     pub fn prepare(&mut self, runtime: &tokio::runtime::Runtime, store: &Store, load: bool) -> anyhow::Result<()> {
-        self.fetch(runtime, store, &mut Vec::new())?;
-        self.make_ready(runtime, store, load)
+        self.bring_files(runtime, store)?;
+        self.make_ready(load)
     }
 
-    fn make_ready(&mut self, runtime: &tokio::runtime::Runtime, store: &Store, load: bool) -> anyhow::Result<()> {
-        if let Some(path) = &self.captured.library {
-            let read = get::stream(store, &self.manifest, library::STREAM, library::BYTES_MAX);
-            let bytes = runtime.block_on(read).context("the snapshot lacks its library")?;
-            library::ensure_at(path, &self.ground.engines.interposers, &bytes)?;
+    /// Has its files on this host.
+    ///
+    /// # Errors
+    /// The store or the disk fails.
+    pub fn bring_files(&self, runtime: &tokio::runtime::Runtime, store: &Store) -> anyhow::Result<()> {
+        self.fetch(runtime, store, &mut Vec::new())
+    }
+
+    /// Makes ready what can be without the store, if all of it is on this host.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub fn make_ready_if_here(&mut self) -> anyhow::Result<()> {
+        if self.is_here() { self.make_ready(false) } else { Ok(()) }
+    }
+
+    /// The same of what needs nothing of the store.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    fn make_ready(&mut self, load: bool) -> anyhow::Result<()> {
+        if let Some((path, bytes)) = self.what.captured.library.as_ref().zip(self.what.library.as_ref()) {
+            library::ensure_at(path, &self.ground.engines.interposers, bytes)?;
         }
-        let device = if self.captured.requirements.devices.is_some() {
-            let stored = runtime.block_on(self.stored(store))?;
-            Some(Prepared::new(&self.captured, stored, self.ground.memory_bytes, load)?)
+        let device = if self.uses_gpus() {
+            let stored = self.what.stored(&self.files, self.ground.cache.as_ref())?;
+            let gpus = self.chosen()?.map(|gpus| gpus.uuids()).transpose()?;
+            let standby = self.ground.standbys.take()?;
+            let memory_bytes = self.ground.memory_bytes;
+            Some(Prepared::new(&self.what.captured, stored, (standby, gpus.as_deref()), memory_bytes, load)?)
         } else {
             None
         };
@@ -238,8 +281,21 @@ impl Known {
         Ok(())
     }
 
+    /// The GPUs that it gets, where these were chosen.
+    fn chosen(&self) -> anyhow::Result<Option<Gpus>> {
+        let Some(chosen) = &self.gpus else { return Ok(None) };
+        let all = match self.here.as_ref().and_then(|here| here.gpus.clone()) {
+            Some(all) => all,
+            None => Driver::new()?.gpus().context("no driver answers on this host")?,
+        };
+        all.only(Some(chosen)).map(Some)
+    }
+
     /// Has the engine's images in the kernel's cache of files.
-    fn read_images(&self) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn read_images(&self) -> anyhow::Result<()> {
         let images = self.files.join(IMAGES);
         let shown = || format!("cannot read {}", images.display());
         for entry in std::fs::read_dir(&images).with_context(shown)? {
@@ -247,21 +303,6 @@ impl Known {
             std::io::copy(&mut file, &mut std::io::sink()).with_context(shown)?;
         }
         Ok(())
-    }
-
-    /// Bulk memory with its leaves.
-    async fn stored(&self, store: &Store) -> anyhow::Result<Vec<Stored>> {
-        let bytes = store.index(self.manifest.index).await?;
-        let index = store::index(&bytes, self.manifest.index)?;
-        let ranges = self.manifest.ranges(&index)?;
-        let of = |part: &Part| -> anyhow::Result<Stored> {
-            let number = self.manifest.streams.iter().position(|stream| stream.name == part.stream);
-            let number = number.with_context(|| format!("the snapshot lacks {}", part.stream))?;
-            ensure!(self.manifest.streams[number].bytes == part.bytes(), "its {} has another length", part.stream);
-            let leaves = ranges[number].clone().filter_map(|leaf| index.leaf(leaf)).collect();
-            Ok(Stored { part: part.clone(), file: self.files.join(&part.stream), leaves })
-        };
-        self.captured.parts.iter().map(of).collect()
     }
 
     fn restored(
@@ -272,26 +313,21 @@ impl Known {
     ) -> anyhow::Result<(Held, Option<Filled>)> {
         if self.ready.is_none() {
             self.fetch(runtime, store, phases)?;
-            timed(phases, "prepare", || self.make_ready(runtime, store, false))?;
+            timed(phases, "prepare", || self.make_ready(false))?;
         }
         let Ready { holder, device } = self.ready.take().context("nothing was made ready")?;
         let mut held = holder;
         // Memory is filled while the processes come back.
-        let mut filling = device.map(Prepared::fill).transpose()?;
-        let filled = self.brought_back(&mut held, filling.as_mut(), phases).inspect_err(|_| {
-            // Its end comes before its threads go on, and they go on before its end is waited for.
-            held.kill();
-        });
-        drop(filling);
-        let filled = filled?;
-        timed(phases, "after restore", || answer::run(&self.recipe.after_restore, "after_restore"))?;
-        timed(phases, "ready", || answer::wait_until_ready(&mut held, &self.recipe.ready))?;
+        let filling = device.map(Prepared::fill).transpose()?;
+        let filled = self.brought_back(&mut held, filling, phases)?;
+        timed(phases, "after restore", || answer::run(&self.what.recipe.after_restore, "after_restore"))?;
+        timed(phases, "ready", || answer::wait_until_ready(&mut held, &self.what.recipe.ready, &self.unwanted))?;
         timed(phases, "canary", || {
-            let Some((canary, was)) = self.recipe.canary.as_ref().zip(self.captured.answer.as_ref()) else {
+            let Some((canary, was)) = self.what.recipe.canary.as_ref().zip(self.what.captured.answer.as_ref()) else {
                 return Ok(());
             };
             let is = answer::asked(canary)?;
-            ensure!(is == *was, "it answers its canary differently than when it was captured");
+            anyhow::ensure!(is == *was, "it answers its canary differently than when it was captured");
             Ok(())
         })?;
         Ok((held, filled))
@@ -301,43 +337,75 @@ impl Known {
     fn brought_back(
         &self,
         held: &mut Held,
-        mut filling: Option<&mut Filling>,
+        mut filling: Option<Filling>,
         phases: &mut Vec<Phase>,
     ) -> anyhow::Result<Option<Filled>> {
-        timed(phases, "processes", || held.restore(&self.files.join(IMAGES), &self.captured.outlets))?;
-        if let Some(filling) = &mut filling {
-            timed(phases, "driver", || filling.contexts(held))?;
-        }
-        filling.map(|filling| timed(phases, "device memory", || filling.give(held))).transpose()
+        let came = timed(phases, "processes", || held.restore(&self.files.join(IMAGES), &self.what.captured.outlets));
+        let came = came.and_then(|()| match &mut filling {
+            Some(filling) => timed(phases, "driver", || filling.contexts(held)),
+            None => Ok(()),
+        });
+        let given = match (came, filling) {
+            (Ok(()), Some(filling)) => timed(phases, "device memory", || filling.give(held)).map(Some),
+            (came, filling) => {
+                if came.is_err() {
+                    // Its end comes before its threads go on, and they go on before its end is waited for.
+                    held.kill();
+                }
+                drop(filling);
+                came.map(|()| None)
+            }
+        };
+        let Some((filled, standby)) = given? else { return Ok(None) };
+        self.ground.standbys.put(standby);
+        Ok(Some(filled))
     }
 
     fn started(&self, phases: &mut Vec<Phase>) -> anyhow::Result<Held> {
+        let mut recipe = self.what.recipe.clone();
+        if let Some(gpus) = self.chosen().ok().flatten().filter(|_| !recipe.environment.contains_key(VISIBLE)) {
+            recipe.environment.insert(VISIBLE.into(), gpus.visible());
+        }
         let mut held = Held::new(self.ground.engines.criu.as_deref())?;
-        timed(phases, "start", || held.start(&self.recipe))?;
-        timed(phases, "ready", || answer::wait_until_ready(&mut held, &self.recipe.ready))?;
+        timed(phases, "start", || held.start(&recipe))?;
+        timed(phases, "ready", || answer::wait_until_ready(&mut held, &recipe.ready, &self.unwanted))?;
         Ok(held)
     }
 
     /// Every byte is verified on its way to the files, which appear whole or not at all.
     fn fetch(&self, runtime: &tokio::runtime::Runtime, store: &Store, phases: &mut Vec<Phase>) -> anyhow::Result<()> {
-        if self.files.exists() {
+        if self.is_here() {
             return Ok(());
         }
         timed(phases, FETCH, || {
             let folder = self.files.parent().context("no folder")?;
             std::fs::create_dir_all(folder).with_context(|| format!("cannot write into {}", folder.display()))?;
-            records::make_room(folder, self.ground.keep_bytes.saturating_sub(self.manifest.bytes()));
-            let (manifest, lease) = runtime.block_on(Lease::take_to_read(store, self.id))?;
-            let got = runtime.block_on(get::get(store, &manifest, &self.files, |_| {}));
+            if self.files.exists() {
+                // Without what the cache had of it.
+                std::fs::remove_dir_all(&self.files).context("what is left of its files cannot be taken away")?;
+            }
+            let (manifest, cached) = (&self.what.manifest, self.is_cached());
+            records::make_room(folder, self.ground.keep_bytes.saturating_sub(manifest.bytes()));
+            let (_, lease) = runtime.block_on(Lease::take_to_read(store, self.what.id))?;
+            let which = Which {
+                streams: &|name: &str| !(cached && is_of_device(name)),
+                local: self.ground.cache.as_deref(),
+            };
+            let got = runtime.block_on(get::get_some(store, manifest, &self.files, &which, |_| {}));
             if let Some(lease) = lease {
                 // It would end by itself.
                 drop(runtime.block_on(lease.release()));
             }
             got.map(drop)
         })?;
-        if let Some((_, seconds)) = phases.last() {
-            self.memory.fetched(self.manifest.bytes(), Duration::from_secs_f64(*seconds));
+        if let Some((_, seconds)) = phases.last().filter(|_| self.ground.cache.is_none()) {
+            self.memory.fetched(self.what.manifest.bytes(), Duration::from_secs_f64(*seconds));
         }
         Ok(())
     }
+}
+
+/// Whether a stream is device memory.
+fn is_of_device(name: &str) -> bool {
+    name.split('/').next() == Some(DEVICE)
 }

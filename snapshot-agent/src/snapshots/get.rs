@@ -11,6 +11,7 @@ use anyhow::Context;
 use futures::{StreamExt, TryStreamExt};
 use snapshots::{IndexRecord, Manifest, PackId};
 
+use super::host::cache::Cache;
 use super::store::{self, Store};
 
 /// Packs that are fetched at the same time: each is 64 MiB of memory.
@@ -32,6 +33,29 @@ struct Target {
 /// # Errors
 /// The folder is there or cannot be written, or the store fails or holds something else.
 pub async fn get(store: &Store, manifest: &Manifest, folder: &Path, told: impl Fn(u64)) -> anyhow::Result<u64> {
+    get_some(store, manifest, folder, &Which { streams: &|_| true, local: None }, told).await
+}
+
+/// Which part of an object is written, and what of it is on this host already.
+#[allow(missing_debug_implementations, reason = "a function has none")]
+pub struct Which<'a> {
+    /// Whether a stream of this name is wanted.
+    pub streams: &'a (dyn Fn(&str) -> bool + Sync),
+    /// Leaves that are here.
+    pub local: Option<&'a Cache>,
+}
+
+/// As [`get`], of a part of the streams, and from this host where it has them.
+///
+/// # Errors
+/// As [`get`].
+pub async fn get_some(
+    store: &Store,
+    manifest: &Manifest,
+    folder: &Path,
+    which: &Which<'_>,
+    told: impl Fn(u64),
+) -> anyhow::Result<u64> {
     if folder.exists() {
         anyhow::bail!("{} is there already: name a folder that is not", folder.display());
     }
@@ -41,7 +65,7 @@ pub async fn get(store: &Store, manifest: &Manifest, folder: &Path, told: impl F
     make.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
     let partial = make.prefix(".partial-").tempdir_in(parent);
     let partial = partial.with_context(|| format!("cannot write into {}", parent.display()))?;
-    let bytes = write(store, manifest, partial.path(), told).await?;
+    let bytes = write(store, manifest, partial.path(), which, told).await?;
     let done = partial.keep();
     fs::rename(&done, folder).with_context(|| format!("cannot rename {} to {}", done.display(), folder.display()))?;
     Ok(bytes)
@@ -72,13 +96,22 @@ pub async fn stream(store: &Store, manifest: &Manifest, name: &str, most: u64) -
     Ok(content)
 }
 
-async fn write(store: &Store, manifest: &Manifest, folder: &Path, told: impl Fn(u64)) -> anyhow::Result<u64> {
+async fn write(
+    store: &Store,
+    manifest: &Manifest,
+    folder: &Path,
+    which: &Which<'_>,
+    told: impl Fn(u64),
+) -> anyhow::Result<u64> {
     let index_bytes = store.index(manifest.index).await?;
     let index = store::index(&index_bytes, manifest.index)?;
     let ranges = manifest.ranges(&index)?;
     let mut files = Vec::with_capacity(manifest.streams.len());
     let mut packs: BTreeMap<PackId, Vec<Target>> = BTreeMap::new();
-    for (number, (stream, range)) in manifest.streams.iter().zip(ranges).enumerate() {
+    let (mut scratch, mut bytes) = (Vec::new(), 0);
+    let wanted = manifest.streams.iter().zip(ranges).filter(|(stream, _)| (which.streams)(&stream.name));
+    for (number, (stream, range)) in wanted.enumerate() {
+        bytes += stream.bytes;
         // A manifest's names stay below the folder.
         let path = folder.join(&stream.name);
         let shown = || format!("cannot write {}", path.display());
@@ -91,6 +124,15 @@ async fn write(store: &Store, manifest: &Manifest, folder: &Path, told: impl Fn(
         files.push(file);
         let mut at = 0;
         for record in range.filter_map(|i| index.leaf(i)) {
+            let here = which.local.and_then(|cache| cache.get(record.id));
+            if let Some(content) = here {
+                scratch.resize(record.content_bytes as usize, 0);
+                content.read(0, &mut scratch).context("the cache cannot be read")?;
+                files[number].write_all_at(&scratch, at).with_context(shown)?;
+                told(record.content_bytes.into());
+                at += u64::from(record.content_bytes);
+                continue;
+            }
             match index.pack_of(&record) {
                 Some(pack) => packs.entry(pack).or_default().push(Target { record, stream: number, at }),
                 // Nothing is written, but that these are the zeros that the index means is.
@@ -120,7 +162,7 @@ async fn write(store: &Store, manifest: &Manifest, folder: &Path, told: impl Fn(
     fetches.try_for_each(tell).await?;
     let synced = tokio::task::spawn_blocking(move || files.iter().try_for_each(File::sync_all));
     synced.await.context("a thread ended")?.context("the files cannot be written to the disk")?;
-    Ok(manifest.bytes())
+    Ok(bytes)
 }
 
 /// Verifies the leaves of a pack and writes each to where it goes; bytes that were written.

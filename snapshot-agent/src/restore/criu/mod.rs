@@ -2,9 +2,13 @@
 
 mod zeros;
 
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use snapshots::compatibility::Version;
 
 use super::engine::{Engine, EngineError, Outlets};
@@ -29,8 +33,24 @@ impl Criu {
         Self { program: program.unwrap_or_else(|| NAME.into()) }
     }
 
+    /// Runs it until it ends. It writes into files: what it started may outlive it and hold the ends of pipes.
     fn run(&self, args: &[&str]) -> std::io::Result<Output> {
-        Command::new(&self.program).args(args).output()
+        let (mut out, mut err) = (tempfile::tempfile()?, tempfile::tempfile()?);
+        let mut command = Command::new(&self.program);
+        command.args(args).stdin(Stdio::null()).stdout(out.try_clone()?).stderr(err.try_clone()?);
+        let mut child = command.process_group(0).spawn()?;
+        let status = child.wait()?;
+        if !status.success() {
+            // Whatever ended it leaves nothing behind. Trees that came back have groups of their own.
+            let group = Pid::from_child(&child);
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let read = |file: &mut File| {
+            let mut bytes = Vec::new();
+            file.rewind()?;
+            file.read_to_end(&mut bytes).map(|_| bytes)
+        };
+        Ok(Output { status, stdout: read(&mut out)?, stderr: read(&mut err)? })
     }
 
     /// Runs it without the plugins that a host may have: GPUs are not its affair, and one would let processes go on too early.

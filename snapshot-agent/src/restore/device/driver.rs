@@ -19,6 +19,74 @@ const STEP_PATIENCE: Duration = Duration::from_secs(300);
 const SPLIT_PATIENCE: Duration = Duration::from_secs(30);
 const SURVEY_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Says to CUDA which GPUs a process may see.
+pub const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
+
+/// Driver and GPUs of a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpus {
+    /// Version of the driver.
+    pub driver: String,
+    /// The GPUs, in the driver's order.
+    pub each: Vec<Gpu>,
+}
+
+/// A GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpu {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its identity as the driver writes it, `GPU-5fd4f61b-…`.
+    pub id: String,
+    /// The same as bytes.
+    pub uuid: Option<Uuid>,
+}
+
+/// The bytes of `GPU-5fd4f61b-1df4-4a0f-a0b3-2a3f1a2b3c4d`.
+fn uuid(id: &str) -> Option<Uuid> {
+    let digits: String = id.strip_prefix("GPU-")?.chars().filter(|c| *c != '-').collect();
+    let number = u128::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 32)?;
+    Some(number.to_be_bytes())
+}
+
+impl Gpus {
+    /// Those of these numbers; without any, all of them.
+    ///
+    /// # Errors
+    /// There is no such GPU.
+    pub fn only(&self, gpus: Option<&[u32]>) -> anyhow::Result<Self> {
+        let Some(gpus) = gpus else { return Ok(self.clone()) };
+        let of = |index: &u32| {
+            let found = self.each.iter().find(|gpu| gpu.index == *index);
+            found.cloned().with_context(|| format!("this host has no GPU {index}"))
+        };
+        Ok(Self { driver: self.driver.clone(), each: gpus.iter().map(of).collect::<anyhow::Result<_>>()? })
+    }
+
+    /// What a snapshot says of them.
+    #[must_use]
+    pub fn devices(&self) -> Devices {
+        Devices { driver: self.driver.clone(), gpus: self.each.iter().map(|gpu| gpu.name.clone()).collect() }
+    }
+
+    /// Their identities, for `CUDA_VISIBLE_DEVICES`.
+    #[must_use]
+    pub fn visible(&self) -> String {
+        self.each.iter().map(|gpu| gpu.id.as_str()).collect::<Vec<_>>().join(",")
+    }
+
+    /// The same as bytes.
+    ///
+    /// # Errors
+    /// The driver writes one in another way.
+    pub fn uuids(&self) -> anyhow::Result<Vec<Uuid>> {
+        let of = |gpu: &Gpu| gpu.uuid.with_context(|| format!("GPU {} has the identity '{}'", gpu.index, gpu.id));
+        self.each.iter().map(of).collect()
+    }
+}
+
 /// The driver, asked through a child that holds it.
 #[derive(Debug)]
 pub struct Driver {
@@ -35,27 +103,28 @@ impl Driver {
         Ok(Self { worker: Worker::new(Program { path, args: vec!["probe".into()] }) })
     }
 
-    /// The GPUs of this host; none without a driver.
-    pub fn devices(&mut self) -> Option<Devices> {
+    /// Driver and GPUs of this host; none without a driver.
+    pub fn gpus(&mut self) -> Option<Gpus> {
         let Ok(Answer::Survey(driver, gpus)) = self.worker.ask(&Ask::Survey, SURVEY_PATIENCE) else { return None };
-        let mut names = Vec::new();
+        let mut each = Vec::new();
         for (index, _) in gpus {
             let Ok(Answer::Identity(identity)) = self.worker.ask(&Ask::Identity(index), SURVEY_PATIENCE) else {
                 return None;
             };
-            names.push(identity.name);
+            each.push(Gpu { index, uuid: uuid(&identity.uuid), id: identity.uuid, name: identity.name });
         }
-        Some(Devices { driver: driver.version, gpus: names })
+        Some(Gpus { driver: driver.version, each })
     }
 
-    /// Free memory of each GPU as the management library counts it, MiB.
-    pub fn free_mib(&mut self) -> Option<Vec<i64>> {
-        let Ok(Answer::Survey(_, gpus)) = self.worker.ask(&Ask::Survey, SURVEY_PATIENCE) else { return None };
+    /// Free memory of GPUs as the management library counts it, MiB; without any, of all.
+    pub fn free_mib(&mut self, gpus: Option<&[u32]>) -> Option<Vec<i64>> {
+        let Ok(Answer::Survey(_, all)) = self.worker.ask(&Ask::Survey, SURVEY_PATIENCE) else { return None };
         let mut free = |index: u32| match self.worker.ask(&Ask::Read(index), SURVEY_PATIENCE) {
             Ok(Answer::Readings(readings)) => readings.get(&Reading::MemoryFree)?.as_ref().ok().copied(),
             _ => None,
         };
-        gpus.into_iter().map(|(index, _)| free(index)).collect()
+        let all = all.into_iter().map(|(index, _)| index);
+        all.filter(|index| gpus.is_none_or(|gpus| gpus.contains(index))).map(&mut free).collect()
     }
 
     /// Starts CUDA in the child, ahead of need.
@@ -151,5 +220,24 @@ impl Driver {
     /// The child is gone; they go on then, too.
     pub fn go_on(&mut self) -> anyhow::Result<()> {
         self.worker.ask(&Ask::GoOn, STEP_PATIENCE).map(drop).map_err(|why| anyhow::anyhow!("{why}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identities_are_read_as_the_driver_writes_them() {
+        let read = uuid("GPU-5fd4f61b-1df4-4a0f-a0b3-2a3f1a2b3c4d").expect("one");
+        assert_eq!((read[0], read[4], read[15]), (0x5f, 0x1d, 0x4d));
+        for wrong in ["", "GPU-", "5fd4f61b-1df4-4a0f-a0b3-2a3f1a2b3c4d", "GPU-5fd4f61b", "MIG-5fd4f61b-1df4-4a0f-a0b3-2a3f1a2b3c4d"] {
+            assert_eq!(uuid(wrong), None, "{wrong}");
+        }
+        let gpu = |index| Gpu { index, name: format!("H{index}"), id: format!("GPU-{index}"), uuid: None };
+        let all = Gpus { driver: "580".into(), each: vec![gpu(0), gpu(1), gpu(3)] };
+        assert_eq!(all.only(Some(&[3, 0])).expect("there").visible(), "GPU-3,GPU-0");
+        assert!(all.only(Some(&[2])).is_err() && all.only(None).expect("all") == all);
+        assert!(all.uuids().is_err());
     }
 }

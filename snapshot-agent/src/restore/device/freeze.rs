@@ -7,7 +7,7 @@ use anyhow::{Context, bail, ensure};
 use interposer_protocol::{Hazards, Report};
 use snapshots::compatibility::Devices;
 
-use super::driver::Driver;
+use super::driver::{Driver, Gpus};
 use super::mover::Mover;
 use super::{Part, own_number};
 use crate::gpu::bulk::{Exported, Run, Uuid, library_thread};
@@ -40,13 +40,18 @@ struct Using {
     report: Option<Report>,
 }
 
-/// Takes a tree off its GPUs; nothing, where it uses none.
+/// Takes a tree off its GPUs, which are those that were chosen, or all; nothing, where it uses none.
 ///
 /// # Errors
 /// It has what would be lost, which is seen before anything of it is stopped; or the driver refuses, and it is to be ended.
-pub fn freeze(held: &Held, split: bool, phases: &mut Vec<Phase>) -> anyhow::Result<Option<Frozen>> {
+pub fn freeze(
+    held: &Held,
+    split: bool,
+    chosen: Option<&Gpus>,
+    phases: &mut Vec<Phase>,
+) -> anyhow::Result<Option<Frozen>> {
     let mut driver = Driver::new()?;
-    let frozen = off_the_gpus(held, &mut driver, split, phases);
+    let frozen = off_the_gpus(held, &mut driver, (split, chosen), phases);
     if frozen.is_err() {
         // The end of the driver's child lets its threads go on, and what they use may be gone.
         held.kill();
@@ -57,12 +62,12 @@ pub fn freeze(held: &Held, split: bool, phases: &mut Vec<Phase>) -> anyhow::Resu
 fn off_the_gpus(
     held: &Held,
     driver: &mut Driver,
-    split: bool,
+    (split, chosen): (bool, Option<&Gpus>),
     phases: &mut Vec<Phase>,
 ) -> anyhow::Result<Option<Frozen>> {
     let all = held.pids();
     let open = all.iter().find(|pid| gpus_of(**pid) > 0);
-    let Some(devices) = driver.devices() else {
+    let Some(devices) = chosen.cloned().or_else(|| driver.gpus()).map(|gpus| gpus.devices()) else {
         ensure!(open.is_none(), "process {} has a GPU open, and no driver answers", open.copied().unwrap_or(0));
         return Ok(None);
     };
@@ -79,7 +84,8 @@ fn off_the_gpus(
     Driver::check(&devices.driver)?;
     let mut mover = Mover::new()?;
     let (gpus, using, memory) = timed(phases, "prepare", || {
-        let gpus: Vec<Uuid> = mover.open()?.into_iter().map(|(gpu, _)| gpu).collect();
+        let all: Vec<Uuid> = mover.open()?.into_iter().map(|(gpu, _)| gpu).collect();
+        let gpus = chosen.map_or(Ok(all), Gpus::uuids)?;
         let using = look(&mut mover, &pids, split)?;
         let memory = prepare(&mut mover, &using)?;
         Ok((gpus, using, memory))

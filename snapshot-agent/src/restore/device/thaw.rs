@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, bail, ensure};
-use snapshots::IndexRecord;
 use snapshots::leaf::{Codec, LEAF_BYTES};
+use snapshots::{IndexRecord, LeafId};
 
 use super::driver::Driver;
 use super::mover::Mover;
@@ -17,23 +17,34 @@ use crate::gpu::bulk::{Run, Uuid};
 use crate::restore::capture::timed;
 use crate::restore::held::Held;
 use crate::restore::records::Captured;
+use crate::restore::standby::{Pinned, Standby};
 use crate::snapshots::commands::size;
-use crate::snapshots::host::arena::{self, Arena, OnDisk};
+use crate::snapshots::host::arena::{self, OnDisk};
+use crate::snapshots::host::cache::Cache;
 
 /// Leaves that are read and copied at a time: half a gigabyte.
 const BATCH_LEAVES: usize = 256;
 /// What a context and a process's modules and graphs take beside, bytes.
 const CONTEXT_BYTES: u64 = 1 << 30;
 
-/// Bulk memory as it lies on the disk: a part, its file, and its leaves in their order.
+/// Bulk memory as it lies on the disk: a part, where it is, and its leaves in their order.
 #[derive(Debug, Clone)]
 pub struct Stored {
     /// What it is.
     pub part: Part,
-    /// Its stream as a file.
-    pub file: PathBuf,
+    /// Where its leaves are.
+    pub place: Place,
     /// Its leaves.
     pub leaves: Vec<IndexRecord>,
+}
+
+/// Where leaves of a stream are on the disk.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// One after the other in a file.
+    File(PathBuf),
+    /// Each in the host's cache.
+    Cache(Arc<Cache>),
 }
 
 /// Everything that can be made ready before processes come back.
@@ -42,10 +53,12 @@ pub struct Prepared {
     /// Numbers of processes that wait for their memory, or to be let go on.
     served: Vec<i32>,
     stored: Vec<Stored>,
-    mover: Mover,
-    driver: Driver,
-    memory: Option<(Arc<Arena>, u32)>,
-    /// All of it in memory, where that was asked for.
+    standby: Standby,
+    /// Leaves that this host keeps in memory; they stay there while they are copied.
+    staged: BTreeMap<LeafId, arena::Leaf>,
+    /// Memory for the others.
+    buffer: Option<Pinned>,
+    /// All of those in memory, where that was asked for.
     loaded: Option<arena::Held>,
     /// GPUs that the processes had, with those in their places, where these are others.
     pairs: Vec<(Uuid, Uuid)>,
@@ -62,16 +75,30 @@ pub struct Filled {
     pub seconds: f64,
 }
 
-/// Memory that is being filled. What is being copied is waited for when it is dropped: nothing of it stays on GPUs.
+/// Memory that is being filled.
 #[derive(Debug)]
 pub struct Filling {
-    /// None: it was waited for.
-    thread: Option<JoinHandle<anyhow::Result<(Mover, Filled)>>>,
+    copies: Copies,
     served: Vec<i32>,
     /// In the order of areas.
     parts: Vec<Part>,
     driver: Driver,
+    /// Pinned memory of the child that copies.
+    pinned: (Option<Pinned>, Option<Pinned>),
     pairs: Vec<(Uuid, Uuid)>,
+}
+
+/// What copies. It is waited for when this is dropped: nothing of it stays on GPUs.
+#[derive(Debug)]
+struct Copies(Option<JoinHandle<anyhow::Result<(Mover, Filled)>>>);
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // Its child ends with what it returns.
+            drop(thread.join());
+        }
+    }
 }
 
 /// Which GPU stands in the place of each: the same one where all are there, else by their order.
@@ -84,41 +111,63 @@ fn pairs(had: &[Uuid], here: &[Uuid]) -> anyhow::Result<Vec<(Uuid, Uuid)>> {
 }
 
 impl Prepared {
-    /// Starts CUDA and pins memory: of `memory_bytes` at most, less where less is needed. With `load`, all that there is has
-    /// room there and is read off the disk now.
+    /// Has memory for what is not in memory yet: of `memory_bytes` at most, less where less is needed. With `load`, all of that has
+    /// room there and is read off the disk now. `gpus`: those that it gets; without any, it may get all.
     ///
     /// # Errors
     /// There is no driver or no room, or the disk has something else.
-    pub fn new(captured: &Captured, stored: Vec<Stored>, memory_bytes: u64, load: bool) -> anyhow::Result<Self> {
-        let (mut mover, mut driver) = (Mover::new()?, Driver::new()?);
-        let starts = std::thread::spawn(move || {
-            driver.start();
-            driver
-        });
-        let gpus = mover.open()?;
-        let driver = starts.join().ok().context("a thread ended")?;
-        let here: Vec<Uuid> = gpus.iter().map(|(gpu, _)| *gpu).collect();
+    pub fn new(
+        captured: &Captured,
+        stored: Vec<Stored>,
+        (mut standby, gpus): (Standby, Option<&[Uuid]>),
+        memory_bytes: u64,
+        load: bool,
+    ) -> anyhow::Result<Self> {
+        let mut free = standby.free()?;
+        if let Some(gpus) = gpus {
+            free.retain(|(gpu, _)| gpus.contains(gpu));
+            let place = |gpu: &Uuid| gpus.iter().position(|wanted| wanted == gpu);
+            free.sort_by_key(|(gpu, _)| place(gpu));
+            ensure!(free.len() == gpus.len(), "CUDA does not see all GPUs that it is to get");
+        }
+        let here: Vec<Uuid> = free.iter().map(|(gpu, _)| *gpu).collect();
         let pairs = pairs(&captured.gpus, &here)?;
         let served = captured.served.clone();
-        let mut prepared =
-            Self { served, stored, mover, driver, memory: None, loaded: None, pairs, free: gpus.into_iter().collect() };
-        let all = prepared.on_disk();
-        let needed = all.len().min(if load { usize::MAX } else { 4 * BATCH_LEAVES }) * LEAF_BYTES;
+        let free = free.into_iter().collect();
+        let (staged, buffer, loaded) = (BTreeMap::new(), None, None);
+        let mut prepared = Self { served, stored, standby, staged, buffer, loaded, pairs, free };
+        let mut missing = prepared.on_disk();
+        if let Some((arena, _)) = &prepared.standby.staged {
+            for leaf in &missing {
+                prepared.staged.extend(arena.leaf(leaf.id).map(|staged| (leaf.id, staged)));
+            }
+            missing.retain(|leaf| !prepared.staged.contains_key(&leaf.id));
+        }
+        let needed = missing.len().min(if load { usize::MAX } else { 4 * BATCH_LEAVES }) * LEAF_BYTES;
         ensure!(
             !load || needed as u64 <= memory_bytes,
             "its device memory has {needed} bytes, more than the {memory_bytes} of memory that it may take: raise --memory-gib"
         );
         if needed > 0 {
-            let bytes = (needed as u64).min(memory_bytes).max(2 * (BATCH_LEAVES.min(all.len()) * LEAF_BYTES) as u64);
-            let arena =
-                Arc::new(Arena::allocate(bytes).context("no memory for its device memory: lower --memory-gib")?);
-            let number = prepared.mover.pin(&arena.path(), arena.bytes())?;
+            let least = 2 * (BATCH_LEAVES.min(missing.len()) * LEAF_BYTES) as u64;
+            let (arena, number) = prepared.standby.buffer_of((needed as u64).min(memory_bytes).max(least))?;
             if load {
-                prepared.loaded = Some(arena.load(&all)?.0);
+                prepared.loaded = Some(arena.load(&missing)?.0);
             }
-            prepared.memory = Some((arena, number));
+            prepared.buffer = Some((arena, number));
         }
         Ok(prepared)
+    }
+
+    /// Who is asked for what the driver knows.
+    pub fn driver(&mut self) -> &mut Driver {
+        &mut self.standby.driver
+    }
+
+    /// Whether nothing of it has to be read off the disk.
+    #[must_use]
+    pub fn is_in_memory(&self) -> bool {
+        self.buffer.is_none() || self.loaded.is_some()
     }
 
     /// Each leaf once.
@@ -140,7 +189,7 @@ impl Prepared {
     ///
     /// # Errors
     /// A GPU has not so much memory.
-    pub fn fill(mut self) -> anyhow::Result<Filling> {
+    pub fn fill(self) -> anyhow::Result<Filling> {
         let areas: Vec<(Uuid, Vec<u64>)> = self.stored.iter().map(|stored| self.area(&stored.part)).collect();
         let mut needed: BTreeMap<Uuid, u64> = BTreeMap::new();
         for (gpu, segments) in &areas {
@@ -155,20 +204,20 @@ impl Prepared {
                 size(free)
             );
         }
-        let (memory, loaded) = (self.memory.take(), self.loaded.take());
-        let Self { served, stored, mut mover, driver, pairs, .. } = self;
+        let Self { served, stored, standby, staged, buffer, loaded, pairs, .. } = self;
+        let Standby { mut mover, driver, staged: pinned, buffer: own } = standby;
+        let staged_number = pinned.as_ref().map_or(0, |(_, number)| *number);
         let parts: Vec<Part> = stored.iter().map(|stored| stored.part.clone()).collect();
         let bytes = parts.iter().map(Part::bytes).sum();
         let thread = std::thread::spawn(move || {
             mover.create(areas)?;
             let mut took = Vec::new();
-            if let Some((arena, number)) = memory {
-                timed(&mut took, "copies", || copy_all(&mut mover, &stored, &arena, number))?;
-            }
+            let memory = Memory { staged, staged_number, buffer };
+            timed(&mut took, "copies", || copy_all(&mut mover, &stored, &memory))?;
             drop(loaded);
             Ok((mover, Filled { bytes, seconds: took.iter().map(|(_, seconds)| seconds).sum() }))
         });
-        Ok(Filling { thread: Some(thread), served, parts, driver, pairs })
+        Ok(Filling { copies: Copies(Some(thread)), served, parts, driver, pinned: (pinned, own), pairs })
     }
 
     fn area(&self, part: &Part) -> (Uuid, Vec<u64>) {
@@ -187,11 +236,34 @@ fn leaves(stored: &Stored) -> impl Iterator<Item = (&IndexRecord, u64)> {
 }
 
 fn on_disk(stored: &Stored, leaf: &IndexRecord, at: u64) -> OnDisk {
-    OnDisk { id: leaf.id, bytes: leaf.content_bytes, path: stored.file.clone(), at }
+    let (path, at) = match &stored.place {
+        Place::File(file) => (file.clone(), at),
+        Place::Cache(cache) => (cache.path(leaf.id), 0),
+    };
+    OnDisk { id: leaf.id, bytes: leaf.content_bytes, path, at }
 }
 
-/// Reads batches and copies each while the next is read.
-fn copy_all(mover: &mut Mover, stored: &[Stored], arena: &Arc<Arena>, number: u32) -> anyhow::Result<()> {
+/// Where leaves are copied from.
+struct Memory {
+    staged: BTreeMap<LeafId, arena::Leaf>,
+    staged_number: u32,
+    buffer: Option<Pinned>,
+}
+
+impl Memory {
+    /// Pinned memory with a leaf: by its number, and the first byte there.
+    fn place(&self, leaf: &IndexRecord) -> Option<(u32, u64)> {
+        if leaf.codec == Codec::Zero {
+            return None;
+        }
+        let staged = self.staged.get(&leaf.id).map(|staged| (self.staged_number, staged.place()));
+        let buffer = self.buffer.as_ref();
+        staged.or_else(|| buffer.and_then(|(arena, number)| Some((*number, arena.place(leaf.id)?))))
+    }
+}
+
+/// Reads batches of what is not in memory, and copies each while the next is read.
+fn copy_all(mover: &mut Mover, stored: &[Stored], memory: &Memory) -> anyhow::Result<()> {
     let all: Vec<(u32, &Stored, &IndexRecord, u64)> = (0..)
         .zip(stored)
         .flat_map(|(area, stored)| leaves(stored).map(move |(leaf, at)| (area, stored, leaf, at)))
@@ -199,20 +271,17 @@ fn copy_all(mover: &mut Mover, stored: &[Stored], arena: &Arc<Arena>, number: u3
     let mut before = None;
     for batch in all.chunks(BATCH_LEAVES) {
         let stored = batch.iter().filter(|(_, _, leaf, _)| leaf.codec != Codec::Zero);
-        let wanted: Vec<OnDisk> = stored.map(|(_, stored, leaf, at)| on_disk(stored, leaf, *at)).collect();
-        let held = arena.load(&wanted)?.0;
+        let missing = stored.filter(|(_, _, leaf, _)| !memory.staged.contains_key(&leaf.id));
+        let wanted: Vec<OnDisk> = missing.map(|(_, stored, leaf, at)| on_disk(stored, leaf, *at)).collect();
+        let held = match &memory.buffer {
+            Some((arena, _)) => Some(arena.load(&wanted)?.0),
+            None => None,
+        };
         let mut runs: Vec<Run> = Vec::new();
         for (area, _, leaf, at) in batch {
-            let place = if leaf.codec == Codec::Zero { None } else { arena.place(leaf.id) };
-            add(
-                &mut runs,
-                Run {
-                    area: *area,
-                    at: *at,
-                    from: place.map(|place| (number, place)),
-                    bytes: leaf.content_bytes.into(),
-                },
-            );
+            let from = memory.place(leaf);
+            ensure!(from.is_some() || leaf.codec == Codec::Zero, "a part of its device memory is gone from memory");
+            add(&mut runs, Run { area: *area, at: *at, from, bytes: leaf.content_bytes.into() });
         }
         mover.copy_in(runs)?;
         // The one before is done with before its place is read into again.
@@ -273,13 +342,22 @@ impl Filling {
         self.served.iter().map(of).collect()
     }
 
-    /// Waits until all memory is filled, gives it to the processes, and lets them go on.
+    /// Waits until all memory is filled, gives it to the processes, and lets them go on. What did it is ready for the next.
     ///
     /// # Errors
     /// The driver or a library refuses; the tree is to be ended.
-    pub fn give(&mut self, held: &Held) -> anyhow::Result<Filled> {
+    pub fn give(mut self, held: &Held) -> anyhow::Result<(Filled, Standby)> {
+        let (mover, filled) = self.given(held).inspect_err(|_| {
+            // Its end comes before its threads go on, which is when this goes.
+            held.kill();
+        })?;
+        let (staged, buffer) = self.pinned;
+        Ok((filled, Standby { mover, driver: self.driver, staged, buffer }))
+    }
+
+    fn given(&mut self, held: &Held) -> anyhow::Result<(Mover, Filled)> {
         let processes = self.processes(&held.pids())?;
-        let Some(Ok(filled)) = self.thread.take().map(JoinHandle::join) else { bail!("a thread ended") };
+        let Some(Ok(filled)) = self.copies.0.take().map(JoinHandle::join) else { bail!("a thread ended") };
         let (mut mover, filled) = filled.context("its device memory cannot be filled")?;
         for (number, pid) in processes {
             let of = |(area, part): (u32, &Part)| {
@@ -290,16 +368,7 @@ impl Filling {
         }
         self.driver.go_on()?;
         mover.drop_all()?;
-        Ok(filled)
-    }
-}
-
-impl Drop for Filling {
-    fn drop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            // Its child ends with what it returns.
-            drop(thread.join());
-        }
+        Ok((mover, filled))
     }
 }
 

@@ -398,6 +398,14 @@ pub struct Leaf {
     bytes: usize,
 }
 
+impl Leaf {
+    /// Its first byte in the region.
+    #[must_use]
+    pub fn place(&self) -> u64 {
+        (self.number * LEAF_BYTES) as u64
+    }
+}
+
 impl Deref for Leaf {
     type Target = [u8];
 

@@ -1,7 +1,7 @@
 //! Leaves on a host: kept on its disk, fetched from where they are, verified when they enter; and whole objects that are staged.
 
 pub mod arena;
-mod cache;
+pub mod cache;
 mod kept;
 mod leaves;
 mod near;
