@@ -15,6 +15,7 @@ mod moto;
 mod outages;
 mod power;
 mod process;
+mod restores;
 mod replicas;
 mod serving;
 mod shared;
