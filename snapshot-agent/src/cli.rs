@@ -1,5 +1,6 @@
 //! The command line, with the probe that answers in the children: the real one in the agent, a scripted one in tests.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -61,7 +62,8 @@ pub fn main(probe: &mut dyn Probe, switches: &Switches) -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         Command::Run(options) => program().and_then(|program| {
-            tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
+            let colours = std::io::stderr().is_terminal();
+            tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(colours).with_target(false).init();
             let ground = daemon::Ground {
                 program,
                 host: switches.host.clone(),

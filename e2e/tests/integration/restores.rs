@@ -30,15 +30,17 @@ fn got(port: u16, path: &str) -> Option<String> {
     done.status.success().then(|| String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
-/// A real process with 64 MiB of memory, threads, a child and a listening socket, captured; the object's id.
-fn captured(stand: &Stand, store: &Path, criu: &Path, port: u16) -> String {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../snapshot-agent/tests/workloads/server.py");
+/// A workload of the agent's own tests, captured; the object's id.
+fn captured(stand: &Stand, store: &Path, criu: &Path, port: u16, command: &[&str], environment: &str) -> String {
     let (root, recipe) = (stand.root(), stand.root().join("recipe.toml"));
-    std::fs::create_dir(root.join("files")).unwrap();
+    let workloads = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../snapshot-agent/tests/workloads"));
+    let script = workloads.join(command[0]).display().to_string();
+    // It takes a while to start, so that a restore is worth it.
+    let line = format!("sleep 2; exec python3 {script} {}", command[1..].join(" "));
+    let command = ["sh", "-c", &line];
     let text = format!(
-        "command = ['python3', '{script}', '{port}', '{}', '64', '2']\n\
-         [ready]\nurl = 'http://127.0.0.1:{port}/health'\n[canary]\nurl = 'http://127.0.0.1:{port}/canary'\n",
-        root.join("files").display()
+        "command = {command:?}\nenvironment = {{ {environment} }}\n\
+         [ready]\nurl = 'http://127.0.0.1:{port}/health'\n[canary]\nurl = 'http://127.0.0.1:{port}/canary'\n"
     );
     std::fs::write(&recipe, text).unwrap();
     let mut agent = stand.agent(&["capture", recipe.to_str().unwrap(), "--store", store.to_str().unwrap()]);
@@ -46,6 +48,33 @@ fn captured(stand: &Stand, store: &Path, criu: &Path, port: u16) -> String {
     let done = done.unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8(done.stdout).unwrap().trim().to_owned()
+}
+
+/// What a host joins by that brings up captured processes.
+fn set_up(stand: &Stand, criu: &Path) -> String {
+    let folder = |name: &str| stand.root().join(name).display().to_string();
+    format!(
+        "[staging]\nfolder = \"{}\"\ndisk_gib = 1\nmemory_gib = 0.25\n\
+         [restore]\nfolder = \"{}\"\ncriu = \"{}\"\ninterposers = \"{}\"\n",
+        folder("cache"),
+        folder("restore"),
+        criu.display(),
+        folder("interposers")
+    )
+}
+
+/// Declares what claims start from, and that somebody is expected.
+async fn declare(plane: &Plane, store: &Path, object: &str) {
+    let spec = json!({ "class": "chat", "store": store, "object": object, "bytes": 80 << 20, "cold_s": 300.0,
+        "restore_s": 1.0, "started_by": "agent" });
+    plane.put("/v1/snapshots/chat-8b", &spec).await;
+    let now_ms = plane.server.app.now_ms();
+    let somebody = json!({ "class": "chat", "from_ms": now_ms - 1000, "until_ms": now_ms + 600_000, "claims": 1 });
+    plane.put("/v1/forecasts/somebody", &somebody).await;
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A claim, once its host has brought up what it starts from, or cannot.
@@ -73,25 +102,13 @@ async fn a_claim_is_answered_by_what_its_host_brings_up() {
     let (plane, stand) = (plane().await, stand());
     let store = stand.root().join("store");
     std::fs::create_dir(&store).unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let object = captured(&stand, &store, &criu, port);
-    let spec = json!({ "class": "chat", "store": store, "object": object, "bytes": 80 << 20, "cold_s": 300.0,
-        "restore_s": 1.0, "started_by": "agent" });
-    plane.put("/v1/snapshots/chat-8b", &spec).await;
-    let now_ms = plane.server.app.now_ms();
-    let somebody = json!({ "class": "chat", "from_ms": now_ms - 1000, "until_ms": now_ms + 600_000, "claims": 1 });
-    plane.put("/v1/forecasts/somebody", &somebody).await;
-    let folder = |name: &str| stand.root().join(name).display().to_string();
-    let more = format!(
-        "[staging]\nfolder = \"{}\"\ndisk_gib = 1\nmemory_gib = 0.25\n\
-         [restore]\nfolder = \"{}\"\ncriu = \"{}\"\ninterposers = \"{}\"\n",
-        folder("cache"),
-        folder("restore"),
-        criu.display(),
-        folder("interposers")
-    );
+    let port = free_port();
+    let (files, number) = (stand.root().join("files"), port.to_string());
+    std::fs::create_dir(&files).unwrap();
+    let object = captured(&stand, &store, &criu, port, &["server.py", &number, files.to_str().unwrap(), "64", "0"], "");
+    declare(&plane, &store, &object).await;
     let secret = host_secret(&plane.server.app.join_key, "lab-1");
-    let _agent = daemon_with("lab-1", &stand, &plane.server.url, &secret, &more);
+    let _agent = daemon_with("lab-1", &stand, &plane.server.url, &secret, &set_up(&stand, &criu));
 
     // The first claim has its host started; what it starts from comes out of the store.
     let first = claimed(&plane).await;
@@ -169,4 +186,57 @@ async fn a_host_that_was_not_set_up_says_so() {
     let claim = claimed(&plane).await;
     assert_eq!((&claim["state"], &claim["start"]["state"]), (&json!("granted"), &json!("failed")), "{claim}");
     assert!(claim["start"]["problem"].as_str().unwrap().contains("[restore]"), "{claim}");
+}
+
+/// What cargo built of a library beside the tests.
+fn built(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let deps = tests.parent().unwrap();
+    let found = [deps.join(name), deps.parent().unwrap().join(name)].into_iter().find(|path| path.exists());
+    found.unwrap_or_else(|| panic!("{name} was not built"))
+}
+
+/// Device memory of two GPUs goes there from the memory in which the host keeps its copy, again and again, by the same children.
+/// CUDA's driver is one that keeps device memory in memory files; on a GPU the same runs by benchmarks/claimed-restores.
+#[tokio::test(flavor = "multi_thread")]
+async fn device_memory_comes_from_the_copy_in_memory() {
+    let Some(criu) = criu() else { return };
+    let (plane, mut stand) = (plane().await, stand());
+    let root = stand.root().to_owned();
+    for name in ["store", "cuda", "driver"] {
+        std::fs::create_dir(root.join(name)).unwrap();
+    }
+    std::os::unix::fs::symlink(built("libcuda_stand_in.so"), root.join("driver/libcuda.so.1")).unwrap();
+    std::os::unix::fs::symlink(root.join("driver/libcuda.so.1"), root.join("driver/libcuda.so")).unwrap();
+    let (driver, cuda) = (root.join("driver").display().to_string(), root.join("cuda").display().to_string());
+    stand.variables.push(("LD_LIBRARY_PATH", driver.clone()));
+    stand.variables.push(("CUDA_STAND_IN_FOLDER", cuda.clone()));
+    stand.variables.push(("CUDA_STAND_IN_GPUS", "2".into()));
+    let environment =
+        format!("LD_LIBRARY_PATH = '{driver}', CUDA_STAND_IN_FOLDER = '{cuda}', CUDA_STAND_IN_GPUS = '2'");
+    let (store, port) = (root.join("store"), free_port());
+    let object = captured(&stand, &store, &criu, port, &["device.py", &port.to_string(), "2", "24"], &environment);
+    let secret = host_secret(&plane.server.app.join_key, "lab-1");
+    let _agent = daemon_with("lab-1", &stand, &plane.server.url, &secret, &set_up(&stand, &criu));
+    declare(&plane, &store, &object).await;
+    let ready = || said(&root.join("said")).contains("from=\"memory\"");
+    wait("made ready ahead", &stand, ready).await;
+    let mut answers = std::collections::BTreeSet::new();
+    for number in 1..=4 {
+        // The stand-in knows a process by its number, which is the same each time.
+        std::fs::write(root.join("cuda/state-10000"), "2").unwrap();
+        let claim = claimed(&plane).await;
+        let log = said(&root.join("said"));
+        assert_eq!(claim["start"]["state"], "ready", "claim {number}: {claim}\n{log}");
+        let attempts = claim["start"]["attempts"].as_array().unwrap();
+        assert_eq!((attempts.len(), &attempts[0]["rung"]), (1, &json!("restore")), "claim {number}: {claim}\n{log}");
+        let phases: Vec<&str> =
+            attempts[0]["phases"].as_array().unwrap().iter().filter_map(|phase| phase["phase"].as_str()).collect();
+        assert!(!phases.contains(&"prepare") && phases.contains(&"device memory"), "claim {number}: {phases:?}");
+        answers.insert(got(port, "/canary").unwrap());
+        release(&plane, &claim).await;
+        wait("ended with its claim", &stand, || got(port, "/health").is_none()).await;
+    }
+    assert_eq!(answers.len(), 1, "the same each time");
+    assert!(!root.join("restore/images").join(&object).join("device").exists(), "its device memory lies there once");
 }

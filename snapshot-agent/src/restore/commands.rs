@@ -14,9 +14,9 @@ use snapshots::ladder::Step;
 use snapshots::leaf::Compression;
 
 use super::capture::{self, Capture, Phase};
+use super::described::Described;
 use super::held::{Ended, Held, Where};
 use super::recipe::Recipe;
-use super::described::Described;
 use super::start::{Ground, Known, Tried};
 use crate::snapshots::commands::{At, label, size};
 use crate::snapshots::mount::gib;

@@ -38,7 +38,8 @@ impl Standby {
             driver
         });
         mover.open()?;
-        let pin = |arena: &Arc<Arena>| Ok::<_, anyhow::Error>((arena.clone(), mover.pin(&arena.path(), arena.bytes())?));
+        let pin =
+            |arena: &Arc<Arena>| Ok::<_, anyhow::Error>((arena.clone(), mover.pin(&arena.path(), arena.bytes())?));
         let staged = staged.filter(|arena| arena.bytes() > 0).map(pin).transpose()?;
         let driver = starts.join().ok().context("a thread ended")?;
         Ok(Self { mover, driver, staged, buffer: None })

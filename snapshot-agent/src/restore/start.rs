@@ -217,7 +217,8 @@ impl Known {
             let mut driver = Driver::new()?;
             for _ in 0..CLEAN_LOOKS {
                 // What cannot be seen is not free.
-                let free = driver.free_mib(self.gpus.as_deref()).filter(|free| free.len() == before.len()).unwrap_or_default();
+                let free =
+                    driver.free_mib(self.gpus.as_deref()).filter(|free| free.len() == before.len()).unwrap_or_default();
                 let each = before.iter().zip(&free).filter(|(before, free)| *free + CLEAN_MIB >= **before);
                 if each.count() == before.len() {
                     return Ok(());
@@ -387,10 +388,8 @@ impl Known {
             let (manifest, cached) = (&self.what.manifest, self.is_cached());
             records::make_room(folder, self.ground.keep_bytes.saturating_sub(manifest.bytes()));
             let (_, lease) = runtime.block_on(Lease::take_to_read(store, self.what.id))?;
-            let which = Which {
-                streams: &|name: &str| !(cached && is_of_device(name)),
-                local: self.ground.cache.as_deref(),
-            };
+            let which =
+                Which { streams: &|name: &str| !(cached && is_of_device(name)), local: self.ground.cache.as_deref() };
             let got = runtime.block_on(get::get_some(store, manifest, &self.files, &which, |_| {}));
             if let Some(lease) = lease {
                 // It would end by itself.

@@ -84,7 +84,12 @@ impl Nvml for Script {
         let gpu = self.gpu(index)?;
         Ok(Identity {
             name: "NVIDIA H200".into(),
-            uuid: format!("GPU-{}", gpu.address),
+            // As the stand-in for CUDA's driver has it.
+            uuid: format!(
+                "GPU-{0}-{1}-{1}-{1}-{0}{1}",
+                format!("{:02x}", index + 1).repeat(4),
+                format!("{:02x}", index + 1).repeat(2)
+            ),
             serial: gpu.serial.clone().or_else(|| Some(format!("{index:013}"))),
             vbios: Some("96.00.B1.00.01".into()),
             inforom: None,

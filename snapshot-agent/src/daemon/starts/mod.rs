@@ -208,6 +208,11 @@ impl Bed {
             tracing::warn!(claim = order.claim, "not made ready: {}", in_one_line(error.as_ref()));
         }
         let steps = known.ladder()?;
+        for step in steps.iter().filter(|step| !step.against.is_empty()) {
+            let against: Vec<String> = step.against.iter().map(ToString::to_string).collect();
+            report.problem = format!("{} is not tried: {}", step.rung.name(), against.join("; "));
+            tracing::info!(claim = order.claim, "{}", report.problem);
+        }
         let mut before = Some((Phase::Order, heard_at.elapsed().as_secs_f64()));
         let held = known.bring_up(self.ready.runtime(), &store, &steps, |tried| {
             report.attempts.push(attempt(tried, before.take()));

@@ -231,7 +231,13 @@ mod tests {
     fn identities_are_read_as_the_driver_writes_them() {
         let read = uuid("GPU-5fd4f61b-1df4-4a0f-a0b3-2a3f1a2b3c4d").expect("one");
         assert_eq!((read[0], read[4], read[15]), (0x5f, 0x1d, 0x4d));
-        for wrong in ["", "GPU-", "5fd4f61b-1df4-4a0f-a0b3-2a3f1a2b3c4d", "GPU-5fd4f61b", "MIG-5fd4f61b-1df4-4a0f-a0b3-2a3f1a2b3c4d"] {
+        for wrong in [
+            "",
+            "GPU-",
+            "5fd4f61b-1df4-4a0f-a0b3-2a3f1a2b3c4d",
+            "GPU-5fd4f61b",
+            "MIG-5fd4f61b-1df4-4a0f-a0b3-2a3f1a2b3c4d",
+        ] {
             assert_eq!(uuid(wrong), None, "{wrong}");
         }
         let gpu = |index| Gpu { index, name: format!("H{index}"), id: format!("GPU-{index}"), uuid: None };

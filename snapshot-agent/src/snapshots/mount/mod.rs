@@ -9,6 +9,7 @@ mod tree;
 mod watchdog;
 mod ways;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -81,6 +82,10 @@ fn way_names() -> impl TypedValueParser<Value = &'static str> {
 /// # Errors
 /// There is nothing to mount, or no way to mount it here.
 pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
     if options.unwatched { serve::run(options) } else { watchdog::run(options) }
 }
