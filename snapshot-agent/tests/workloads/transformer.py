@@ -1,15 +1,15 @@
 """An inference server: a transformer of Llama 2's 7B shape with random weights, compiled, its steps captured as CUDA graphs:
-transformer.py PORT [LAYERS]. /canary answers the tokens of a prompt, /rate the tokens a second of a long answer."""
+transformer.py PORT. /canary answers the tokens of a prompt, /rate the tokens a second of a long answer."""
 import sys, time
 
 from serving import serve
 
 began = time.time()
-import torch
+import torch, torch._inductor.async_compile
 import torch.nn.functional as F
 
 port = int(sys.argv[1])
-WIDTH, HEADS, LAYERS, INNER, WORDS, CONTEXT = 4096, 32, int(float(sys.argv[2])) if len(sys.argv) > 2 else 32, 11008, 32000, 2048
+WIDTH, HEADS, LAYERS, INNER, WORDS, CONTEXT = 4096, 32, 32, 11008, 32000, 2048
 torch.manual_seed(7)
 torch.set_default_device("cuda")
 torch.set_default_dtype(torch.bfloat16)
@@ -49,11 +49,12 @@ class Model(torch.nn.Module):
         self.last, self.head = torch.nn.RMSNorm(WIDTH), torch.nn.Linear(WIDTH, WORDS, bias=False)
         half = WIDTH // HEADS // 2
         angles = torch.outer(torch.arange(CONTEXT).float(), 1e4 ** (-torch.arange(half).float() / half))
+        self.register_buffer("places", torch.arange(CONTEXT))
         self.register_buffer("cos", angles.cos().to(torch.bfloat16))
         self.register_buffer("sin", angles.sin().to(torch.bfloat16))
 
     def forward(self, token, at):
-        mask = (torch.arange(CONTEXT) <= at).view(1, 1, 1, CONTEXT)
+        mask = (self.places <= at).view(1, 1, 1, CONTEXT)
         x, turn = self.words(token).view(1, 1, WIDTH), (self.cos[at], self.sin[at])
         for block in self.blocks:
             x = block(x, at, turn, mask)
@@ -87,5 +88,7 @@ def answer(path):
 
 
 answer("/canary")
+# What has compiled holds the GPU open, and has nothing more to do.
+torch._inductor.async_compile.shutdown_compile_workers()
 print(f"serving, {time.time() - began:.1f} s after its start", flush=True)
 serve(port, answer)
