@@ -1,7 +1,7 @@
 # make run    set up, then the main job on demo data
 # make test   set up, then every test
 # make bench  set up, then every benchmark (release build)
-.PHONY: bench-restore criu kernels bench-gate bench-rates bench-weekly bench-yield bench-store bench-mount bench-fetch bench-arena bench-staging bench-staging-gain setup moto run reports test test-room test-all test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
+.PHONY: bench-restore bench-claimed-restores criu kernels bench-gate bench-rates bench-weekly bench-yield bench-store bench-mount bench-fetch bench-arena bench-staging bench-staging-gain setup moto run reports test test-room test-all test-aws soak lint release bench bench-scale bench-solvers bench-forecast bench-simulation bench-claims clean
 
 DEMO := target/demo
 # Folder with public traces; what needs them is skipped, and says so, without it.
@@ -132,6 +132,10 @@ bench-gate: release
 # A PyTorch process captured and brought back, beside its cold start: needs a GPU, root, CRIU and python3 with torch.
 bench-restore: release criu
 	PILOTLIGHT_CRIU=$${PILOTLIGHT_CRIU:-$(CURDIR)/target/criu/criu} benchmarks/restore target/release $(or $(GIB),8) $(or $(ROUNDS),5)
+
+# Claims over the API that this host brings up: control plane, agent, GPU, all real. Needs what bench-restore needs, and huge pages.
+bench-claimed-restores: release criu
+	PILOTLIGHT_CRIU=$${PILOTLIGHT_CRIU:-$(CURDIR)/target/criu/criu} benchmarks/claimed-restores target/release $(or $(GIB),4) $(or $(CLAIMS),100)
 
 # A year of weekly diagnostics over 2,000 nodes, with the recorded faults of 400 servers where they are.
 bench-weekly: release

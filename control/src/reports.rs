@@ -53,8 +53,8 @@ pub fn desired(book: &Book, id: u64) -> Desired {
     // One that is to end, or that nobody trusts, fetches nothing and throws nothing away.
     let stages = |node: &&Node| node.state.in_service() || node.state.is_arriving();
     let staging = node.filter(stages).map(|node| crate::staging::order(book, node));
-    let starts =
-        node.filter(|node| node.state.in_service()).map(|_| crate::starts::orders(book, id)).unwrap_or_default();
+    // Whatever becomes of the node: what claims have runs until they end.
+    let starts = crate::starts::orders(book, id);
     let health = HealthOrder { work, version: of_health };
     Desired { node: format!("n-{id}"), state, health, staging, starts, version }
 }

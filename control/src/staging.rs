@@ -351,6 +351,7 @@ pub fn learn(book: &Book) -> Option<Readiness> {
     let mut learnt = book.readiness().clone();
     learnt.heard.retain(|id| book.claims().contains_key(id));
     learnt.keep(|name| book.snapshots().contains_key(name));
+    learnt.starts.retain(|class, _| book.classes().contains_key(class));
     for claim in book.claims().values().filter(|claim| claim.ready_s.is_some()) {
         if learnt.heard.insert(claim.id)
             && let Some((snapshot, tier, multiple)) = book.learnt(claim)

@@ -42,6 +42,7 @@ fn fleet(nodes: u32) -> Book {
         restore_s: 2.0,
         share,
         wait_cost_usd_micros_per_s: UsdMicros::ZERO,
+        started_by: fleet::StartedBy::Client,
     };
     book.set_snapshots([snapshot("popular", 0.9), snapshot("rare", 0.1)]);
     for zone in 0..2 {

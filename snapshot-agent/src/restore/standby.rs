@@ -1,6 +1,7 @@
 //! Children that have CUDA started and memory pinned before anybody asks for them: seconds that no restore waits for. They hold a
 //! context on each GPU, about half a gigabyte of its memory.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
@@ -74,13 +75,15 @@ pub struct Standbys {
     /// What this host keeps in memory.
     staged: Option<Arc<Arena>>,
     ready: Mutex<Vec<Standby>>,
+    /// Some are kept ready; otherwise each goes when it is done.
+    keeps: AtomicBool,
 }
 
 impl Standbys {
     /// None yet.
     #[must_use]
     pub fn new(staged: Option<Arc<Arena>>) -> Self {
-        Self { staged, ready: Mutex::default() }
+        Self { staged, ready: Mutex::default(), keeps: AtomicBool::new(false) }
     }
 
     fn ready(&self) -> std::sync::MutexGuard<'_, Vec<Standby>> {
@@ -96,19 +99,20 @@ impl Standbys {
         known.map_or_else(|| Standby::start(self.staged.as_ref()), Ok)
     }
 
-    /// One that is whole after a restore is ready for the next.
+    /// One that is whole after a restore is ready for the next, if any are kept.
     pub fn put(&self, standby: Standby) {
         let mut ready = self.ready();
-        if ready.is_empty() {
+        if ready.is_empty() && self.keeps.load(Ordering::Relaxed) {
             ready.push(standby);
         }
     }
 
-    /// Has one ready.
+    /// Has one ready, from now on.
     ///
     /// # Errors
     /// As [`Standby::start`].
     pub fn have_one(&self) -> anyhow::Result<()> {
+        self.keeps.store(true, Ordering::Relaxed);
         if self.ready().is_empty() {
             let standby = Standby::start(self.staged.as_ref())?;
             self.put(standby);
@@ -116,8 +120,10 @@ impl Standbys {
         Ok(())
     }
 
-    /// Lets go of them: nothing of this host is on a GPU then.
+    /// Lets go of them, also of those that are being made or used: nothing of this host is on a GPU then.
     pub fn clear(&self) {
-        self.ready().clear();
+        let mut ready = self.ready();
+        self.keeps.store(false, Ordering::Relaxed);
+        ready.clear();
     }
 }

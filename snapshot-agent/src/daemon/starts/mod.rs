@@ -8,7 +8,7 @@ mod said;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use fleet::{Attempt, Phase, StartState};
@@ -29,8 +29,6 @@ use said::Reports;
 
 /// How often it is looked whether a workload has ended.
 const LOOK: Duration = Duration::from_millis(100);
-/// How often it is looked what could be made ready.
-const READY_EVERY: Duration = Duration::from_secs(1);
 /// Why nothing comes up on a host that was not set up for it.
 const NOT_SET_UP: &str = "this host brings nothing up: write [restore] into its join.toml";
 
@@ -75,7 +73,13 @@ impl Starts {
         std::thread::spawn(move || {
             let Some(part) = part else { return refuse(&heard, &reports, NOT_SET_UP) };
             match Ready::new(&part, keys, shared) {
-                Ok(ready) => run(&Arc::new(Bed { ready, busy: Busy::default(), reports }), &heard),
+                Ok(ready) => {
+                    let bed = Arc::new(Bed { ready, busy: Busy::default(), reports });
+                    let ahead = bed.clone();
+                    // Nothing that is ordered waits for what may be ordered later.
+                    std::thread::spawn(move || ahead.ready.keep_ready());
+                    run(&bed, &heard);
+                }
                 Err(error) => {
                     let why = in_one_line(error.as_ref());
                     tracing::error!("nothing is brought up here: {why}");
@@ -122,9 +126,9 @@ fn refuse(heard: &Receiver<Heard>, reports: &Reports, why: &str) {
 fn run(bed: &Arc<Bed>, heard: &Receiver<Heard>) {
     // By claim, what tells its thread that nobody wants it any more.
     let mut brought: BTreeMap<String, Arc<AtomicBool>> = BTreeMap::new();
-    loop {
-        match heard.recv_timeout(READY_EVERY) {
-            Ok(Heard::Orders(orders)) => {
+    for heard in heard {
+        match heard {
+            Heard::Orders(orders) => {
                 let is_wanted = |claim: &str| orders.iter().any(|order| order.claim == claim);
                 brought.retain(|claim, unwanted| {
                     unwanted.store(!is_wanted(claim), Ordering::Relaxed);
@@ -141,10 +145,8 @@ fn run(bed: &Arc<Bed>, heard: &Receiver<Heard>) {
                     std::thread::spawn(move || bed.bring(&order, &unwanted, heard_at));
                 }
             }
-            Ok(Heard::Copies(copies)) => bed.ready.copies(copies),
-            Ok(Heard::Serves(serves)) => bed.ready.serves(serves),
-            Err(RecvTimeoutError::Timeout) => bed.ready.look(),
-            Err(RecvTimeoutError::Disconnected) => return,
+            Heard::Copies(copies) => bed.ready.copies(copies),
+            Heard::Serves(serves) => bed.ready.serves(serves),
         }
     }
 }
@@ -159,6 +161,8 @@ impl Bed {
             attempts: Vec::new(),
             problem: String::new(),
         };
+        // After a restart of the agent it comes up anew.
+        self.reports.say(report.clone());
         let Some(gpus) = self.busy.take(&order.gpus, unwanted) else { return };
         match self.come_up(order, unwanted, heard_at, &mut report) {
             Ok(mut held) => {

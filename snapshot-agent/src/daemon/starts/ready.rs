@@ -23,6 +23,8 @@ use crate::snapshots::store::seal::StoreKeys;
 
 /// What is known of the host is looked at anew after this time.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
+/// How often it is looked whether there is something to make ready.
+const LOOK: Duration = Duration::from_millis(500);
 /// What could not be made ready is tried again after this time.
 const AGAIN: Duration = Duration::from_secs(30);
 
@@ -128,8 +130,15 @@ impl Ready {
         Ok((Known::new(described, self.ground.clone(), Some(order.gpus.clone()), here)?, store))
     }
 
-    /// Makes ready what can be, where it is time.
-    pub fn look(&self) {
+    /// Makes ready what can be, as long as the process lives.
+    pub fn keep_ready(&self) {
+        loop {
+            self.look();
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn look(&self) {
         if !self.serves.load(Ordering::Relaxed) || locked(&self.not_before).is_some_and(|at| now() < at) {
             return;
         }
@@ -143,7 +152,7 @@ impl Ready {
         if has_gpus && let Err(error) = self.ground.standbys.have_one() {
             tracing::warn!("CUDA is not started ahead: {}", in_one_line(error.as_ref()));
         }
-        // It may have been told otherwise meanwhile.
+        // It may have been told otherwise before that began.
         if !self.serves.load(Ordering::Relaxed) {
             self.ground.standbys.clear();
         }

@@ -20,6 +20,9 @@ use crate::snapshots::host::arena::Arena;
 const STOPS_MAX: u32 = 20;
 const BETWEEN_STOPS: Duration = Duration::from_millis(5);
 
+/// Characters of a command that are shown.
+const WORDS_SHOWN: usize = 120;
+
 /// What was on GPUs.
 #[derive(Debug)]
 pub struct Frozen {
@@ -77,7 +80,16 @@ fn off_the_gpus(
         using => using?,
     };
     let other = all.iter().find(|pid| gpus_of(**pid) > 0 && !pids.contains(pid));
-    ensure!(other.is_none(), "process {} has a GPU open, and does not use CUDA", other.copied().unwrap_or(0));
+    if let Some(pid) = other {
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: String = String::from_utf8_lossy(&words).replace('\0', " ").chars().take(WORDS_SHOWN).collect();
+        bail!(
+            "process {pid} has a GPU open and does nothing with it ({}): have the workload end it once it is warm, or never start \
+             it; for the compile workers of PyTorch that is torch._inductor.async_compile.shutdown_compile_workers(), or \
+             TORCHINDUCTOR_COMPILE_THREADS=1",
+            words.trim()
+        );
+    }
     if pids.is_empty() {
         return Ok(None);
     }
