@@ -54,7 +54,7 @@ pub fn desired(book: &Book, id: u64) -> Desired {
     let stages = |node: &&Node| node.state.in_service() || node.state.is_arriving();
     let staging = node.filter(stages).map(|node| crate::staging::order(book, node));
     // Whatever becomes of the node: what claims have runs until they end.
-    let starts = crate::starts::orders(book, id);
+    let starts = Some(crate::starts::orders(book, id));
     let health = HealthOrder { work, version: of_health };
     Desired { node: format!("n-{id}"), state, health, staging, starts, version }
 }

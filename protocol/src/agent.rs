@@ -127,9 +127,9 @@ pub struct Desired {
     /// What the snapshot subsystem is to have on the host; none: it leaves all as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub staging: Option<StagingOrder>,
-    /// What it is to have brought up, all of it: for each claim on it that wants that.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub starts: Vec<StartOrder>,
+    /// What it is to have brought up, all of it: for each claim on it that wants that. None: it leaves all as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub starts: Option<Vec<StartOrder>>,
     /// Rises with each change of anything here; send it back as `known` to hear of the next change.
     pub version: i64,
 }

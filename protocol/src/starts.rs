@@ -52,13 +52,15 @@ pub struct StartReport {
 const ATTEMPTS_MAX: usize = 8;
 const PHASES_MAX: usize = 32;
 const PROBLEM_MAX: usize = 300;
+/// Longest phase, seconds: a day.
+const SECONDS_MAX: f64 = 86_400.0;
 
 impl StartReport {
     /// The claim's number and what is said of it, bounded; none where it names no claim or its seconds are none.
     #[must_use]
     pub fn fact(&self) -> Option<(u64, StartFact)> {
         let short = |text: &str| text.chars().take(PROBLEM_MAX).collect::<String>();
-        let sound = |seconds: &f64| seconds.is_finite() && *seconds >= 0.0;
+        let sound = |seconds: &f64| (0.0..=SECONDS_MAX).contains(seconds);
         let phases = self.attempts.iter().flat_map(|attempt| &attempt.phases);
         let attempt = |attempt: &Attempt| Attempt {
             rung: attempt.rung,

@@ -39,6 +39,7 @@ fn made_up(setup: &Setup) -> Staging {
                 restore_s: 2.0,
                 share: weight / total,
                 wait_cost_usd_micros_per_s: UsdMicros::ZERO,
+                started_by: fleet::StartedBy::Client,
             });
         }
     }

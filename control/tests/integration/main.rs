@@ -1,3 +1,4 @@
 //! Decisions on whole books.
 
 mod staging;
+mod starts;

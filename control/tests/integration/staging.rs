@@ -9,7 +9,7 @@ use fleet::{LaunchAnswer, Market, Offer, OfferKey, Presence, Snapshot, StagingRo
 const GIB: u64 = 1 << 30;
 
 /// Idle nodes of eight GPUs in two zones, with room for 100 GiB each, and a class with a popular and a rare snapshot.
-fn fleet(nodes: u32) -> Book {
+pub fn fleet(nodes: u32) -> Book {
     let mut book = Book::new(Limits::default());
     let gpu = "H100-SXM".parse::<fleet::GpuModel>().expect("known");
     let offer = |zone: &str| Offer {

@@ -108,7 +108,7 @@ async fn a_claim_is_answered_by_what_its_host_brings_up() {
     let object = captured(&stand, &store, &criu, port, &["server.py", &number, files.to_str().unwrap(), "64", "0"], "");
     declare(&plane, &store, &object).await;
     let secret = host_secret(&plane.server.app.join_key, "lab-1");
-    let _agent = daemon_with("lab-1", &stand, &plane.server.url, &secret, &set_up(&stand, &criu));
+    let agent = daemon_with("lab-1", &stand, &plane.server.url, &secret, &set_up(&stand, &criu));
 
     // The first claim has its host started; what it starts from comes out of the store.
     let first = claimed(&plane).await;
@@ -148,6 +148,12 @@ async fn a_claim_is_answered_by_what_its_host_brings_up() {
     assert_eq!((&all["class"], &all["rung"]), (&json!("chat"), &json!("restore")), "{all}");
     assert!(all["p99_s"].as_f64().unwrap() >= all["p50_s"].as_f64().unwrap(), "{all}");
 
+    // A workload ends with its agent, and the next one brings it up again: still without the store.
+    drop(agent);
+    wait("ended with its agent", &stand, || got(port, "/health").is_none()).await;
+    let _agent = daemon_with("lab-1", &stand, &plane.server.url, "plj_used", &set_up(&stand, &criu));
+    wait("up again", &stand, || got(port, "/canary").is_some()).await;
+
     // One that ends by itself is told, and its claim goes on.
     let _ = Command::new("pkill").args(["-KILL", "-f", &format!("server.py {port} ")]).status().unwrap();
     let path = format!("/v1/claims/{}", second["id"].as_str().unwrap());
@@ -168,8 +174,8 @@ async fn a_claim_is_answered_by_what_its_host_brings_up() {
     let name = format!("start of {}", second["id"].as_str().unwrap());
     let mine: Vec<&Value> = events["items"].as_array().unwrap().iter().filter(|e| e["subject"] == name).collect();
     let life: Vec<&str> = mine.iter().filter_map(|e| e["to"].as_str()).collect();
-    assert_eq!(life, ["coming", "ready", "ended"], "{mine:?}");
-    assert!(mine[1]["reason"].as_str().unwrap().starts_with("restore in "), "{mine:?}");
+    assert_eq!(life, ["coming", "ready", "coming", "ready", "ended"], "{mine:?}");
+    assert!(mine[1]["reason"].as_str().unwrap().contains(" s after the grant: restore in "), "{mine:?}");
     let metrics = plane.text("/metrics").await;
     let histogram = "pilotlight_start_phase_seconds_count{class=\"chat\",rung=\"restore\",phase=\"processes\"} 2";
     assert!(metrics.contains(histogram), "{metrics}");

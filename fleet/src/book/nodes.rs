@@ -145,7 +145,7 @@ impl Book {
             return Err(NodeError::OtherHardware { node: id, bought: node.gpus, reported: gpus });
         }
         if node.boot.as_deref() == Some(boot) {
-            // The agent restarted, not the host: what runs there runs on.
+            // The agent restarted, not the host: what clients run there runs on, and what it brought up itself it brings up anew.
             self.forget_presence(id, now_ms)?;
             return self.heard(id, boot, None, now_ms);
         }

@@ -29,8 +29,14 @@ impl Book {
         };
         let nodes: Vec<u64> = claim.parts.iter().map(|part| part.node).collect();
         let start = Start { store, object, state, attempts: Vec::new(), problem };
-        self.note_start(id, None, &start, now_ms);
+        self.note_start(id, None, &start, None, now_ms);
         if let Some(claim) = self.claims.get_mut(&id) {
+            if state == StartState::Coming {
+                // Its host is at work for it: its client has the whole lease to confirm it.
+                self.due.remove(&(claim.lease_until_ms, id));
+                claim.lease_until_ms = now_ms + claim.lease_ms;
+                self.due.insert((claim.lease_until_ms, id));
+            }
             claim.start = Some(start);
         }
         nodes.into_iter().for_each(|node| drop(self.raise_desired(node)));
@@ -70,24 +76,27 @@ impl Book {
         if after == before {
             return Ok(None);
         }
-        if after.state != before.state {
-            self.note_start(id, Some(before.state), &after, now_ms);
-        }
         let ready = after.state == StartState::Ready;
+        let granted_ms = self.claims.get(&id).and_then(|claim| claim.granted_at_ms);
+        let ready_s = granted_ms.map(|granted_ms| (now_ms - granted_ms).max(0) as f64 / 1000.0);
+        if after.state != before.state {
+            self.note_start(id, Some(before.state), &after, ready_s.filter(|_| ready), now_ms);
+        }
         let Some(claim) = self.claims.get_mut(&id) else { return Ok(None) };
         claim.start = Some(after);
         self.changes.claims.insert(id);
-        let ready_s = claim.granted_at_ms.map(|granted_ms| (now_ms - granted_ms).max(0) as f64 / 1000.0);
         let Some(ready_s) = ready_s.filter(|_| ready && claim.ready_s.is_none()) else { return Ok(None) };
         // A start of days is no start that anybody learns from.
         let predicted = self.is_ready(id, ready_s).ok().flatten();
         Ok(predicted.map(|predicted| (predicted, ready_s)))
     }
 
-    fn note_start(&mut self, claim: u64, from: Option<StartState>, start: &Start, at_ms: i64) {
+    fn note_start(&mut self, claim: u64, from: Option<StartState>, start: &Start, ready_s: Option<f64>, at_ms: i64) {
         let Some(class) = self.claims.get(&claim).map(|claim| claim.class.clone()) else { return };
         let what = What::Start(StartChange { claim, class, from, to: start.state });
         self.changes.claims.insert(claim);
-        self.changes.events.push(Change { at_ms, what, reason: start.in_words() });
+        let words = start.in_words();
+        let reason = ready_s.map_or(words.clone(), |ready_s| format!("{ready_s:.2} s after the grant: {words}"));
+        self.changes.events.push(Change { at_ms, what, reason });
     }
 }

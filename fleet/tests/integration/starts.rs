@@ -42,6 +42,8 @@ fn a_start_is_ordered_with_the_grant_and_withdrawn_with_the_end() {
     let heard = book.nodes()[&node].desired;
     let (id, _) = book.claim(ask("small", OnEmpty::Fail), 1_000).expect("free");
     assert!(book.nodes()[&node].desired.all > heard.all, "its agent hears of it");
+    let claim = &book.claims()[&id];
+    assert_eq!(claim.lease_until_ms, 1_000 + claim.lease_ms, "a client that waits for it has the whole lease");
     let told: Vec<_> = book.starts_on(node).map(|(claim, start, gpus)| (claim, start.object.clone(), gpus)).collect();
     assert_eq!(told, [(id, "f00d".to_owned(), book.claims()[&id].parts[0].gpus)]);
 
@@ -59,7 +61,10 @@ fn a_start_is_ordered_with_the_grant_and_withdrawn_with_the_end() {
     assert_eq!(book.started(node, boot, (id, fact(StartState::Ready, &phases)), 5_000), Ok(None), "said again");
     let other = book.started(node, "boot-0", (id, fact(StartState::Failed, &[])), 5_000);
     assert!(matches!(other, Err(NodeError::OtherBoot { .. })));
-    let words = ["coming: its host brings it up", "ready: restore in 0.50 s (processes 0.40, canary 0.10)"];
+    let words = [
+        "coming: its host brings it up",
+        "ready: 0.90 s after the grant: restore in 0.50 s (processes 0.40, canary 0.10)",
+    ];
     assert_eq!(life(&mut book), words);
 
     let heard = book.nodes()[&node].desired.all;

@@ -316,13 +316,12 @@ impl Metrics {
         self.tests_stale.set(i64::try_from(stale).unwrap_or(i64::MAX));
     }
 
-    /// A claim was ready so many seconds after its grant, for which this had been predicted.
     /// A host has brought up what a claim of a class starts from: what the phases of the rung that worked took.
     pub fn came_up(&self, class: &str, attempt: Option<&fleet::Attempt>) {
         self.staging.came_up(class, attempt);
     }
 
-    /// A claim's workload is ready.
+    /// A claim was ready so many seconds after its grant, for which this had been predicted.
     pub fn ready(&self, predicted: &Prediction, ready_s: f64) {
         self.staging.ready(predicted, ready_s);
     }

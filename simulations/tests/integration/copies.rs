@@ -20,6 +20,7 @@ fn played(stager: Stager, memory_bytes: u64, at_s: &[u64]) -> Outcome {
         restore_s: 2.0,
         share: 1.0,
         wait_cost_usd_micros_per_s: UsdMicros::ZERO,
+        started_by: fleet::StartedBy::Client,
     };
     let room = StagingRoom {
         disk_bytes: 200_000_000_000,

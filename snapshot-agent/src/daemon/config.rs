@@ -69,6 +69,10 @@ pub struct Restore {
     /// Where the library lies that workloads have preloaded: the same on all hosts.
     #[serde(default = "interposers")]
     pub interposers: PathBuf,
+    /// Addresses of stores, or of what they lie below, that workloads are taken from; without any, whichever the control plane
+    /// names. They run as root.
+    #[serde(default)]
+    pub stores: Vec<String>,
 }
 
 fn restore_folder() -> PathBuf {

@@ -92,7 +92,11 @@ pub fn run(options: &Options, ground: Ground) -> anyhow::Result<()> {
     let (sender, messages) = sync_channel(64);
     let client = Client::new(&config)?;
     let token = Arc::new(Mutex::new(None));
-    let keys = config.join.staging.as_ref().map(staging::keys).transpose()?.unwrap_or_default();
+    let keys = config.join.staging.as_ref().map(staging::keys).transpose().unwrap_or_else(|error| {
+        tracing::error!("sealed stores are closed to this host: {error:#}");
+        None
+    });
+    let keys = keys.unwrap_or_default();
     let (share, shared) = std::sync::mpsc::channel();
     let (line, of_host) = (|| (client.clone(), Arc::clone(&token)), || (boot.clone(), ground.patience));
     let part = config.join.staging.clone();
@@ -173,7 +177,9 @@ impl Daemon {
                     self.starts.copies(order.copies.clone());
                     staging.order(order);
                 }
-                self.starts.order(desired.starts);
+                if let Some(starts) = desired.starts {
+                    self.starts.order(starts);
+                }
                 self.health.order(desired.health);
             }
             Message::Link(Word::Sent(sent)) => self.link.sent(sent, &mut self.state),

@@ -48,6 +48,20 @@ pub fn wait_until_ready(held: &mut Held, ready: &Ready, unwanted: &AtomicBool) -
     }
 }
 
+/// That nobody serves where a workload is to: another one's answer would be taken for its own.
+///
+/// # Errors
+/// Somebody does.
+pub fn nobody_serves(ready: &Ready) -> anyhow::Result<()> {
+    let answered = agent(ONE_ANSWER).get(&ready.url).call().is_ok();
+    ensure!(
+        !answered,
+        "something on this host answers at {} already: one workload at a time can have that address",
+        ready.url
+    );
+    Ok(())
+}
+
 /// What a workload answers to its canary, as far as it must be the same.
 ///
 /// # Errors

@@ -127,7 +127,15 @@ pub fn restore(options: &RestoreOptions) -> anyhow::Result<ExitCode> {
     let bytes = |gib: f64| (gib * f64::from(1 << 30)) as u64;
     let (keep_bytes, memory_bytes) = (bytes(options.keep_gib), bytes(options.memory_gib));
     let (state, engines) = (options.state.clone(), options.engines.clone());
-    let ground = Ground { state, keep_bytes, memory_bytes, engines, cache: None, standbys: Arc::default() };
+    let ground = Ground {
+        state,
+        keep_bytes,
+        memory_bytes,
+        engines,
+        cache: None,
+        standbys: Arc::default(),
+        fetches: Arc::default(),
+    };
     let described = Described::read(&runtime, &store, options.id)?;
     let mut known = Known::new(described, ground, options.gpus.clone(), None)?;
     if options.forget {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use snapshots::leaf::Codec;
 use snapshots::manifest::Kind;
 use snapshots::{Manifest, ObjectId};
 
@@ -14,6 +15,7 @@ use super::recipe::Recipe;
 use super::records::{CAPTURED, Captured, RECIPE};
 use crate::snapshots::get;
 use crate::snapshots::host::cache::Cache;
+use crate::snapshots::host::kept::Kept;
 use crate::snapshots::store::{self, Store};
 
 /// Longest document beside the images, bytes.
@@ -26,6 +28,11 @@ pub struct NotCaptured {
     id: ObjectId,
     kind: &'static str,
 }
+
+/// A part of it is not on this host.
+#[derive(Debug, thiserror::Error)]
+#[error("a part of its description is missing")]
+struct NotHere;
 
 /// A snapshot, described.
 #[derive(Debug, Clone)]
@@ -50,25 +57,66 @@ impl Described {
     /// There is no captured process, or the store fails.
     pub fn read(runtime: &tokio::runtime::Runtime, store: &Store, id: ObjectId) -> anyhow::Result<Self> {
         let manifest = runtime.block_on(store.manifest(id))?;
+        let index = runtime.block_on(store.index(manifest.index))?;
+        let stream = |manifest: &Manifest, name: &str, most: u64| {
+            runtime.block_on(get::stream(store, manifest, name, most)).map(Some)
+        };
+        Self::of(id, (manifest, index), stream)
+    }
+
+    /// What this host has staged under an id, all of it; none where something is not here.
+    ///
+    /// # Errors
+    /// It is no captured process.
+    pub fn staged(cache: &Cache, id: ObjectId) -> anyhow::Result<Option<Self>> {
+        let Some((manifest, index)) = Kept::staged(cache.folder()).get(id) else { return Ok(None) };
+        let bytes = index.clone();
+        let stream = |manifest: &Manifest, name: &str, most: u64| -> anyhow::Result<Option<Vec<u8>>> {
+            let index = store::index(&bytes, manifest.index)?;
+            let number = manifest.streams.iter().position(|stream| stream.name == name);
+            let number = number.filter(|number| manifest.streams[*number].bytes <= most);
+            let Some(range) = number.map(|number| manifest.ranges(&index).map(|ranges| ranges[number].clone())) else {
+                return Ok(None);
+            };
+            let mut content = Vec::new();
+            for leaf in range?.filter_map(|leaf| index.leaf(leaf)) {
+                let at = content.len();
+                content.resize(at + leaf.content_bytes as usize, 0);
+                if leaf.codec == Codec::Zero {
+                    continue;
+                }
+                let Some(here) = cache.get(leaf.id) else { return Ok(None) };
+                here.read(0, &mut content[at..])?;
+            }
+            Ok(Some(content))
+        };
+        match Self::of(id, (manifest, index), stream) {
+            Err(error) if error.is::<NotHere>() => Ok(None),
+            described => described.map(Some),
+        }
+    }
+
+    fn of(
+        id: ObjectId,
+        (manifest, index): (Manifest, Vec<u8>),
+        stream: impl Fn(&Manifest, &str, u64) -> anyhow::Result<Option<Vec<u8>>>,
+    ) -> anyhow::Result<Self> {
         if manifest.kind != Kind::Snapshot {
             return Err(NotCaptured { id, kind: manifest.kind.name() }.into());
         }
-        let document = |name: &str| -> anyhow::Result<Vec<u8>> {
-            let read = runtime.block_on(get::stream(store, &manifest, name, DOCUMENT_BYTES_MAX));
-            read.with_context(|| format!("object {id} is no captured process"))
+        let document = |name: &str, most: u64| -> anyhow::Result<Vec<u8>> {
+            let read = stream(&manifest, name, most).with_context(|| format!("object {id} is no captured process"));
+            Ok(read?.ok_or(NotHere)?)
         };
-        let captured = Captured::parse(&document(CAPTURED)?)?;
-        let recipe = String::from_utf8(document(RECIPE)?).context("the recipe is no text")?;
+        let captured = Captured::parse(&document(CAPTURED, DOCUMENT_BYTES_MAX)?)?;
+        let recipe = document(RECIPE, DOCUMENT_BYTES_MAX)?;
+        let recipe = String::from_utf8(recipe).context("the recipe is no text")?;
         let recipe = Recipe::parse(&recipe).context("the snapshot's recipe")?;
-        let index = runtime.block_on(store.index(manifest.index))?.into();
         let library = match &captured.library {
             None => None,
-            Some(_) => {
-                let read = get::stream(store, &manifest, library::STREAM, library::BYTES_MAX);
-                Some(runtime.block_on(read).context("the snapshot lacks its library")?.into())
-            }
+            Some(_) => Some(document(library::STREAM, library::BYTES_MAX)?.into()),
         };
-        Ok(Self { id, manifest, index, captured, recipe, library })
+        Ok(Self { id, manifest, index: index.into(), captured, recipe, library })
     }
 
     /// Bulk memory with its leaves: in files of the folder where they are, in the cache elsewhere.
@@ -101,7 +149,7 @@ impl Described {
         let streams = self.manifest.streams.iter().zip(ranges).filter(|(stream, _)| wanted(&stream.name));
         let leaves = streams.flat_map(|(_, range)| range).filter_map(|leaf| index.leaf(leaf));
         let lies = |leaf: &snapshots::IndexRecord| {
-            leaf.codec == snapshots::leaf::Codec::Zero || cache.is_some_and(|cache| cache.holds(leaf.id))
+            leaf.codec == Codec::Zero || cache.is_some_and(|cache| cache.holds(leaf.id))
         };
         leaves.filter(|leaf| !lies(leaf)).map(|leaf| u64::from(leaf.content_bytes)).sum()
     }

@@ -2,8 +2,8 @@
 //! same place.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -77,6 +77,8 @@ pub struct Ground {
     pub cache: Option<Arc<Cache>>,
     /// What has CUDA started and memory pinned.
     pub standbys: Arc<Standbys>,
+    /// Held by whoever brings files.
+    pub fetches: Arc<Mutex<()>>,
 }
 
 /// What was tried, and what came of it.
@@ -169,7 +171,7 @@ impl Known {
     /// Brings the workload up by the first of these rungs that works; `told` hears of each that was tried.
     ///
     /// # Errors
-    /// Not even a cold start works.
+    /// Not even a cold start works, something else has its address, or nobody wants it any more.
     pub fn bring_up(
         &mut self,
         runtime: &tokio::runtime::Runtime,
@@ -177,6 +179,7 @@ impl Known {
         steps: &[Step],
         mut told: impl FnMut(&Tried),
     ) -> anyhow::Result<Held> {
+        answer::nobody_serves(&self.what.recipe.ready)?;
         for step in steps.iter().filter(|step| step.against.is_empty()) {
             let in_memory = |ready: &Ready| ready.device.as_ref().is_none_or(Prepared::is_in_memory);
             let (mut phases, prepared) = (Vec::new(), self.ready.as_ref().is_some_and(in_memory));
@@ -185,7 +188,11 @@ impl Known {
                     let came_up = self.restored(runtime, store, &mut phases);
                     came_up.map_err(|error| self.cleaned(error, &mut phases))
                 }
-                Rung::ColdStart => self.started(&mut phases).map(|held| (held, None)),
+                Rung::ColdStart => {
+                    // Nothing of a restore is on the GPUs then.
+                    self.ready = None;
+                    self.started(&mut phases).map(|held| (held, None))
+                }
             };
             anyhow::ensure!(!self.unwanted.load(Ordering::Relaxed), "nobody wants it any more");
             // How long fetching takes is known by itself.
@@ -364,7 +371,13 @@ impl Known {
 
     fn started(&self, phases: &mut Vec<Phase>) -> anyhow::Result<Held> {
         let mut recipe = self.what.recipe.clone();
-        if let Some(gpus) = self.chosen().ok().flatten().filter(|_| !recipe.environment.contains_key(VISIBLE)) {
+        let chosen = match self.chosen() {
+            // What uses none does without.
+            Err(_) if !self.uses_gpus() => None,
+            chosen => chosen?,
+        };
+        if let Some(gpus) = chosen {
+            // Whatever the recipe says: others have the rest.
             recipe.environment.insert(VISIBLE.into(), gpus.visible());
         }
         let mut held = Held::new(self.ground.engines.criu.as_deref())?;
@@ -379,6 +392,11 @@ impl Known {
             return Ok(());
         }
         timed(phases, FETCH, || {
+            // One at a time: what another has brought is there then.
+            let _alone = self.ground.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.is_here() {
+                return Ok(());
+            }
             let folder = self.files.parent().context("no folder")?;
             std::fs::create_dir_all(folder).with_context(|| format!("cannot write into {}", folder.display()))?;
             if self.files.exists() {
@@ -387,7 +405,12 @@ impl Known {
             }
             let (manifest, cached) = (&self.what.manifest, self.is_cached());
             records::make_room(folder, self.ground.keep_bytes.saturating_sub(manifest.bytes()));
-            let (_, lease) = runtime.block_on(Lease::take_to_read(store, self.what.id))?;
+            let here = self.what.missing_bytes(self.ground.cache.as_ref(), |_| true) == 0;
+            let lease = match runtime.block_on(Lease::take_to_read(store, self.what.id)) {
+                // Without the store, what is on this host does.
+                Err(_) if here => None,
+                leased => leased?.1,
+            };
             let which =
                 Which { streams: &|name: &str| !(cached && is_of_device(name)), local: self.ground.cache.as_deref() };
             let got = runtime.block_on(get::get_some(store, manifest, &self.files, &which, |_| {}));

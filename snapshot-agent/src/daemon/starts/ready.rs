@@ -7,7 +7,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use fleet::Presence;
 use protocol::staging::CopyOrder;
 use protocol::starts::StartOrder;
@@ -33,6 +33,8 @@ const AGAIN: Duration = Duration::from_secs(30);
 pub struct Ready {
     runtime: tokio::runtime::Runtime,
     keys: StoreKeys,
+    /// Stores that workloads are taken from; empty: any.
+    stores: Vec<String>,
     ground: Ground,
     shared: Option<Shared>,
     here: Mutex<Option<(Here, Instant)>>,
@@ -71,10 +73,12 @@ impl Ready {
             engines: Where { criu: part.criu.clone(), interposers: part.interposers.clone() },
             cache: shared.as_ref().map(|shared| shared.cache.clone()),
             standbys: Arc::new(Standbys::new(shared.as_ref().and_then(|shared| shared.arena.clone()))),
+            fetches: Arc::default(),
         };
         let ready = Self {
             runtime,
             keys,
+            stores: part.stores.clone(),
             ground,
             shared,
             here: Mutex::default(),
@@ -84,6 +88,28 @@ impl Ready {
             not_before: Mutex::default(),
         };
         Ok(ready)
+    }
+
+    /// A store that workloads may be taken from.
+    fn store(&self, address: &str) -> anyhow::Result<Store> {
+        let below = |above: &String| {
+            let rest = address.strip_prefix(above.trim_end_matches('/'));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        ensure!(
+            self.stores.is_empty() || (self.stores.iter().any(below) && !address.contains("..")),
+            "this host takes no workloads from {address}: see restore.stores in its join.toml"
+        );
+        Ok(Store::open(address, self.keys.of(address))?)
+    }
+
+    /// From what is staged, if all of that is here, else from the store.
+    fn describe_one(&self, store: &Store, id: ObjectId) -> anyhow::Result<Described> {
+        let cache = self.ground.cache.as_deref();
+        match cache.map(|cache| Described::staged(cache, id)).transpose()?.flatten() {
+            Some(described) => Ok(described),
+            None => Described::read(&self.runtime, store, id),
+        }
     }
 
     /// What calls of stores run on.
@@ -120,11 +146,11 @@ impl Ready {
     /// It is none, or its store fails.
     pub fn known(&self, order: &StartOrder) -> anyhow::Result<(Known, Store)> {
         let id: ObjectId = order.object.parse().map_err(|_| anyhow::anyhow!("'{}' is no object's id", order.object))?;
-        let store = Store::open(&order.store, self.keys.of(&order.store))?;
+        let store = self.store(&order.store)?;
         let found = locked(&self.described).get(&id).cloned();
         let described = match found {
             Some(Found::Captured(described, _)) => (*described).clone(),
-            Some(Found::Other) | None => Described::read(&self.runtime, &store, id)?,
+            Some(Found::Other) | None => self.describe_one(&store, id)?,
         };
         let here = locked(&self.here).as_ref().map(|(here, _)| here.clone());
         Ok((Known::new(described, self.ground.clone(), Some(order.gpus.clone()), here)?, store))
@@ -183,8 +209,8 @@ impl Ready {
     }
 
     fn made_ready(&self, id: ObjectId, address: &str, presence: Presence) -> anyhow::Result<Found> {
-        let store = Store::open(address, self.keys.of(address))?;
-        let described = match Described::read(&self.runtime, &store, id) {
+        let store = self.store(address)?;
+        let described = match self.describe_one(&store, id) {
             Err(error) if error.is::<NotCaptured>() => return Ok(Found::Other),
             described => described?,
         };

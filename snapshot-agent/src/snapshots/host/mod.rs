@@ -2,7 +2,7 @@
 
 pub mod arena;
 pub mod cache;
-mod kept;
+pub mod kept;
 mod leaves;
 mod near;
 pub mod peers;
