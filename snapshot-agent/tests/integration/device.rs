@@ -211,7 +211,8 @@ fn what_would_be_lost_is_refused_before_anything_is_stopped() {
 fn what_allocates_while_it_is_captured_is_told_to_stop() {
     let Some(bed) = Bed::new(1) else { return };
     bed.recipe(16, 0.0, &format!("before_capture = [['curl', '-sf', '{}']]", bed.url("/allocating")));
-    let said = bed.capture().expect_err("refused");
+    // On a busy machine it may allocate nothing just then, and is rightly captured.
+    let said = (0..10).find_map(|_| bed.capture().err()).expect("refused");
     assert!(said.contains("allocated or freed while it was captured: have before_capture stop it"), "{said}");
 }
 

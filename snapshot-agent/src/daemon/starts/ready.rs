@@ -158,7 +158,13 @@ impl Ready {
 
     /// Makes ready what can be, as long as the process lives.
     pub fn keep_ready(&self) {
+        let mut seen = BTreeMap::new();
         loop {
+            let there = self.there();
+            if there != seen {
+                seen = there;
+                self.wake();
+            }
             self.look();
             std::thread::sleep(LOOK);
         }
@@ -185,13 +191,18 @@ impl Ready {
         self.describe();
     }
 
+    /// What of which copy is on the host.
+    fn there(&self) -> BTreeMap<ObjectId, Presence> {
+        let Some(shared) = &self.shared else { return BTreeMap::new() };
+        shared.facts.borrow().copies.iter().map(|(id, copy)| (*id, copy.presence)).collect()
+    }
+
     /// Describes what has come to the host, and has its files there.
     fn describe(&self) {
-        let Some(shared) = &self.shared else { return };
-        let there = shared.facts.borrow().copies.clone();
+        let there = self.there();
         let copies = locked(&self.copies).clone();
         for (id, address) in copies {
-            let presence = there.get(&id).map_or(Presence::Absent, |copy| copy.presence);
+            let presence = there.get(&id).copied().unwrap_or_default();
             let known = locked(&self.described).get(&id).cloned();
             let is_ready = match &known {
                 Some(Found::Captured(_, ready)) => *ready >= presence,
