@@ -152,7 +152,8 @@ async fn a_claim_is_answered_by_what_its_host_brings_up() {
     drop(agent);
     wait("ended with its agent", &stand, || got(port, "/health").is_none()).await;
     let _agent = daemon_with("lab-1", &stand, &plane.server.url, "plj_used", &set_up(&stand, &criu));
-    wait("up again", &stand, || got(port, "/canary").is_some()).await;
+    // It answers a moment before its agent has heard its answer.
+    wait("up again", &stand, || said(&stand.root().join("said")).matches("is ready").count() == 3).await;
 
     // One that ends by itself is told, and its claim goes on.
     let _ = Command::new("pkill").args(["-KILL", "-f", &format!("server.py {port} ")]).status().unwrap();
