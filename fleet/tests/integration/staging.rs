@@ -7,7 +7,7 @@ use fleet::{OnEmpty, Presence, Readiness, Snapshot, StagingRoom, StartedBy, Tier
 
 use crate::fleets::{ask, book, class, idle_nodes};
 
-fn snapshot(name: &str, class: &str) -> Snapshot {
+pub fn snapshot(name: &str, class: &str) -> Snapshot {
     Snapshot {
         name: name.into(),
         class: class.into(),

@@ -1,24 +1,13 @@
 //! What hosts bring up for claims: ordered with the grant, reported, and withdrawn with the claim's end.
 
 use fleet::book::{Book, Change, ClaimRequest, NodeError, StartFact, What};
-use fleet::{Attempt, OnEmpty, Phase, Rung, Snapshot, StartState, StartedBy, UsdMicros};
+use fleet::{Attempt, OnEmpty, Phase, Rung, Snapshot, StartState, StartedBy};
 
 use crate::fleets::{ask, book, idle_nodes};
+use crate::staging::snapshot;
 
 fn captured(class: &str) -> Snapshot {
-    Snapshot {
-        name: "chat".into(),
-        class: class.into(),
-        store: "s3://models/prod".into(),
-        object: "f00d".into(),
-        bytes: 28_000_000_000,
-        gpu: None,
-        cold_s: 300.0,
-        restore_s: 2.0,
-        share: 1.0,
-        wait_cost_usd_micros_per_s: UsdMicros::ZERO,
-        started_by: StartedBy::Agent,
-    }
+    Snapshot { object: "f00d".into(), started_by: StartedBy::Agent, ..snapshot("chat", class) }
 }
 
 fn fact(state: StartState, phases: &[(Phase, f64)]) -> StartFact {

@@ -58,8 +58,8 @@ impl Described {
     pub fn read(runtime: &tokio::runtime::Runtime, store: &Store, id: ObjectId) -> anyhow::Result<Self> {
         let manifest = runtime.block_on(store.manifest(id))?;
         let index = runtime.block_on(store.index(manifest.index))?;
-        let stream = |manifest: &Manifest, name: &str, most: u64| {
-            runtime.block_on(get::stream(store, manifest, name, most)).map(Some)
+        let stream = |of: (&Manifest, &[u8]), name: &str, most: u64| {
+            runtime.block_on(get::stream(store, of, name, most)).map(Some)
         };
         Self::of(id, (manifest, index), stream)
     }
@@ -70,26 +70,27 @@ impl Described {
     /// It is no captured process.
     pub fn staged(cache: &Cache, id: ObjectId) -> anyhow::Result<Option<Self>> {
         let Some((manifest, index)) = Kept::staged(cache.folder()).get(id) else { return Ok(None) };
-        let bytes = index.clone();
-        let stream = |manifest: &Manifest, name: &str, most: u64| -> anyhow::Result<Option<Vec<u8>>> {
-            let index = store::index(&bytes, manifest.index)?;
-            let number = manifest.streams.iter().position(|stream| stream.name == name);
-            let number = number.filter(|number| manifest.streams[*number].bytes <= most);
-            let Some(range) = number.map(|number| manifest.ranges(&index).map(|ranges| ranges[number].clone())) else {
-                return Ok(None);
-            };
-            let mut content = Vec::new();
-            for leaf in range?.filter_map(|leaf| index.leaf(leaf)) {
-                let at = content.len();
-                content.resize(at + leaf.content_bytes as usize, 0);
-                if leaf.codec == Codec::Zero {
-                    continue;
+        let stream =
+            |(manifest, index): (&Manifest, &[u8]), name: &str, most: u64| -> anyhow::Result<Option<Vec<u8>>> {
+                let index = store::index(index, manifest.index)?;
+                let number = manifest.streams.iter().position(|stream| stream.name == name);
+                let number = number.filter(|number| manifest.streams[*number].bytes <= most);
+                let Some(range) = number.map(|number| manifest.ranges(&index).map(|ranges| ranges[number].clone()))
+                else {
+                    return Ok(None);
+                };
+                let mut content = Vec::new();
+                for leaf in range?.filter_map(|leaf| index.leaf(leaf)) {
+                    let at = content.len();
+                    content.resize(at + leaf.content_bytes as usize, 0);
+                    if leaf.codec == Codec::Zero {
+                        continue;
+                    }
+                    let Some(here) = cache.get(leaf.id) else { return Ok(None) };
+                    here.read(0, &mut content[at..])?;
                 }
-                let Some(here) = cache.get(leaf.id) else { return Ok(None) };
-                here.read(0, &mut content[at..])?;
-            }
-            Ok(Some(content))
-        };
+                Ok(Some(content))
+            };
         match Self::of(id, (manifest, index), stream) {
             Err(error) if error.is::<NotHere>() => Ok(None),
             described => described.map(Some),
@@ -99,13 +100,14 @@ impl Described {
     fn of(
         id: ObjectId,
         (manifest, index): (Manifest, Vec<u8>),
-        stream: impl Fn(&Manifest, &str, u64) -> anyhow::Result<Option<Vec<u8>>>,
+        stream: impl Fn((&Manifest, &[u8]), &str, u64) -> anyhow::Result<Option<Vec<u8>>>,
     ) -> anyhow::Result<Self> {
         if manifest.kind != Kind::Snapshot {
             return Err(NotCaptured { id, kind: manifest.kind.name() }.into());
         }
         let document = |name: &str, most: u64| -> anyhow::Result<Vec<u8>> {
-            let read = stream(&manifest, name, most).with_context(|| format!("object {id} is no captured process"));
+            let read =
+                stream((&manifest, &index), name, most).with_context(|| format!("object {id} is no captured process"));
             Ok(read?.ok_or(NotHere)?)
         };
         let captured = Captured::parse(&document(CAPTURED, DOCUMENT_BYTES_MAX)?)?;

@@ -133,7 +133,6 @@ impl Known {
         self.here = Some(here);
         let bytes = self.what.manifest.bytes();
         let device_bytes = self.what.captured.parts.iter().map(Part::bytes).sum();
-        let in_memory = |ready: &Ready| ready.device.as_ref().is_none_or(Prepared::is_in_memory);
         Ok(ladder(&Situation {
             refusals: refusals(&self.what.captured.requirements, &host),
             history: self.memory.read(),
@@ -141,9 +140,14 @@ impl Known {
             engine_bytes: bytes.saturating_sub(device_bytes),
             device_bytes,
             missing_bytes: self.missing_bytes(),
-            prepared: self.ready.as_ref().is_some_and(in_memory),
+            prepared: self.is_prepared(),
             fetch_bytes_per_s: self.memory.fetch_bytes_per_s(),
         }))
+    }
+
+    /// Whether everything is made ready, with nothing left to read off the disk.
+    fn is_prepared(&self) -> bool {
+        self.ready.as_ref().is_some_and(|ready| ready.device.as_ref().is_none_or(Prepared::is_in_memory))
     }
 
     /// Device memory that is in the cache needs no files.
@@ -181,8 +185,7 @@ impl Known {
     ) -> anyhow::Result<Held> {
         answer::nobody_serves(&self.what.recipe.ready)?;
         for step in steps.iter().filter(|step| step.against.is_empty()) {
-            let in_memory = |ready: &Ready| ready.device.as_ref().is_none_or(Prepared::is_in_memory);
-            let (mut phases, prepared) = (Vec::new(), self.ready.as_ref().is_some_and(in_memory));
+            let (mut phases, prepared) = (Vec::new(), self.is_prepared());
             let came_up = match step.rung {
                 Rung::Restore => {
                     let came_up = self.restored(runtime, store, &mut phases);

@@ -71,17 +71,21 @@ pub async fn get_some(
     Ok(bytes)
 }
 
-/// The content of one stream that has at most so many bytes, verified.
+/// The content of one stream that has at most so many bytes, verified; by the bytes of the object's index.
 ///
 /// # Errors
 /// There is none of this name, it is longer, or the store fails or holds something else.
-pub async fn stream(store: &Store, manifest: &Manifest, name: &str, most: u64) -> anyhow::Result<Vec<u8>> {
+pub async fn stream(
+    store: &Store,
+    (manifest, index): (&Manifest, &[u8]),
+    name: &str,
+    most: u64,
+) -> anyhow::Result<Vec<u8>> {
     let number = manifest.streams.iter().position(|stream| stream.name == name);
     let number = number.with_context(|| format!("it has no {name}"))?;
     let bytes = manifest.streams[number].bytes;
     anyhow::ensure!(bytes <= most, "its {name} has {bytes} bytes: at most {most} are read");
-    let index_bytes = store.index(manifest.index).await?;
-    let index = store::index(&index_bytes, manifest.index)?;
+    let index = store::index(index, manifest.index)?;
     let (mut content, mut scratch) = (Vec::new(), Vec::new());
     for mut record in manifest.ranges(&index)?[number].clone().filter_map(|i| index.leaf(i)) {
         let pack = index.pack_of(&record);
