@@ -7,13 +7,17 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::kernel_log::{Fault, PciAddress, Record};
+use crate::kernel_log::places::Place;
+use crate::kernel_log::{Fault, PciAddress, Places, Record};
 use crate::nvlink;
 use crate::policy::{Cause, ClearRule, Effect, Policy, QUIET_MS};
 
 /// Lines of one cause that come within this time of each other are one episode, milliseconds (NVIDIA Fleet Intelligence
 /// groups bursts so).
 pub const EPISODE_GAP_MS: i64 = 3 * 60_000;
+/// What goes on for longer counts again, milliseconds: a link that is corrected all day long is no better than one that is
+/// corrected now and then.
+pub const EPISODE_MAX_MS: i64 = 3_600_000;
 /// Episodes that are remembered of one cause on one GPU.
 const EPISODES_MAX: usize = 64;
 /// Causes and GPUs that are remembered.
@@ -60,8 +64,8 @@ pub enum What {
 /// What happened, and when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Milliseconds since 1970.
-    pub at_ms: i64,
+    /// Milliseconds since 1970; none where nobody knows: nothing is made worse, or ended, by a time that was not told.
+    pub at_ms: Option<i64>,
     /// The boot in which it happened.
     pub boot: String,
     /// Number of it within the boot, rising.
@@ -71,30 +75,42 @@ pub struct Event {
 }
 
 impl What {
-    /// What a line of the kernel log means, with the driver's major version for its sub-codes. None where it is about a
-    /// device that is none of the GPUs.
+    /// What a line of the kernel log means. `driver_major`: the driver's version, by which sub-codes are read; where nobody
+    /// knows it, the worse of what they can mean. None where the line is about a device that is no GPU.
     #[must_use]
-    pub fn of_record(record: &Record, driver_major: u32, gpus: &[PciAddress]) -> Option<Self> {
+    pub fn of_record(record: &Record, driver_major: Option<u32>, places: &Places) -> Option<Self> {
         let mut decoded = None;
+        let mut gpu = record.device;
         let cause = match &record.fault {
             Fault::Xid { code, registers } => {
-                decoded = nvlink::decode(*code, registers, driver_major).map(|d| d.effect);
+                decoded = nvlink::worst(*code, registers, driver_major);
                 Cause::Xid(*code)
             }
+            Fault::XidUnreadable => Cause::XidUnreadable,
             Fault::RecoveryAction { action } => Cause::Driver(*action),
-            Fault::SXid { fatal, .. } => Cause::SXid { fatal: *fatal },
+            Fault::RemapPending => Cause::RemapPending,
+            Fault::SXid { fatality, .. } => Cause::SXid { fatality: *fatality },
             Fault::OffTheBus => Cause::Xid(79),
+            // Any driver's words for a device that does not come back.
+            Fault::InitFailed if gpu.is_some_and(|d| matches!(places.place(d), Place::Other)) => return None,
             Fault::InitFailed => Cause::InitFailed,
+            Fault::GspSilent => Cause::GspSilent,
+            Fault::UvmFatal => Cause::UvmFatal,
             // Disks and network cards report in the same way.
-            Fault::PcieCorrected | Fault::PcieUncorrected { .. }
-                if !record.device.is_some_and(|d| gpus.contains(&d)) =>
-            {
-                return None;
+            Fault::PcieCorrected | Fault::PcieUncorrected { .. } | Fault::LinkLost => {
+                gpu = match gpu.map(|device| places.place(device)) {
+                    Some(Place::Gpu(gpu)) => Some(gpu),
+                    Some(Place::Several) => None,
+                    Some(Place::Unknown) if record.fault == Fault::LinkLost => {
+                        let (cause, text) = (Cause::PciePort, record.text.clone());
+                        return Some(Self::Fault { cause, gpu: None, decoded, text });
+                    }
+                    Some(Place::Other | Place::Unknown) | None => return None,
+                };
+                if record.fault == Fault::PcieCorrected { Cause::PcieCorrected } else { Cause::PcieUncorrected }
             }
-            Fault::PcieCorrected => Cause::PcieCorrected,
-            Fault::PcieUncorrected { .. } => Cause::PcieUncorrected,
         };
-        Some(Self::Fault { cause, gpu: record.device, decoded, text: record.text.clone() })
+        Some(Self::Fault { cause, gpu, decoded, text: record.text.clone() })
     }
 }
 
@@ -124,8 +140,16 @@ pub struct Condition {
     pub episodes: u32,
     /// The reset or reboot that it needs was made; the gate is to follow.
     pub mended: bool,
+    /// Of the evidence of this condition, what has no time: whether that is of one episode or of many is not known.
+    #[serde(default, skip_serializing_if = "is_none_left")]
+    pub undated: u32,
     /// The last evidence.
     pub text: String,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
+fn is_none_left(count: &u32) -> bool {
+    *count == 0
 }
 
 /// What changed.
@@ -214,7 +238,7 @@ impl HostConditions {
 
     /// Takes an event in. One that was seen before, or is of another boot, changes nothing.
     pub fn observe(&mut self, policy: &Policy, event: &Event) -> Vec<Change> {
-        let mut changes = self.tick(event.at_ms);
+        let mut changes = event.at_ms.map_or_else(Vec::new, |at_ms| self.tick(at_ms));
         // An event of a boot that nobody announced is the announcement: what it says must not be lost.
         if event.boot != self.boot && !self.past_boots.contains(&event.boot) {
             self.booted(&event.boot);
@@ -247,7 +271,8 @@ impl HostConditions {
 
     /// Ends what has been quiet for long enough.
     pub fn tick(&mut self, now_ms: i64) -> Vec<Change> {
-        self.end(|c| c.clear == ClearRule::Quiet && now_ms.saturating_sub(c.seen_at_ms) >= QUIET_MS)
+        let is_quiet = |c: &Condition| c.undated == 0 && now_ms.saturating_sub(c.seen_at_ms) >= QUIET_MS;
+        self.end(|c| c.clear == ClearRule::Quiet && is_quiet(c))
     }
 
     fn end(&mut self, is_over: impl Fn(&Condition) -> bool) -> Vec<Change> {
@@ -288,10 +313,22 @@ impl HostConditions {
         }
     }
 
-    fn fault(&mut self, policy: &Policy, key: Key, decoded: Option<Effect>, text: &str, at_ms: i64) -> Option<Change> {
+    fn fault(
+        &mut self,
+        policy: &Policy,
+        key: Key,
+        decoded: Option<Effect>,
+        text: &str,
+        told_ms: Option<i64>,
+    ) -> Option<Change> {
         let rule = policy.rule(key.1);
         let before = self.conditions.get(&key).cloned();
-        let times = self.episode(key, before.as_ref().is_some_and(|b| b.mended), at_ms);
+        let at_ms = told_ms.or(before.as_ref().map(|b| b.seen_at_ms)).unwrap_or(0);
+        let undated = before.as_ref().map_or(0, |b| b.undated).saturating_add(u32::from(told_ms.is_none()));
+        let was_mended = before.as_ref().is_some_and(|b| b.mended);
+        // What nothing is done about is another episode after a while: it would never end otherwise.
+        let is_left_alone = matches!(rule.effect, Effect::Record | Effect::Recheck);
+        let times = self.episode(key, was_mended, told_ms, is_left_alone);
         let within = |hours: u32| {
             let since = at_ms.saturating_sub(i64::from(hours) * 3_600_000);
             u32::try_from(times.iter().filter(|e| e.began_ms >= since).count()).unwrap_or(u32::MAX)
@@ -305,6 +342,8 @@ impl HostConditions {
         };
         let effect = match rule.escalate {
             Some(e) if episodes >= e.episodes => plain.max(e.to),
+            // It may have come too often: that is not known, and what is not known is looked at.
+            Some(e) if undated > 0 && episodes.saturating_add(undated) > e.episodes => plain.max(Effect::Recheck),
             _ => plain,
         };
         // What is merely recorded after all ends by silence.
@@ -323,6 +362,7 @@ impl HostConditions {
             episodes,
             // It came again: whatever was done did not mend it.
             mended: false,
+            undated,
             text: text.to_owned(),
         };
         self.conditions.insert(key, condition.clone());
@@ -334,18 +374,21 @@ impl HostConditions {
     }
 
     /// Notes an episode: the last one going on, or a new one after a silence, or after what was done against the last.
-    /// Returns all that are remembered.
-    fn episode(&mut self, key: Key, was_mended: bool, at_ms: i64) -> VecDeque<Episode> {
+    /// What has no time belongs to the last. Returns all that are remembered.
+    fn episode(&mut self, key: Key, was_mended: bool, told_ms: Option<i64>, is_left_alone: bool) -> VecDeque<Episode> {
         if self.episodes.len() >= KEYS_MAX && !self.episodes.contains_key(&key) {
             // The one that was quiet the longest.
             let oldest = self.episodes.iter().min_by_key(|(_, times)| times.back().map(|e| e.last_ms)).map(|(k, _)| *k);
             oldest.and_then(|k| self.episodes.remove(&k));
         }
         let times = self.episodes.entry(key).or_default();
+        let at_ms = told_ms.or(times.back().map(|e| e.last_ms)).unwrap_or(0);
+        let goes_on = |e: &Episode| {
+            at_ms.saturating_sub(e.last_ms) <= EPISODE_GAP_MS
+                && !(is_left_alone && at_ms.saturating_sub(e.began_ms) >= EPISODE_MAX_MS)
+        };
         match times.back_mut() {
-            Some(e) if !e.over && !was_mended && at_ms.saturating_sub(e.last_ms) <= EPISODE_GAP_MS => {
-                e.last_ms = at_ms.max(e.last_ms);
-            }
+            Some(e) if !e.over && !was_mended && goes_on(e) => e.last_ms = at_ms.max(e.last_ms),
             _ => times.push_back(Episode { began_ms: at_ms, last_ms: at_ms, over: false }),
         }
         let forgotten = |e: &Episode| at_ms.saturating_sub(e.last_ms) > FORGOTTEN_MS;

@@ -57,6 +57,8 @@ fn fits(pattern: &str, register: u32) -> bool {
         })
 }
 
+/// The driver with which the bits of `intrinfo` changed.
+const DIALECT_FROM: u32 = 575;
 /// Xid 149 numbers its statuses; the others set bits.
 const NUMBERED: u32 = 149;
 
@@ -65,7 +67,7 @@ const NUMBERED: u32 = 149;
 #[must_use]
 pub fn decode(code: u32, registers: &[u32], driver_major: u32) -> Option<Decoded> {
     let (intrinfo, status) = (*registers.first()?, *registers.get(1)?);
-    let pattern = |row: &Row| if driver_major < 575 { row.before_575 } else { row.from_575 };
+    let pattern = |row: &Row| if driver_major < DIALECT_FROM { row.before_575 } else { row.from_575 };
     let of_unit: Vec<&Row> = table().iter().filter(|row| row.code == code && fits(pattern(row), intrinfo)).collect();
     let exact: Vec<&Row> = of_unit.iter().copied().filter(|row| row.status == Some(status)).collect();
     let rows = if exact.is_empty() {
@@ -90,6 +92,17 @@ pub fn decode(code: u32, registers: &[u32], driver_major: u32) -> Option<Decoded
         },
     };
     rows.into_iter().map(decoded).max_by_key(|d| d.effect)
+}
+
+/// The effect of an error; where the driver's version is not known, the worse of what it means before 575 and since.
+#[must_use]
+pub fn worst(code: u32, registers: &[u32], driver_major: Option<u32>) -> Option<Effect> {
+    let of = |driver_major| decode(code, registers, driver_major).map(|d| d.effect);
+    match driver_major {
+        Some(driver_major) => of(driver_major),
+        // A meaning that is not known may be the right one.
+        None => Some(of(DIALECT_FROM - 1)?.max(of(DIALECT_FROM)?)),
+    }
 }
 
 #[cfg(test)]

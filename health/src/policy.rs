@@ -8,16 +8,20 @@ use std::str::FromStr;
 use fleet::Remedy;
 use serde::{Deserialize, Serialize};
 
+use crate::kernel_log::Fatality;
+
 /// What is wrong, whichever GPU it is. Written `xid:63`, `driver:2`, `remap-pending`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Cause {
     /// An error of the driver, by its code.
     Xid(u32),
-    /// An error of an NVSwitch that says it is fatal, or not.
+    /// An error of the driver in a line that does not read.
+    XidUnreadable,
+    /// An error of an NVSwitch.
     SXid {
-        /// Whether it is.
-        fatal: bool,
+        /// Whether the switch says that it is fatal.
+        fatality: Fatality,
     },
     /// The driver's own verdict (Xid 154, NVML field 230): 1 reset, 2 reboot, …
     Driver(u32),
@@ -25,8 +29,14 @@ pub enum Cause {
     PcieCorrected,
     /// PCIe reports an error that was not corrected.
     PcieUncorrected,
+    /// A port cut off what is behind it, and nobody says whether that was a GPU.
+    PciePort,
     /// The driver cannot start a GPU.
     InitFailed,
+    /// A GPU's system processor gives no sign of life.
+    GspSilent,
+    /// The driver of unified memory has given up.
+    UvmFatal,
     /// A row is to be remapped at the next reset.
     RemapPending,
     /// A row could not be remapped.
@@ -43,12 +53,17 @@ pub enum Cause {
     ProbeStuck,
 }
 
-const PLAIN: [(Cause, &str); 12] = [
-    (Cause::SXid { fatal: true }, "sxid-fatal"),
-    (Cause::SXid { fatal: false }, "sxid-non-fatal"),
+const PLAIN: [(Cause, &str); 17] = [
+    (Cause::XidUnreadable, "xid-unreadable"),
+    (Cause::SXid { fatality: Fatality::Fatal }, "sxid-fatal"),
+    (Cause::SXid { fatality: Fatality::NonFatal }, "sxid-non-fatal"),
+    (Cause::SXid { fatality: Fatality::Unknown }, "sxid-unknown"),
     (Cause::PcieCorrected, "pcie-corrected"),
     (Cause::PcieUncorrected, "pcie-uncorrected"),
+    (Cause::PciePort, "pcie-port"),
     (Cause::InitFailed, "init-failed"),
+    (Cause::GspSilent, "gsp-silent"),
+    (Cause::UvmFatal, "uvm-fatal"),
     (Cause::RemapPending, "remap-pending"),
     (Cause::RemapFailed, "remap-failed"),
     (Cause::SramThreshold, "sram-threshold"),

@@ -7,8 +7,10 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -23,6 +25,8 @@ use crate::worker::{Program, Worker};
 const DOCUMENT_MAX: u64 = 16 << 20;
 /// How often it is looked whether it has ended, or is to.
 const TICK: Duration = Duration::from_millis(50);
+/// How long what it printed is read after its end, while somebody else holds the output open.
+const DRAIN: Duration = Duration::from_secs(2);
 /// Time between an interrupt and SIGTERM, and between that and SIGKILL.
 const GRACE: [Duration; 2] = [Duration::from_secs(25), Duration::from_secs(10)];
 
@@ -111,6 +115,36 @@ fn now() -> Instant {
     Instant::now()
 }
 
+/// What a process has printed. Its children may hold the output open for as long as they like.
+struct Printed {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Printed {
+    fn of(output: ChildStdout) -> Self {
+        let bytes: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let kept = bytes.clone();
+        let reader = std::thread::spawn(move || {
+            let mut output = output.take(DOCUMENT_MAX);
+            let mut part = [0; 64 << 10];
+            while let Ok(read @ 1..) = output.read(&mut part) {
+                kept.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&part[..read]);
+            }
+        });
+        Self { bytes, reader }
+    }
+
+    /// All that the process itself printed, once it has ended: that lies in the pipe by then.
+    fn so_far(&self) -> String {
+        let asked = now();
+        while !self.reader.is_finished() && asked.elapsed() < DRAIN {
+            std::thread::sleep(TICK);
+        }
+        String::from_utf8_lossy(&self.bytes.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+}
+
 impl Diagnosis {
     /// Runs it, until it ends, its time is over, or `stop` is set.
     ///
@@ -128,16 +162,9 @@ impl Diagnosis {
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {}: install datacenter-gpu-manager", self.program.display()))?;
-        let printed = child.stdout.take().context("dcgmi has no output")?;
-        let reader = std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            let _ = printed.take(DOCUMENT_MAX).read_to_end(&mut bytes);
-            String::from_utf8_lossy(&bytes).into_owned()
-        });
+        let printed = Printed::of(child.stdout.take().context("dcgmi has no output")?);
         let (exit, yield_s) = self.wait(&mut child, began, stop);
-        // What outlives an abort may hold the output open; the document of an abort is not needed.
-        let stopped = matches!(exit, Exit::TimedOut | Exit::Preempted);
-        let document = if stopped && !reader.is_finished() { String::new() } else { reader.join().unwrap_or_default() };
+        let document = printed.so_far();
         let version = Document::read(&document).ok().and_then(|d| d.version).unwrap_or(Version(4, 0, 0));
         let mut plan = self.tests.plan(version, self.gpus.clone());
         plan.not_applicable.extend(self.not_applicable.iter().cloned());

@@ -1,20 +1,25 @@
 //! The kernel log: `/dev/kmsg`, or a file with lines of it or of dmesg.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use health::gate::{Look, Unseen};
-use health::kernel_log::{Record, read, sequence};
+use health::kernel_log::form::{self, Speaker};
+use health::kernel_log::places::Place;
+use health::kernel_log::{Fault, Listener, PciAddress, Record};
 
 /// Longest record of the kernel, bytes (`CONSOLE_EXT_LOG_MAX`).
 const RECORD_MAX: usize = 8192;
-/// Records of GPUs that are kept of one reading: a storm says no more in its ten thousandth line.
-const RECORDS_MAX: usize = 1000;
-/// Longest file, bytes.
-const FILE_MAX: u64 = 64 << 20;
+/// Records of GPUs that are kept of one reading,
+const RECORDS_MAX: usize = 4096;
+/// and of one kind on one device: a storm says no more in its hundredth line, and must not hide what comes after it.
+const ALIKE_MAX: usize = 64;
+/// Longest line of a file, bytes.
+const LINE_MAX: u64 = 64 << 10;
 
 /// What a reading gave.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,6 +37,7 @@ pub struct KernelLog {
     open: Option<File>,
     /// The next line's number.
     next: Option<u64>,
+    listener: Listener,
 }
 
 fn unseen(path: &Path, error: &std::io::Error) -> Unseen {
@@ -46,13 +52,13 @@ impl KernelLog {
     /// Of `/dev/kmsg`, or of a file.
     #[must_use]
     pub fn of(path: &Path) -> Self {
-        Self { path: path.to_owned(), open: None, next: None }
+        Self { path: path.to_owned(), open: None, next: None, listener: Listener::default() }
     }
 
     /// The same, from a line on; earlier ones are passed over.
     #[must_use]
     pub fn from_line(path: &Path, next: u64) -> Self {
-        Self { path: path.to_owned(), open: None, next: Some(next) }
+        Self { path: path.to_owned(), open: None, next: Some(next), listener: Listener::default() }
     }
 
     /// Number of the next line.
@@ -79,16 +85,16 @@ impl KernelLog {
             let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&self.path)?;
             self.open = Some(open);
         }
-        let mut said = Said::default();
+        let mut taking = Taking::of(&mut self.listener, &mut self.next);
         let mut record = [0; RECORD_MAX];
-        let Some(open) = &mut self.open else { return Ok(said) };
+        let Some(open) = &mut self.open else { return Ok(taking.said) };
         loop {
             match open.read(&mut record) {
                 Ok(0) => break,
-                Ok(n) => take(&mut said, &mut self.next, &String::from_utf8_lossy(&record[..n])),
+                Ok(n) => taking.record(&String::from_utf8_lossy(&record[..n])),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 // Lines were overwritten before they were read; the next read goes on after them.
-                Err(e) if e.raw_os_error() == Some(libc::EPIPE) => said.gap = true,
+                Err(e) if e.raw_os_error() == Some(libc::EPIPE) => taking.said.gap = true,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => {
                     self.open = None;
@@ -96,6 +102,7 @@ impl KernelLog {
                 }
             }
         }
+        let said = taking.said;
         // The ring had turned over before anybody read it: the journal may have what is lost.
         if from_start
             && said.gap
@@ -107,42 +114,89 @@ impl KernelLog {
     }
 
     fn file(&mut self) -> std::io::Result<Said> {
-        let mut said = Said::default();
-        if self.open.is_none() {
+        let first = self.open.is_none();
+        if first {
             self.open = Some(File::open(&self.path)?);
         }
-        let Some(open) = &mut self.open else { return Ok(said) };
-        let mut bytes = Vec::new();
-        open.by_ref().take(FILE_MAX).read_to_end(&mut bytes)?;
-        for line in String::from_utf8_lossy(&bytes).lines() {
-            take(&mut said, &mut self.next, line);
+        let mut taking = Taking::of(&mut self.listener, &mut self.next);
+        let Some(open) = &mut self.open else { return Ok(taking.said) };
+        let mut reader = BufReader::new(open);
+        let mut line = Vec::new();
+        // A line at a time: a file may have any length.
+        while reader.by_ref().take(LINE_MAX).read_until(b'\n', &mut line)? > 0 {
+            taking.record(&String::from_utf8_lossy(&line));
+            line.clear();
         }
-        Ok(said)
+        if first && taking.kernel_lines == 0 {
+            let why = "no line of it is the kernel's, and a kernel's log is never empty";
+            return Err(std::io::Error::new(ErrorKind::InvalidData, why));
+        }
+        Ok(taking.said)
     }
 }
 
-fn take(said: &mut Said, next: &mut Option<u64>, text: &str) {
-    // What follows the first line are fields of it, and lines that belong to it.
-    let Some(line) = text.lines().next() else { return };
-    if let Some(seq) = sequence(line) {
-        // The first line of a boot has number 0.
-        let awaited = next.unwrap_or(0);
-        if seq < awaited {
+/// A reading.
+struct Taking<'a> {
+    listener: &'a mut Listener,
+    next: &'a mut Option<u64>,
+    said: Said,
+    kernel_lines: u64,
+    /// Records by device and fault.
+    alike: BTreeMap<(Option<PciAddress>, String), usize>,
+}
+
+impl<'a> Taking<'a> {
+    fn of(listener: &'a mut Listener, next: &'a mut Option<u64>) -> Self {
+        Self { listener, next, said: Said::default(), kernel_lines: 0, alike: BTreeMap::new() }
+    }
+
+    fn record(&mut self, text: &str) {
+        // What follows the first line are fields of it, and lines that belong to it.
+        let Some(line) = text.lines().next() else { return };
+        let Ok(line) = form::split(line) else {
+            self.said.gap = true;
+            return;
+        };
+        if let Some(seq) = line.seq {
+            // The first line of a boot has number 0.
+            let awaited = self.next.unwrap_or(0);
+            if seq < awaited {
+                return;
+            }
+            self.said.gap |= seq > awaited;
+            *self.next = seq.checked_add(1);
+        }
+        self.kernel_lines += u64::from(line.speaker == Speaker::Kernel && !line.text.trim().is_empty());
+        self.keep(&line);
+    }
+
+    /// Keeps what a line says of GPUs. What is beyond the most that are kept is lost, and said to be.
+    fn keep(&mut self, line: &form::Line<'_>) {
+        let Some(mut record) = self.listener.take(line) else { return };
+        if record.fault == Fault::LinkLost
+            && let Some(place) = record.device.map(|port| self.listener.places().place(port))
+        {
+            match place {
+                Place::Gpu(gpu) => record.device = Some(gpu),
+                Place::Other => return,
+                Place::Several | Place::Unknown => {}
+            }
+        }
+        let kind = (record.device, format!("{:?}", record.fault));
+        if self.alike.len() >= RECORDS_MAX && !self.alike.contains_key(&kind) {
+            self.said.gap = true;
             return;
         }
-        said.gap |= seq > awaited;
-        *next = Some(seq + 1);
-    }
-    keep(said, line);
-}
-
-/// Keeps what a line says of GPUs. What is beyond the most that are kept is lost, and said to be.
-fn keep(said: &mut Said, line: &str) {
-    let Some(record) = read(line) else { return };
-    if said.records.len() < RECORDS_MAX {
-        said.records.push(record);
-    } else {
-        said.gap = true;
+        let alike = self.alike.entry(kind).or_default();
+        *alike += 1;
+        if *alike > ALIKE_MAX {
+            return;
+        }
+        if self.said.records.len() < RECORDS_MAX {
+            self.said.records.push(record);
+        } else {
+            self.said.gap = true;
+        }
     }
 }
 
@@ -151,9 +205,9 @@ fn journal() -> Option<Said> {
     let args = ["--dmesg", "--boot", "--no-pager", "--quiet", "--output=short-monotonic"];
     let made = Command::new("journalctl").args(args).output().ok().filter(|o| o.status.success())?;
     let text = String::from_utf8_lossy(&made.stdout);
-    let mut lines = text.lines().peekable();
-    lines.peek()?;
-    let mut said = Said::default();
-    lines.for_each(|line| keep(&mut said, line));
-    Some(said)
+    text.lines().next()?;
+    let (mut listener, mut next) = (Listener::default(), None);
+    let mut taking = Taking::of(&mut listener, &mut next);
+    text.lines().for_each(|line| taking.record(line));
+    Some(taking.said)
 }

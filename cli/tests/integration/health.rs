@@ -7,7 +7,7 @@ use crate::{fixtures, run_in};
 #[test]
 fn a_kernel_log_is_replayed() {
     let ran = run_in(&fixtures().join("health"), &["health", "replay", "kernel.log"]);
-    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!(ran.code, 5, "{}", ran.err);
     expect![[r#"
            after  GPU                 cause           the node       evidence                                                                          
          120.0 s  0000:19:00  raised  xid:13          record         13, pid=4711, name=python3, Graphics SM Warp Exception on (GPC 2, TPC 1, SM 0):   
@@ -33,6 +33,24 @@ fn a_kernel_log_is_replayed() {
 
         At the end of the log the host is not claimable: quarantine (6 conditions).
     "#]].assert_eq(&ran.out);
+}
+
+/// A host without a fault may be claimed; the answer for programs says it in one word, and in the exit code.
+#[test]
+fn the_answer_is_for_programs_too() {
+    let folder = tempfile::tempdir().expect("temp");
+    let quiet = "[0.0] Linux version 6.8\n[1.0] nvidia 0000:3b:00.0: enabling device\n";
+    for (more, code, verdict) in [
+        ("", 0, "pass"),
+        ("[9.0] NVRM: Xid (PCI:0000:3b:00): 9999, new\n", 4, "unmeasured"),
+        ("[9.0] NVRM: Xid (PCI:0000:3b:00): 95, bad\n", 5, "fail"),
+    ] {
+        std::fs::write(folder.path().join("log"), format!("{quiet}{more}")).expect("written");
+        let ran = run_in(folder.path(), &["health", "replay", "log", "--output", "json"]);
+        let answer: serde_json::Value = serde_json::from_str(&ran.out).expect("JSON");
+        assert_eq!((ran.code, answer["verdict"].as_str()), (code, Some(verdict)), "{}", ran.out);
+        assert_eq!(answer["standing"]["claimable"], serde_json::json!(code == 0));
+    }
 }
 
 #[test]
@@ -81,8 +99,27 @@ fn what_does_not_read_is_said() {
         "{}",
         ran.err
     );
-    let ran = run_in(folder.path(), &["health", "replay", "empty.log"]);
-    assert!(ran.code == 2 && ran.err.contains("no line says anything"), "{}", ran.err);
+    for (name, text, said) in [
+        ("quiet.log", "[1.0] usb 1-1: new device\n", "no line of it names a GPU"),
+        ("nothing.log", "", "no line of it is the kernel's"),
+        ("quoted.log", "Mar 01 10:00:00 n bot[8]: NVRM: Xid (PCI:0000:3b:00): 79\n", "1 lines are those of processes"),
+    ] {
+        std::fs::write(folder.path().join(name), text).expect("written");
+        let ran = run_in(folder.path(), &["health", "replay", name]);
+        assert!(ran.code == 4 && ran.out.contains(said) && ran.out.contains("Unmeasured"), "{}", ran.out);
+    }
+    std::fs::write(folder.path().join("two.log"), "Mar 01 10:00:00 a kernel: x\nMar 01 10:00:00 b kernel: y\n")
+        .expect("written");
+    let ran = run_in(folder.path(), &["health", "replay", "two.log"]);
+    assert!(
+        ran.code == 2 && ran.err.contains("it has lines of a and of b: take one host's with --host"),
+        "{}",
+        ran.err
+    );
+    assert_eq!(run_in(folder.path(), &["health", "replay", "two.log", "--host", "a"]).code, 4);
+    std::fs::write(folder.path().join("number.log"), "3,18446744073709551615,5,-;x\n").expect("written");
+    let ran = run_in(folder.path(), &["health", "replay", "number.log"]);
+    assert!(ran.code == 2 && ran.err.contains("line 1: 18446744073709551615 is no number of a line"), "{}", ran.err);
     let ran =
         run_in(folder.path(), &["health", "diag", "empty.log", "--exit-code", "0", "--level", "1", "--gpus", "1"]);
     assert_eq!((ran.code, ran.out.contains("unmeasured")), (4, true), "no document is no proof: {}", ran.out);

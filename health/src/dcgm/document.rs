@@ -6,7 +6,8 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::errors::Version;
+use super::errors::{Version, id_of};
+use super::strict;
 
 /// Why a text is no document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
@@ -18,6 +19,9 @@ pub enum Problem {
     /// The JSON does not read: cut off, mostly.
     #[error("the JSON does not read: {0}")]
     Malformed(String),
+    /// Something follows the document: which of the two counts is not known.
+    #[error("something follows it: {0}")]
+    Trailing(String),
     /// It is larger than any real one.
     #[error("it has {0} bytes")]
     TooLarge(usize),
@@ -119,6 +123,8 @@ pub struct Document {
     pub results: Vec<TestResult>,
     /// Repetitions.
     pub iterations: u32,
+    /// What it says of all repetitions together.
+    pub overall: Option<Status>,
 }
 
 /// Larger than any real document of sixteen GPUs by far.
@@ -136,8 +142,10 @@ impl Document {
             return Err(Problem::TooLarge(text.len()));
         }
         let start = text.find('{').ok_or(Problem::NoJson)?;
-        let mut values = serde_json::Deserializer::from_str(&text[start..]).into_iter::<Value>();
-        let value = values.next().ok_or(Problem::NoJson)?.map_err(|e| Problem::Malformed(e.to_string()))?;
+        let (value, rest) = strict::read(&text[start..]).map_err(|e| Problem::Malformed(e.to_string()))?;
+        if !rest.trim().is_empty() {
+            return Err(Problem::Trailing(rest.trim().chars().take(80).collect()));
+        }
         let mut document = Self {
             version: None,
             is_v4: false,
@@ -145,6 +153,7 @@ impl Document {
             gpus: BTreeMap::new(),
             results: Vec::new(),
             iterations: 0,
+            overall: value.get("Overall Result").map(|word| Status::of(word.as_str())),
         };
         match value.get("iterations").and_then(Value::as_array) {
             Some(iterations) => {
@@ -257,6 +266,11 @@ fn number(value: &Value) -> Option<u32> {
     direct.or_else(|| value.as_str()?.trim().parse().ok())
 }
 
+/// A number, be it written as text.
+fn integer(value: &Value) -> Option<i64> {
+    value.as_i64().or_else(|| value.as_str()?.trim().parse().ok())
+}
+
 fn warnings(from: &Value) -> Vec<Warning> {
     let listed = from.get("warnings").or_else(|| from.get("warning"));
     let all: &[Value] = match listed {
@@ -264,10 +278,16 @@ fn warnings(from: &Value) -> Vec<Warning> {
         Some(one) => std::slice::from_ref(one),
         None => &[],
     };
-    let one = |w: &Value| Warning {
-        error: w.get("error_id").and_then(Value::as_i64),
-        severity: w.get("error_severity").and_then(Value::as_i64),
-        text: text_of(w.get("warning").unwrap_or(w)),
+    let one = |w: &Value| {
+        let id = w.get("error_id").filter(|id| !id.is_null());
+        let said = text_of(w.get("warning").unwrap_or(w));
+        // One that has nothing but a name that nobody knows says that name.
+        let text = match id.filter(|_| said.trim().is_empty()) {
+            Some(id) => text_of(id),
+            None => said,
+        };
+        let error = id.and_then(|id| integer(id).or_else(|| id_of(id.as_str()?)));
+        Warning { error, severity: w.get("error_severity").and_then(integer), text }
     };
     all.iter().map(one).filter(|w| !w.text.trim().is_empty() || w.error.is_some()).collect()
 }

@@ -86,6 +86,12 @@ pub fn name_of(id: i64) -> Option<&'static str> {
     known().get(&id).map(|(name, _)| *name)
 }
 
+/// The id of a name.
+#[must_use]
+pub fn id_of(name: &str) -> Option<i64> {
+    known().iter().find(|(_, (known, _))| *known == name.trim()).map(|(id, _)| *id)
+}
+
 /// The table of error ids.
 fn known() -> &'static BTreeMap<i64, (&'static str, Severity)> {
     static TABLE: OnceLock<BTreeMap<i64, (&'static str, Severity)>> = OnceLock::new();

@@ -33,6 +33,9 @@ const ISOLATE: u8 = 205;
 /// `DCGM_ST_DIAG_ALREADY_RUNNING` (-39).
 const RUNNING: u8 = 217;
 
+/// Skipped unless the operator says where its programs are (DCGM 4.5 and later).
+const OPTIONAL: [&str; 1] = ["nccl_tests"];
+
 /// How long one test of a list may take, seconds.
 pub const TEST_DEADLINE_S: u32 = 600;
 
@@ -64,6 +67,8 @@ pub struct Plan {
     pub tests: BTreeSet<String>,
     /// Tests among them that this GPU model does not have: they prove nothing and need not.
     pub not_applicable: BTreeSet<String>,
+    /// Tests among them that need what NVIDIA's package does not bring: a result of theirs counts, and none is missed.
+    pub optional: BTreeSet<String>,
     /// GPUs that were to be tested.
     pub gpus: Vec<Expected>,
 }
@@ -89,14 +94,15 @@ impl Plan {
             tests.extend(["memtest", "pulse_test"]);
         }
         let tests = tests.into_iter().map(str::to_owned).collect();
-        Self { tests, not_applicable: BTreeSet::new(), gpus }
+        let optional = OPTIONAL.map(str::to_owned).into();
+        Self { tests, not_applicable: BTreeSet::new(), optional, gpus }
     }
 
     /// A list of tests, as `-r memory,targeted_stress` takes it.
     #[must_use]
     pub fn of_tests(tests: &[&str], gpus: Vec<Expected>) -> Self {
         let tests = tests.iter().map(|t| (*t).to_owned()).collect();
-        Self { tests, not_applicable: BTreeSet::new(), gpus }
+        Self { tests, not_applicable: BTreeSet::new(), optional: BTreeSet::new(), gpus }
     }
 }
 
@@ -155,6 +161,8 @@ pub enum Reason {
         /// The word.
         status: String,
     },
+    /// It says of all repetitions together what no result says.
+    Overall(String),
     /// Exit code and document say different things.
     Inconsistent {
         /// The code.
@@ -180,6 +188,7 @@ impl fmt::Display for Reason {
             Self::Missing { test, gpu } => write!(f, "{test} has no result{}", on(gpu)),
             Self::Skipped { test, gpu } => write!(f, "{test} was left out{}", on(gpu)),
             Self::UnknownStatus { test, status } => write!(f, "{test} ended with {status}"),
+            Self::Overall(status) => write!(f, "the document says {status} of all together, and no result of it does"),
             Self::Inconsistent { code } => write!(f, "exit code {code} says something else than the document"),
             Self::AlreadyRunning => write!(f, "another diagnostic is running"),
             Self::ExitCode(code) => write!(f, "exit code {code}"),
@@ -214,6 +223,8 @@ pub struct Judgement {
     pub unmeasured: Vec<Reason>,
     /// GPUs that were to be tested and are not there.
     pub missing_gpus: Vec<u32>,
+    /// Tests that were left out, and need not have run.
+    pub left_out: Vec<String>,
     /// Every GPU has the same wrong setting: the image is to blame.
     pub image_fault: bool,
     /// By test and GPU.
@@ -233,6 +244,9 @@ impl fmt::Display for Judgement {
         for reason in &self.unmeasured {
             write!(f, "\n  not measured: {reason}")?;
         }
+        for test in &self.left_out {
+            write!(f, "\n  left out, and optional: {test}")?;
+        }
         if self.image_fault {
             write!(f, "\n  every GPU has the same wrong setting: the image is to blame")?;
         }
@@ -249,6 +263,7 @@ pub fn judge(text: &str, exit: Exit, plan: &Plan) -> Judgement {
         findings: Vec::new(),
         unmeasured: Vec::new(),
         missing_gpus: Vec::new(),
+        left_out: Vec::new(),
         image_fault: false,
         tests: Vec::new(),
     };
@@ -279,6 +294,7 @@ pub fn judge(text: &str, exit: Exit, plan: &Plan) -> Judgement {
         made.findings.extend(findings(result, version));
     }
     made.cover(&document, plan);
+    made.overall(&document);
     if let Exit::Code(code) = exit
         && !made.agrees(&document, code)
     {
@@ -326,11 +342,12 @@ fn findings(result: &TestResult, version: Option<Version>) -> Vec<Finding> {
             (None, None) => Severity::Triage,
         };
         // An error beside a pass: the test says two things.
-        let contradicts = result.status == Status::Pass && warning.error.is_some_and(|e| e != 0);
+        let contradicts = result.status == Status::Pass && warning.error != Some(0);
         finding(if contradicts { severity.max(Severity::Triage) } else { severity }, Some(warning))
     };
     let is_bad = matches!(result.status, Status::Fail | Status::Warn);
-    let counts = |w: &&Warning| is_bad || w.error.is_some_and(|e| e != 0);
+    // Whether it has an id or not: a test that passes has nothing to warn of.
+    let counts = |w: &&Warning| is_bad || w.error != Some(0);
     let mut all: Vec<Finding> = result.warnings.iter().filter(counts).map(judged).collect();
     if is_bad && all.is_empty() {
         all.push(finding(Severity::Triage, None));
@@ -341,21 +358,25 @@ fn findings(result: &TestResult, version: Option<Version>) -> Vec<Finding> {
 /// Checks of which version 3's software test consists, as far as they tell of GPUs (DCGM user guide, deployment plugin).
 const V3_SOFTWARE: [&str; 4] = ["NVML Library", "CUDA Main Library", "Page Retirement/Row Remap", "Inforom"];
 
-/// Whether a test has a result for a GPU. That of the machine counts in version 3's software test only, which names no
-/// GPU and has all its parts.
+/// Whether a test has a result for a GPU. Version 3's software test has parts, each of its own name, with GPUs or without:
+/// it needs all of them.
 fn document_covers(document: &Document, test: &str, gpu: u32, results: &[&TestResult]) -> bool {
-    if results.iter().any(|r| r.gpu == Some(gpu)) {
-        return true;
+    if document.is_v4 || test != "software" {
+        return results.iter().any(|r| r.gpu == Some(gpu));
     }
     let has = |part: &str| results.iter().any(|r| !r.is_summary && r.part.as_deref() == Some(part));
-    !document.is_v4 && test == "software" && V3_SOFTWARE.iter().all(|part| has(part))
+    V3_SOFTWARE.iter().all(|part| has(part))
 }
 
 impl Judgement {
     /// Every test that was to run needs a result for each GPU, in each repetition.
     fn cover(&mut self, document: &Document, plan: &Plan) {
         for test in &plan.tests {
-            let needed = !plan.not_applicable.contains(test);
+            let needed = !plan.not_applicable.contains(test) && !plan.optional.contains(test);
+            let ran = |r: &TestResult| r.test == *test && r.status != Status::NotRun;
+            if plan.optional.contains(test) && !document.results.iter().any(ran) {
+                self.left_out.push(test.clone());
+            }
             for gpu in &plan.gpus {
                 let mut verdict = Verdict::Pass;
                 for iteration in 0..document.iterations {
@@ -405,15 +426,26 @@ impl Judgement {
         verdict
     }
 
-    /// Whether the exit code says what the document says.
+    /// What the document says of all repetitions must be what some result says.
+    fn overall(&mut self, document: &Document) {
+        let Some(overall) = document.overall.as_ref().filter(|o| **o != Status::Pass) else { return };
+        if !document.results.iter().any(|r| r.status == *overall) {
+            self.unmeasured.push(Reason::Overall(overall.to_string()));
+        }
+    }
+
+    /// Whether the exit code says what the document says. Since 4.6 the code is made of the errors that results name, and not
+    /// of their status.
     fn agrees(&self, document: &Document, code: u8) -> bool {
         let bad = document.results.iter().any(|r| matches!(r.status, Status::Fail | Status::Warn));
         let failed = document.results.iter().any(|r| r.status == Status::Fail);
+        let by_errors = document.version.is_some_and(|version| version >= Version(4, 6, 0));
+        let names_error = document.results.iter().any(|r| r.warnings.iter().any(|w| w.error.is_some_and(|e| e != 0)));
         let isolates = self.findings.iter().any(|f| f.severity == Severity::Isolate);
         match code {
             OK => !failed,
-            ISOLATE => isolates,
-            _ => bad,
+            ISOLATE => isolates || (by_errors && names_error),
+            _ => bad || (by_errors && names_error),
         }
     }
 

@@ -7,6 +7,7 @@
 mod document;
 mod errors;
 mod judge;
+mod strict;
 
 pub use document::{Document, Problem, Status, TestResult, Warning};
 pub use errors::{Severity, Version};

@@ -7,7 +7,7 @@ use super::judged::{Judged, of_effect};
 use super::reading::Reading;
 use super::report::{Bound, Check, Number, Outcome};
 use crate::condition::{Event, HostConditions, What};
-use crate::kernel_log::Record;
+use crate::kernel_log::{Places, Record};
 use crate::policy::{Cause, Effect, Policy};
 use crate::verdict::Verdict;
 
@@ -34,12 +34,12 @@ impl Judged<'_> {
 
 /// What lines of the kernel log ask for, by the policy: `(GPU or host, effect, line)`.
 fn asked(records: &[Record], evidence: &Evidence, policy: &Policy) -> Vec<(Effect, String)> {
-    let gpus: Vec<_> = evidence.gpus.iter().map(|g| g.address).collect();
-    let major = evidence.driver.as_ref().ok().and_then(super::Driver::major).unwrap_or(u32::MAX);
+    let places = Places::of(evidence.gpus.iter().map(|g| g.address));
+    let major = evidence.driver.as_ref().ok().and_then(super::Driver::major);
     let mut host = HostConditions::default();
     for (seq, record) in (1..).zip(records) {
-        let Some(what) = What::of_record(record, major, &gpus) else { continue };
-        let at_ms = i64::try_from(record.at_us.unwrap_or(0) / 1000).unwrap_or(i64::MAX);
+        let Some(what) = What::of_record(record, major, &places) else { continue };
+        let at_ms = record.at_us.and_then(|us| i64::try_from(us / 1000).ok());
         host.observe(policy, &Event { at_ms, boot: "this".into(), seq, what });
     }
     host.conditions().filter(|c| !c.shadow).map(|c| (c.effect, format!("{}: {}", c.cause, c.text))).collect()

@@ -1,7 +1,7 @@
 //! Conditions: raised by evidence, ended by their rule, and nothing in between.
 
 use health::condition::{Change, Event, HostConditions, What};
-use health::kernel_log::{PciAddress, read};
+use health::kernel_log::{PciAddress, Places, read};
 use health::policy::{Cause, ClearRule, Effect, Policy};
 use proptest::prelude::*;
 
@@ -28,7 +28,7 @@ impl Bench {
 
     fn send(&mut self, what: What) -> Vec<Change> {
         self.seq += 1;
-        let event = Event { at_ms: self.now_ms, boot: self.boot.clone(), seq: self.seq, what };
+        let event = Event { at_ms: Some(self.now_ms), boot: self.boot.clone(), seq: self.seq, what };
         self.host.observe(&self.policy, &event)
     }
 
@@ -173,7 +173,7 @@ fn boots_only_go_forward() {
     let first = b.boot.clone();
     b.reboot();
     let now = b.host.clone();
-    let late = Event { at_ms: b.now_ms, boot: first, seq: 99, what: What::Booted };
+    let late = Event { at_ms: Some(b.now_ms), boot: first, seq: 99, what: What::Booted };
     b.host.observe(&b.policy, &late);
     assert_eq!(b.host, now, "an earlier boot does not come back");
     b.fault("xid:79");
@@ -236,7 +236,7 @@ fn nvlink_sub_codes_decide() {
             "NVRM: Xid (PCI:0000:01:00): 144, SAW_MVB Non-fatal XC0 i0 Link 0 (0x00000001 {status} 0x0 0x0 0x0 0x0)"
         );
         let record = read(&line).expect("reads");
-        b.send(What::of_record(&record, 580, &[]).expect("a GPU's"));
+        b.send(What::of_record(&record, Some(580), &Places::default()).expect("a GPU's"));
         assert_eq!(b.effect(), Some(effect), "{status}");
     }
 }
@@ -246,7 +246,7 @@ fn evidence_counts_once_and_of_this_boot_only() {
     let mut b = bench();
     b.send(What::Booted);
     let fault = What::Fault { cause: Cause::Xid(95), gpu: Some(gpu(1)), decoded: None, text: String::new() };
-    let event = Event { at_ms: b.now_ms, boot: "b1".into(), seq: 50, what: fault.clone() };
+    let event = Event { at_ms: Some(b.now_ms), boot: "b1".into(), seq: 50, what: fault.clone() };
     assert_eq!(b.host.observe(&b.policy, &event).len(), 1);
     let after = b.host.clone();
     b.host.observe(&b.policy, &event);

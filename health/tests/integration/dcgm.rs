@@ -296,8 +296,14 @@ fn what_is_no_document_says_why() {
         let made = judge(text, Exit::Code(0), &plan(8));
         assert_eq!((made.verdict, made.unmeasured), (Verdict::Unmeasured, vec![Reason::NoDocument(problem)]));
     }
-    let banner = format!("Successfully ran diagnostic for group.\n+---+\n{}\nbye", v4(8));
+    let banner = format!("Successfully ran diagnostic for group.\n+---+\n{}\n", v4(8));
     assert_eq!(judge(&banner, Exit::Code(0), &plan(8)).verdict, Verdict::Pass, "a banner does not matter");
+    // What follows may say the opposite.
+    let error = r#"{"DCGM Diagnostic":{"runtime_error":"lost"}}"#;
+    for after in ["bye", "}", error] {
+        let made = judge(&format!("{}{after}", v4(8)), Exit::Code(0), &plan(8));
+        assert_eq!(made.unmeasured, vec![Reason::NoDocument(Problem::Trailing(after.into()))]);
+    }
 }
 
 /// A document that is cut off anywhere proves nothing.
@@ -393,4 +399,112 @@ fn real_documents_are_judged() {
         }
     }
     assert_eq!(judge(&text, Exit::Code(0), &plan).verdict, Verdict::Pass);
+}
+
+/// A pass that warns is no pass, whatever form the warning has.
+#[test]
+fn a_pass_that_warns_is_looked_at() {
+    for (warning, remedy) in [
+        (json!({ "warning": "could not allocate" }), Remedy::Recheck),
+        (json!("could not allocate"), Remedy::Recheck),
+        (json!({ "warning": "x", "error_id": "6", "error_severity": "2" }), Remedy::Replace),
+        (json!({ "warning": "x", "error_id": 6, "error_severity": 2 }), Remedy::Replace),
+        (
+            json!({ "warning": "x", "error_id": "DCGM_FR_PENDING_PAGE_RETIREMENTS", "error_severity": 2 }),
+            Remedy::Replace,
+        ),
+        (json!({ "warning": "", "error_id": "something new" }), Remedy::Recheck),
+    ] {
+        let mut document = v4(8);
+        warn(&mut document, "memory", 3, "Pass", warning.clone());
+        let made = judged(&document, 0, 8);
+        assert_eq!((made.verdict, made.remedy), (Verdict::Fail, remedy), "{warning}");
+    }
+}
+
+/// Two values of one name: which of them the writer meant is not known.
+#[test]
+fn names_that_come_twice_prove_nothing() {
+    let good = v4(2).to_string();
+    let twice = [
+        format!("{},{}", &good[..good.len() - 1], &good[1..]),
+        good.replacen(r#""status":"Pass""#, r#""status":"Fail","status":"Pass""#, 1),
+    ];
+    for text in twice {
+        let made = judge(&text, Exit::Code(0), &plan(2));
+        let [Reason::NoDocument(Problem::Malformed(why))] = &made.unmeasured[..] else { panic!("{made:?}") };
+        assert!(why.contains("comes twice"), "{why}");
+    }
+}
+
+#[test]
+fn the_result_of_all_is_one_of_the_results() {
+    let of = |overall: &str| json!({ "iterations": [v4(2), v4(2)], "Overall Result": overall });
+    for (overall, verdict) in [("Pass", Verdict::Pass), ("Fail", Verdict::Unmeasured), ("Killed", Verdict::Unmeasured)]
+    {
+        assert_eq!(judged(&of(overall), 0, 2).verdict, verdict, "{overall}");
+    }
+}
+
+/// Version 3's software test has parts, each with GPUs or without: one of them is not the test.
+#[test]
+fn parts_of_the_software_test_are_all_needed() {
+    let part = |name: &str| json!({ "name": name, "results": [{ "gpu_ids": "0,1", "status": "Pass" }] });
+    let of = |parts: &[&str]| {
+        let tests: Vec<Value> = parts.iter().map(|name| part(name)).collect();
+        let text = json!({ "DCGM GPU Diagnostic": { "version": "3.1.0",
+            "test_categories": [{ "category": "Deployment", "tests": tests }] } });
+        judge(&text.to_string(), Exit::Code(0), &Plan::of_level(1, Version(3, 1, 0), gpus(2))).verdict
+    };
+    let needed = ["NVML Library", "CUDA Main Library", "Page Retirement/Row Remap", "Inforom"];
+    assert_eq!(of(&needed), Verdict::Pass);
+    assert_eq!(of(&["Denylist"]), Verdict::Unmeasured);
+    for missing in 0..needed.len() {
+        let mut parts = needed.to_vec();
+        parts.remove(missing);
+        assert_eq!(of(&parts), Verdict::Unmeasured, "without {}", needed[missing]);
+    }
+}
+
+/// Since 4.6 dcgmi's exit code is made of errors, and not of how tests ended.
+#[test]
+fn the_exit_code_is_that_of_the_version() {
+    let of = |version: &str, code: u8| {
+        let mut document = v4(8);
+        document["metadata"]["version"] = json!(version);
+        warn(&mut document, "memory", 3, "Pass", json!({ "warning": "x", "error_id": 56, "error_severity": 4 }));
+        judged(&document, code, 8).verdict
+    };
+    assert_eq!((of("4.6.0", 226), of("4.6.0", 205)), (Verdict::Fail, Verdict::Fail));
+    assert_eq!((of("4.5.2", 226), of("4.5.2", 205)), (Verdict::Unmeasured, Verdict::Unmeasured));
+}
+
+/// NVIDIA's package does not bring the programs of the NCCL test: it is skipped on every stock host.
+#[test]
+fn optional_tests_are_optional_and_count_where_they_ran() {
+    let plan = Plan::of_level(3, Version(4, 6, 0), gpus(2));
+    let with = |nccl: Option<&str>| {
+        let mut document = v4(2);
+        let result = |gpu: u32, status: &str| json!({ "entity_group": "GPU", "entity_id": gpu, "status": status });
+        let test =
+            |name: &str, status: &str| json!({ "name": name, "results": [result(0, status), result(1, status)] });
+        let mut tests: Vec<Value> =
+            ["diagnostic", "memory_bandwidth", "targeted_stress", "targeted_power", "nvbandwidth"]
+                .map(|name| test(name, "Pass"))
+                .into();
+        tests.extend(nccl.map(|status| test("nccl_tests", status)));
+        document["DCGM Diagnostic"]["test_categories"]
+            .as_array_mut()
+            .expect("categories")
+            .push(json!({ "category": "Stress", "tests": tests }));
+        let code = if nccl == Some("Fail") { 226 } else { 0 };
+        judge(&document.to_string(), Exit::Code(code), &plan)
+    };
+    for skipped in [None, Some("Skip"), Some("Not Run")] {
+        let made = with(skipped);
+        assert_eq!((made.verdict, made.left_out), (Verdict::Pass, vec!["nccl_tests".to_owned()]), "{skipped:?}");
+    }
+    let ran = with(Some("Pass"));
+    assert_eq!((ran.verdict, ran.left_out), (Verdict::Pass, vec![]));
+    assert_eq!(with(Some("Fail")).verdict, Verdict::Fail);
 }

@@ -6,5 +6,6 @@ mod conditions;
 mod dcgm;
 mod gate;
 mod kernel;
+mod logs;
 mod rates;
 mod weekly;

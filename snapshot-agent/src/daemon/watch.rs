@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use health::condition::{Change, Event, What};
 use health::gate::{HARDWARE_SLOWDOWN, Limits, Look, Reading, Unseen};
-use health::kernel_log::{PciAddress, Record};
+use health::kernel_log::{PciAddress, Places, Record};
 use health::policy::{Cause, Policy};
 
 use super::state::State;
@@ -26,7 +26,7 @@ const THERMAL_LOOKS: u32 = 2;
 pub struct Watcher {
     log: KernelLog,
     library: Worker,
-    driver_major: u32,
+    driver_major: Option<u32>,
     gpus: Vec<PciAddress>,
     slowed: Vec<(PciAddress, u32)>,
     /// What could not be looked at in the last look; empty where all was.
@@ -38,7 +38,7 @@ impl Watcher {
     #[must_use]
     pub fn new(log: &Path, library: Worker, state: &State) -> Self {
         let log = KernelLog::from_line(log, state.log_next);
-        Self { log, library, driver_major: u32::MAX, gpus: Vec::new(), slowed: Vec::new(), unseen: Vec::new() }
+        Self { log, library, driver_major: None, gpus: Vec::new(), slowed: Vec::new(), unseen: Vec::new() }
     }
 
     /// The GPUs that the host has, each with its UUID where it tells it.
@@ -48,7 +48,7 @@ impl Watcher {
     pub fn survey(&mut self) -> Look<Vec<(PciAddress, Option<String>)>> {
         let answer = self.ask(&Ask::Survey)?;
         let Answer::Survey(driver, gpus) = answer else { return Err(Unseen::Crashed("another answer".into())) };
-        self.driver_major = driver.major().unwrap_or(u32::MAX);
+        self.driver_major = driver.major();
         self.gpus = gpus.iter().map(|(_, address)| *address).collect();
         let mut found = Vec::new();
         for (index, address) in gpus {
@@ -98,7 +98,8 @@ impl Watcher {
     }
 
     fn line(&self, record: &Record, state: &mut State, policy: &Policy, now_ms: i64) -> Vec<Change> {
-        match What::of_record(record, self.driver_major, &self.gpus) {
+        let places = Places::of(self.gpus.iter().copied());
+        match What::of_record(record, self.driver_major, &places) {
             Some(what) => observe(state, policy, what, now_ms),
             None => Vec::new(),
         }
@@ -198,6 +199,6 @@ fn fault(
 /// One more event of this boot.
 pub fn observe(state: &mut State, policy: &Policy, what: What, now_ms: i64) -> Vec<Change> {
     state.event_seq += 1;
-    let event = Event { at_ms: now_ms, boot: state.boot.clone(), seq: state.event_seq, what };
+    let event = Event { at_ms: Some(now_ms), boot: state.boot.clone(), seq: state.event_seq, what };
     state.host.observe(policy, &event)
 }

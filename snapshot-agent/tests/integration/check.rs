@@ -147,6 +147,12 @@ fn what_could_not_be_seen_is_named_and_not_healthy() {
     let stand = Stand::healthy(1);
     std::fs::write(stand.kernel_log(), "6,900,10,-;some line\n").unwrap();
     found(&stand, &[], 4, "lines were lost before they were read");
+    // A kernel's log is never empty, and what a process wrote is not the kernel's.
+    for text in ["", "\n", "30,0,10,-;systemd[1]: hello\n"] {
+        let stand = Stand::healthy(1);
+        std::fs::write(stand.kernel_log(), text).unwrap();
+        found(&stand, &[], 4, "no line of it is the kernel's");
+    }
     let mut stand = Stand::healthy(1);
     stand.variables.push(("STAND_IN_CRASH", "bandwidth".into()));
     found(&stand, &[], 4, "the probe ended: signal: 6 (SIGABRT)");
@@ -178,4 +184,16 @@ fn senseless_options_are_refused_with_the_reason() {
     found(&stand, &["--tensor-s", "0"], 2, "cannot be used multiple times");
     std::fs::write(&limits, "[[model]]\npci_device = '2335'\nread_fail_gbps = 9000.0\n").unwrap();
     found(&stand, &["--limits", &limits.display().to_string()], 5, "read_gbps 4200 is below 9000");
+}
+
+/// A log of any length is read to its end, and a storm of one kind hides nothing that comes after it.
+#[test]
+fn the_last_line_of_a_long_log_is_found() {
+    let stand = Stand::healthy(1);
+    let mut text = "[1.0] EXT4-fs (sda1): mounted filesystem with ordered data mode\n".repeat(1_100_000);
+    text += &"[8.0] nvidia 0000:01:00.0: PCIe Bus Error: severity=Corrected, type=Physical Layer\n".repeat(50_000);
+    text += "[9.0] NVRM: Xid (PCI:0000:01:00): 79, pid=1, GPU has fallen off the bus.\n";
+    assert!(text.len() > 64 << 20);
+    std::fs::write(stand.kernel_log(), text).unwrap();
+    found(&stand, &[], 5, "xid:79: NVRM: Xid (PCI:0000:01:00): 79");
 }

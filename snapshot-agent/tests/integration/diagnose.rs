@@ -73,6 +73,20 @@ exit 205"#,
     assert_eq!(std::fs::read_to_string(folder.path().join("asked")).unwrap(), "diag -r memory,pcie -j\n");
 }
 
+/// A wrapper that starts the host engine leaves a process behind which has the output open: nobody waits for that one.
+#[test]
+fn what_is_left_behind_is_not_waited_for() {
+    #[allow(clippy::disallowed_methods, reason = "real processes take real time")]
+    let began = Instant::now();
+    let (_folder, diagnosis) = dcgmi("(exec sleep 30) &\ncat passing.json");
+    assert_eq!(run(&diagnosis).judgement.verdict, Verdict::Pass, "what it printed itself is all there");
+    let (_folder, mut late) =
+        dcgmi("(trap '' INT TERM; exec sleep 30) &\ntrap 'exit 1' INT\nwhile true; do sleep 0.1; done");
+    late.deadline = Duration::from_secs(1);
+    assert_eq!(run(&late).judgement.unmeasured, [Reason::TimedOut]);
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+}
+
 #[test]
 fn what_is_not_a_result_proves_nothing() {
     for (script, reason) in [
