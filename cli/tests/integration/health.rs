@@ -14,7 +14,7 @@ fn a_kernel_log_is_replayed() {
          900.0 s  0000:19:00  over    xid:13          record                                                                                           
          900.0 s  0000:3b:00  raised  xid:63          reset-at-idle  63, pid='<unknown>', name=<unknown>, Row Remapper: New row (0x1f3a) marked for r  
          900.1 s  0000:3b:00  raised  xid:94          reset-at-idle  94, pid=5001, name=python3, Contained: SM (0x1). RST: No, D-RST: No               
-         900.1 s  host        raised  log-gap         recheck        4 lines are missing                                                               
+        1800.0 s  host        raised  log-gap         recheck        4 lines are missing                                                               
         1800.0 s  0000:5d:00  raised  pcie-corrected  record         pcieport 0000:00:01.0: AER: Corrected error received: 0000:5d:00.0                
         2400.0 s  0000:5d:00  over    pcie-corrected  record                                                                                           
         2400.0 s  0000:5d:00  raised  xid:149         drain-reset    149, NETIR_LINK_EVT Fatal XC0 i0 Link 8 (0x00000011 0x00000004 0x00000000 0x0000  
@@ -29,7 +29,7 @@ fn a_kernel_log_is_replayed() {
         xid:149         0000:5d:00      1         1  recheck       drain-reset    
         driver:1        0000:5d:00      1         1  -             drain-reset    
         pcie-corrected  0000:5d:00      1         1  -             record         
-        log-gap         host            0         1  -             recheck        
+        log-gap         host            1         1  -             recheck        
 
         At the end of the log the host is not claimable: quarantine (6 conditions).
     "#]].assert_eq(&ran.out);
