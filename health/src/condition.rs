@@ -95,6 +95,7 @@ impl What {
             Fault::InitFailed if gpu.is_some_and(|d| matches!(places.place(d), Place::Other)) => return None,
             Fault::InitFailed => Cause::InitFailed,
             Fault::GspSilent => Cause::GspSilent,
+            Fault::LinksDown => Cause::LinksDown,
             Fault::UvmFatal => Cause::UvmFatal,
             // Disks and network cards report in the same way.
             Fault::PcieCorrected | Fault::PcieUncorrected { .. } | Fault::LinkLost => {

@@ -35,6 +35,8 @@ pub enum Cause {
     InitFailed,
     /// A GPU's system processor gives no sign of life.
     GspSilent,
+    /// Links of NVLink did not come up again.
+    LinksDown,
     /// The driver of unified memory has given up.
     UvmFatal,
     /// A row is to be remapped at the next reset.
@@ -53,7 +55,7 @@ pub enum Cause {
     ProbeStuck,
 }
 
-const PLAIN: [(Cause, &str); 17] = [
+const PLAIN: [(Cause, &str); 18] = [
     (Cause::XidUnreadable, "xid-unreadable"),
     (Cause::SXid { fatality: Fatality::Fatal }, "sxid-fatal"),
     (Cause::SXid { fatality: Fatality::NonFatal }, "sxid-non-fatal"),
@@ -63,6 +65,7 @@ const PLAIN: [(Cause, &str); 17] = [
     (Cause::PciePort, "pcie-port"),
     (Cause::InitFailed, "init-failed"),
     (Cause::GspSilent, "gsp-silent"),
+    (Cause::LinksDown, "links-down"),
     (Cause::UvmFatal, "uvm-fatal"),
     (Cause::RemapPending, "remap-pending"),
     (Cause::RemapFailed, "remap-failed"),

@@ -189,6 +189,11 @@ fn written(line: &str) -> Line<'_> {
     } else if let Some(after) = bracket(rest, &mut made) {
         (rest, stamped) = (after, true);
     }
+    if !stamped {
+        // Times that somebody has cut out, and a name without host and time.
+        rest = rest.strip_prefix("[...]").unwrap_or(rest).trim_start();
+        rest = rest.strip_prefix("kernel: ").unwrap_or(rest);
+    }
     let mut speaker = of_text(rest);
     if stamped && let Some((host, who, text)) = of_host(rest) {
         (made.host, speaker, rest) = (Some(host.to_owned()), who, text);

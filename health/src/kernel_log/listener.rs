@@ -120,6 +120,8 @@ impl Listener {
             Fault::OffTheBus
         } else if said.contains("heartbeat timed out") || said.contains("Heartbeat timed out") {
             Fault::GspSilent
+        } else if said.contains("postRxDetLinkMask failed") || said.contains("Failed to update Rx Detect Link mask") {
+            Fault::LinksDown
         } else if said.contains("uvm encountered global fatal error") {
             return Some(Heard::of(None, Fault::UvmFatal));
         } else {

@@ -111,6 +111,8 @@ pub enum Fault {
     InitFailed,
     /// The GPU's system processor gives no sign of life.
     GspSilent,
+    /// Links of NVLink did not come up again.
+    LinksDown,
     /// The driver of unified memory has given up, for all GPUs.
     UvmFatal,
     /// PCIe reports an error that was corrected.

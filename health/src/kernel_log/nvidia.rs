@@ -111,7 +111,7 @@ pub(super) fn switch(text: &str) -> Option<Switch> {
     if rest.starts_with("Data {") {
         return Some(Switch::Data(device, code));
     }
-    let word = rest.split(',').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let word = rest.split([',', ' ']).next().unwrap_or_default().to_ascii_lowercase();
     let severity = rest.strip_prefix("Severity ").and_then(|r| r.split(' ').next());
     let fatality = match (word.as_str(), severity) {
         _ if is_always_fatal(code) => Fatality::Fatal,

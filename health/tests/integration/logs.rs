@@ -246,6 +246,11 @@ fn unknown_lines_are_looked_at() {
         (format!("{sxid}: 20034, Severity 1 Engine instance 60"), Effect::DrainReboot),
         (format!("{sxid}: 11012, Severity 0 Engine instance 60"), Effect::Record),
         (format!("{sxid}: 11012, Fata"), Effect::Recheck),
+        (format!("{sxid}: 11012, Non-fatal error"), Effect::Record),
+        (
+            "NVRM: knvlinkDiscoverPostRxDetLinks_GH100: Getting peer0's postRxDetLinkMask failed!".into(),
+            Effect::Recheck,
+        ),
         (format!("{sxid}: 11012, Data {{0x1, 0x2}}"), Effect::Recheck),
         ("nvidia-nvswitch0: SXid".into(), Effect::Recheck),
         ("pcieport 0000:3a:00.0: DPC: containment event, status:0x1f01 source:0x0000".into(), Effect::Recheck),
@@ -272,7 +277,9 @@ fn unknown_lines_are_looked_at() {
             Effect::Quarantine,
         ),
     ] {
-        assert_eq!(answer(&format!("[5.0] {line}")), Some(expected), "{line}");
+        for stamp in ["[5.0]", "[...]", "kernel:", ""] {
+            assert_eq!(answer(&format!("{stamp} {line}")), Some(expected), "{stamp} {line}");
+        }
     }
 }
 
