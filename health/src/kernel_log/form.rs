@@ -184,10 +184,13 @@ fn written(line: &str) -> Line<'_> {
         rest = text.trim_start();
     }
     let mut stamped = false;
+    // What dmesg prints has no host in it: its times are in brackets, or have a comma.
+    let mut has_host = true;
     if let Some((wall, after)) = clock(rest) {
+        has_host = !rest[..rest.len() - after.len()].contains(',');
         (made.wall, rest, stamped) = (Some(wall), after, true);
     } else if let Some(after) = bracket(rest, &mut made) {
-        (rest, stamped) = (after, true);
+        (rest, stamped, has_host) = (after, true, false);
     }
     if !stamped {
         // Times that somebody has cut out, and a name without host and time.
@@ -195,7 +198,7 @@ fn written(line: &str) -> Line<'_> {
         rest = rest.strip_prefix("kernel: ").unwrap_or(rest);
     }
     let mut speaker = of_text(rest);
-    if stamped && let Some((host, who, text)) = of_host(rest) {
+    if stamped && let Some((host, who, text)) = of_host(rest, has_host) {
         (made.host, speaker, rest) = (Some(host.to_owned()), who, text);
         // Files of syslog have the kernel's own time in front of its text.
         if who == Speaker::Kernel
@@ -320,9 +323,9 @@ fn days(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
 }
 
-/// `node-1 kernel: text` behind a time: host, who, text. Text of the kernel's own may look alike: its second word has no name
-/// of a program in it.
-fn of_host(text: &str) -> Option<(&str, Speaker, &str)> {
+/// `node-1 kernel: text` behind a time: host, who, text. Text of the kernel's own may look alike (`Command line: …`): unless
+/// there must be a host, only `kernel` or a number of a process tells that there is one.
+fn of_host(text: &str, has_host: bool) -> Option<(&str, Speaker, &str)> {
     let (host, rest) = text.split_once(' ')?;
     if host.is_empty() || host.contains([':', '[', '(', '<']) {
         return None;
@@ -340,6 +343,9 @@ fn of_host(text: &str) -> Option<(&str, Speaker, &str)> {
     let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_./@()".contains(c));
     if !is_name || pid.is_some_and(|pid| !is_number(pid)) {
+        return None;
+    }
+    if !has_host && name != "kernel" && pid.is_none() {
         return None;
     }
     let speaker = if name == "kernel" && pid.is_none_or(|pid| pid == "0") { Speaker::Kernel } else { Speaker::Process };

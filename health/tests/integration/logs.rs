@@ -218,6 +218,20 @@ fn only_the_kernel_is_a_witness() {
     assert_eq!(form::split("systemd[1]: hello").expect("reads").speaker, Speaker::Process);
 }
 
+/// Words of the kernel's own that look like a host and a program.
+#[test]
+fn the_kernels_words_are_no_hosts() {
+    for text in
+        ["Command line: quiet", "Hypervisor detected: KVM", "random crng: init done", "usb usb1: New USB device"]
+    {
+        for stamp in ["[    0.000000]", "[Sun Mar  1 10:16:40 2026]", "2026-03-01T10:16:40,123456+00:00", "6,1,0,-;"] {
+            let line = format!("{stamp}{}{text}", if stamp.ends_with(';') { "" } else { " " });
+            let read = form::split(&line).expect("reads");
+            assert_eq!((read.host, read.speaker, &*read.text), (None, Speaker::Kernel, text), "{line}");
+        }
+    }
+}
+
 #[test]
 fn hosts_are_not_mixed() {
     let text = format!("Mar 01 10:00:00 a kernel: {DBE}\nMar 01 10:00:00 b kernel: usb\n");
