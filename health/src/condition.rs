@@ -91,9 +91,9 @@ impl What {
             Fault::RemapPending => Cause::RemapPending,
             Fault::SXid { fatality, .. } => Cause::SXid { fatality: *fatality },
             Fault::OffTheBus => Cause::Xid(79),
-            // Any driver's words for a device that does not come back.
-            Fault::InitFailed if gpu.is_some_and(|d| matches!(places.place(d), Place::Other)) => return None,
-            Fault::InitFailed => Cause::InitFailed,
+            // Any driver's words, of any device.
+            Fault::ResetFailed if !gpu.is_some_and(|d| matches!(places.place(d), Place::Gpu(_))) => return None,
+            Fault::InitFailed | Fault::ResetFailed => Cause::InitFailed,
             Fault::GspSilent => Cause::GspSilent,
             Fault::LinksDown => Cause::LinksDown,
             Fault::UvmFatal => Cause::UvmFatal,
@@ -102,7 +102,7 @@ impl What {
                 gpu = match gpu.map(|device| places.place(device)) {
                     Some(Place::Gpu(gpu)) => Some(gpu),
                     Some(Place::Several) => None,
-                    Some(Place::Unknown) if record.fault == Fault::LinkLost => {
+                    Some(Place::Unknown) | None if record.fault == Fault::LinkLost => {
                         let (cause, text) = (Cause::PciePort, record.text.clone());
                         return Some(Self::Fault { cause, gpu: None, decoded, text });
                     }
@@ -193,6 +193,9 @@ pub struct HostConditions {
 struct Episode {
     began_ms: i64,
     last_ms: i64,
+    /// Nobody told when: the next time that is told may be its own.
+    #[serde(default)]
+    is_undated: bool,
     /// Something was done against it, and the gate passed.
     over: bool,
 }
@@ -389,8 +392,18 @@ impl HostConditions {
                 && !(is_left_alone && at_ms.saturating_sub(e.began_ms) >= EPISODE_MAX_MS)
         };
         match times.back_mut() {
+            Some(e) if !e.over && !was_mended && e.is_undated && told_ms.is_some() => {
+                (e.began_ms, e.last_ms, e.is_undated) = (at_ms, at_ms, false);
+            }
             Some(e) if !e.over && !was_mended && goes_on(e) => e.last_ms = at_ms.max(e.last_ms),
-            _ => times.push_back(Episode { began_ms: at_ms, last_ms: at_ms, over: false }),
+            _ => {
+                times.push_back(Episode {
+                    began_ms: at_ms,
+                    last_ms: at_ms,
+                    is_undated: told_ms.is_none(),
+                    over: false,
+                });
+            }
         }
         let forgotten = |e: &Episode| at_ms.saturating_sub(e.last_ms) > FORGOTTEN_MS;
         while times.len() > EPISODES_MAX || times.front().is_some_and(forgotten) {

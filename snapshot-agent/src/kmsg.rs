@@ -106,7 +106,7 @@ impl KernelLog {
         // The ring had turned over before anybody read it: the journal may have what is lost.
         if from_start
             && said.gap
-            && let Some(whole) = journal()
+            && let Some(whole) = journal(&mut self.listener)
         {
             return Ok(whole);
         }
@@ -125,9 +125,15 @@ impl KernelLog {
         // A line at a time: a file may have any length.
         while reader.by_ref().take(LINE_MAX).read_until(b'\n', &mut line)? > 0 {
             taking.record(&String::from_utf8_lossy(&line));
+            // The rest of a line that is too long is not another line.
+            while line.len() as u64 == LINE_MAX && line.last() != Some(&b'\n') {
+                line.clear();
+                reader.by_ref().take(LINE_MAX).read_until(b'\n', &mut line)?;
+            }
             line.clear();
         }
         if first && taking.kernel_lines == 0 {
+            self.open = None;
             let why = "no line of it is the kernel's, and a kernel's log is never empty";
             return Err(std::io::Error::new(ErrorKind::InvalidData, why));
         }
@@ -157,29 +163,37 @@ impl<'a> Taking<'a> {
             self.said.gap = true;
             return;
         };
+        self.kernel_lines += u64::from(line.speaker == Speaker::Kernel && !line.text.trim().is_empty());
         if let Some(seq) = line.seq {
             // The first line of a boot has number 0.
             let awaited = self.next.unwrap_or(0);
             if seq < awaited {
+                // It was told before; what it names is to be known all the same.
+                self.listener.take(&line);
                 return;
             }
             self.said.gap |= seq > awaited;
             *self.next = seq.checked_add(1);
         }
-        self.kernel_lines += u64::from(line.speaker == Speaker::Kernel && !line.text.trim().is_empty());
         self.keep(&line);
     }
 
     /// Keeps what a line says of GPUs. What is beyond the most that are kept is lost, and said to be.
     fn keep(&mut self, line: &form::Line<'_>) {
         let Some(mut record) = self.listener.take(line) else { return };
-        if record.fault == Fault::LinkLost
-            && let Some(place) = record.device.map(|port| self.listener.places().place(port))
+        let places = self.listener.places();
+        if matches!(record.fault, Fault::LinkLost | Fault::PcieCorrected | Fault::PcieUncorrected { .. })
+            && let Some(place) = record.device.map(|port| places.place(port))
         {
             match place {
                 Place::Gpu(gpu) => record.device = Some(gpu),
-                Place::Other => return,
-                Place::Several | Place::Unknown => {}
+                // Which of them is for the gate to find.
+                Place::Several if record.fault != Fault::PcieCorrected => {
+                    (record.device, record.fault) = (None, Fault::LinkLost);
+                }
+                // Where the log has lost who is behind a port, it does not know that nobody is.
+                Place::Other if places.gpus().next().is_some() => return,
+                Place::Several | Place::Other | Place::Unknown => {}
             }
         }
         let kind = (record.device, format!("{:?}", record.fault));
@@ -201,13 +215,13 @@ impl<'a> Taking<'a> {
 }
 
 /// The kernel log of this boot as the journal keeps it.
-fn journal() -> Option<Said> {
+fn journal(listener: &mut Listener) -> Option<Said> {
     let args = ["--dmesg", "--boot", "--no-pager", "--quiet", "--output=short-monotonic"];
     let made = Command::new("journalctl").args(args).output().ok().filter(|o| o.status.success())?;
     let text = String::from_utf8_lossy(&made.stdout);
     text.lines().next()?;
-    let (mut listener, mut next) = (Listener::default(), None);
-    let mut taking = Taking::of(&mut listener, &mut next);
+    let mut next = None;
+    let mut taking = Taking::of(listener, &mut next);
     text.lines().for_each(|line| taking.record(line));
     Some(taking.said)
 }

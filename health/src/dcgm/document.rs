@@ -22,6 +22,9 @@ pub enum Problem {
     /// Something follows the document: which of the two counts is not known.
     #[error("something follows it: {0}")]
     Trailing(String),
+    /// It says two things at once.
+    #[error("it says two things: {0}")]
+    Contradiction(String),
     /// It is larger than any real one.
     #[error("it has {0} bytes")]
     TooLarge(usize),
@@ -155,6 +158,9 @@ impl Document {
             iterations: 0,
             overall: value.get("Overall Result").map(|word| Status::of(word.as_str())),
         };
+        if let Some(error) = value.get("runtime_error") {
+            return Err(Problem::RuntimeError(text_of(error)));
+        }
         match value.get("iterations").and_then(Value::as_array) {
             Some(iterations) => {
                 for one in iterations {
@@ -170,6 +176,9 @@ impl Document {
     }
 
     fn add(&mut self, value: &Value) -> Result<(), Problem> {
+        if value.get(V4).is_some() && value.get(V3).is_some() {
+            return Err(Problem::Contradiction("it is of version 3 and of version 4".into()));
+        }
         let root = value.get(V4).map(|root| (root, true)).or_else(|| value.get(V3).map(|root| (root, false)));
         let Some((root, is_v4)) = root else {
             let keys = value.as_object().map(|o| o.keys().take(5).cloned().collect::<Vec<_>>().join(", "));
@@ -183,7 +192,12 @@ impl Document {
         self.version = about.get("version").and_then(Value::as_str).and_then(|v| v.parse().ok()).or(self.version);
         let driver = about.get("Driver Version Detected").and_then(Value::as_str);
         self.driver = driver.map(str::to_owned).or(self.driver.take());
-        self.gpus.extend(if is_v4 { entities(value) } else { serials(root) });
+        for (entity, serial) in if is_v4 { entities(value) } else { serials(root) } {
+            let before = self.gpus.insert(entity, serial.clone());
+            if before.is_some_and(|before| before != serial) {
+                return Err(Problem::Contradiction(format!("GPU {entity} has two serial numbers")));
+            }
+        }
         let before = self.results.len();
         for category in array(root, "test_categories") {
             let deployment = category.get("category").and_then(Value::as_str) == Some("Deployment");
@@ -301,7 +315,7 @@ fn info(from: &Value) -> Vec<String> {
 }
 
 /// Serial numbers of version 4. `<<<NOT_SUPPORTED>>>` is none.
-fn entities(value: &Value) -> BTreeMap<u32, Option<String>> {
+fn entities(value: &Value) -> Vec<(u32, Option<String>)> {
     let groups = array(value, "entity_groups").iter();
     let gpus = groups.filter(|g| g.get("entity_group").and_then(Value::as_str) == Some("GPU"));
     let all = gpus.flat_map(|g| array(g, "entities"));
@@ -309,7 +323,7 @@ fn entities(value: &Value) -> BTreeMap<u32, Option<String>> {
 }
 
 /// Those of version 3.
-fn serials(root: &Value) -> BTreeMap<u32, Option<String>> {
+fn serials(root: &Value) -> Vec<(u32, Option<String>)> {
     let empty = Map::new();
     let listed = root.get("GPU Device Serials").and_then(Value::as_object).unwrap_or(&empty);
     listed.iter().filter_map(|(id, s)| Some((id.parse().ok()?, serial(Some(s))))).collect()

@@ -317,6 +317,11 @@ fn missing_gpus(document: &Document, plan: &Plan) -> Vec<u32> {
     plan.gpus.iter().filter(missing).map(|g| g.entity).collect()
 }
 
+/// Id 0 is "no error": what it says beside that counts all the same.
+fn says_something(warning: &Warning) -> bool {
+    warning.error != Some(0) || !warning.text.trim().is_empty()
+}
+
 /// What a result reports.
 fn findings(result: &TestResult, version: Option<Version>) -> Vec<Finding> {
     let finding = |severity: Severity, warning: Option<&Warning>| Finding {
@@ -342,12 +347,12 @@ fn findings(result: &TestResult, version: Option<Version>) -> Vec<Finding> {
             (None, None) => Severity::Triage,
         };
         // An error beside a pass: the test says two things.
-        let contradicts = result.status == Status::Pass && warning.error != Some(0);
+        let contradicts = result.status == Status::Pass && says_something(warning);
         finding(if contradicts { severity.max(Severity::Triage) } else { severity }, Some(warning))
     };
     let is_bad = matches!(result.status, Status::Fail | Status::Warn);
     // Whether it has an id or not: a test that passes has nothing to warn of.
-    let counts = |w: &&Warning| is_bad || w.error != Some(0);
+    let counts = |w: &&Warning| is_bad || says_something(w);
     let mut all: Vec<Finding> = result.warnings.iter().filter(counts).map(judged).collect();
     if is_bad && all.is_empty() {
         all.push(finding(Severity::Triage, None));
@@ -391,6 +396,12 @@ impl Judgement {
                     verdict = Verdict::Unmeasured;
                 }
                 self.tests.push(Tested { test: test.clone(), gpu: gpu.entity, verdict });
+            }
+        }
+        // A word that nobody knows, of whatever test it is.
+        for result in &document.results {
+            if let Status::Unknown(word) = &result.status {
+                self.unmeasured.push(Reason::UnknownStatus { test: result.test.clone(), status: word.clone() });
             }
         }
         let mut seen = BTreeSet::new();

@@ -59,6 +59,10 @@ const FACILITIES: [&str; 20] = [
     "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp", "local0",
     "local1", "local2", "local3", "local4", "local5", "local6", "local7",
 ];
+/// Times that no kernel has: thirty years since a boot,
+const SINCE_BOOT_MAX_US: u64 = 1_000_000_000_000_000;
+/// and the year 5000.
+const WALL_MAX_US: u64 = 100_000_000_000_000_000;
 const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
 fn plain(text: &str) -> Line<'_> {
@@ -80,13 +84,15 @@ fn plain(text: &str) -> Line<'_> {
 /// [`FormError`].
 pub fn split(line: &str) -> Result<Line<'_>, FormError> {
     let line = line.trim_end_matches(['\r', '\n']).trim_start_matches('\u{1e}');
+    let line = line.strip_prefix("data: ").filter(|json| json.starts_with('{')).unwrap_or(line);
     if line.contains('\u{1b}') {
         let clean = without_colours(line);
         let Line { seq, since_boot_us, since_last_us, wall, boot, host, speaker, text } = split(&clean)?;
         let text = Cow::Owned(text.into_owned());
         return Ok(Line { seq, since_boot_us, since_last_us, wall, boot, host, speaker, text });
     }
-    if line.starts_with("__CURSOR=") || line.starts_with("_TRANSPORT=") || line.trim() == "{" {
+    let field = line.trim();
+    if field.starts_with("__CURSOR=") || field.starts_with("_TRANSPORT=") || field == "{" {
         return Err(FormError::ManyLines);
     }
     if line.starts_with('{')
@@ -123,10 +129,11 @@ fn json(line: &str) -> Option<Line<'static>> {
         }
         _ => return None,
     };
-    let us = |name: &str| field(name).and_then(|t| t.parse::<u64>().ok());
+    let us = |name: &str| field(name).and_then(|t| t.parse::<u64>().ok()).filter(|us| *us < WALL_MAX_US);
     let monotonic = us("_SOURCE_MONOTONIC_TIMESTAMP").or_else(|| us("__MONOTONIC_TIMESTAMP"));
     let realtime = us("__REALTIME_TIMESTAMP").and_then(|t| i64::try_from(t / 1000).ok());
-    let is_kernel = field("_TRANSPORT") == Some("kernel");
+    // Processes write into the kernel's log too, with a facility of their own.
+    let is_kernel = field("_TRANSPORT") == Some("kernel") && field("SYSLOG_FACILITY").is_none_or(|f| f == "0");
     Some(Line {
         seq: None,
         since_boot_us: monotonic,
@@ -145,7 +152,7 @@ fn kmsg(line: &str) -> Result<Option<Line<'_>>, FormError> {
     let mut cells = head.split(',');
     let mut number = || cells.next().and_then(|cell| cell.parse::<u64>().ok());
     let (Some(level), Some(seq)) = (number(), number()) else { return Ok(None) };
-    let since_boot_us = number();
+    let since_boot_us = number().filter(|us| *us < SINCE_BOOT_MAX_US);
     if seq == u64::MAX {
         return Err(FormError::Number(seq));
     }
@@ -198,11 +205,15 @@ fn written(line: &str) -> Line<'_> {
         rest = rest.strip_prefix("kernel: ").unwrap_or(rest);
     }
     let mut speaker = of_text(rest);
-    if stamped && let Some((host, who, text)) = of_host(rest, has_host) {
+    if stamped && let Some(said) = rest.strip_prefix("kernel: ") {
+        // `journalctl --no-hostname`.
+        rest = said;
+        speaker = of_text(rest);
+    } else if stamped && let Some((host, who, text)) = of_host(rest, has_host) {
         (made.host, speaker, rest) = (Some(host.to_owned()), who, text);
         // Files of syslog have the kernel's own time in front of its text.
         if who == Speaker::Kernel
-            && let Some(after) = bracket(rest, &mut made)
+            && let Some(after) = bracket(rest.trim_start(), &mut made)
         {
             rest = after;
             speaker = of_text(rest);
@@ -218,11 +229,15 @@ fn bracket<'a>(text: &'a str, made: &mut Line<'_>) -> Option<&'a str> {
     let (stamp, rest) = text.strip_prefix('[')?.split_once(']')?;
     let stamp = stamp.trim();
     let us = |text: &str| {
-        let seconds = text.trim().parse::<f64>().ok()?;
-        (seconds.is_finite() && (0.0..1e12).contains(&seconds)).then_some((seconds * 1e6).round() as u64)
+        let seconds = text.trim().parse::<f64>().ok().filter(|s| s.is_finite())?;
+        let us = (seconds * 1e6).round() as u64;
+        (seconds >= 0.0 && us < SINCE_BOOT_MAX_US).then_some(us)
     };
-    if let Some((since_boot, _)) = stamp.split_once('<').filter(|(before, _)| !before.is_empty()) {
-        made.since_boot_us = Some(us(since_boot)?);
+    if let Some((at, _)) = stamp.split_once('<').filter(|(before, _)| !before.is_empty()) {
+        match us(at) {
+            Some(since_boot) => made.since_boot_us = Some(since_boot),
+            None => made.wall = Some(date(at.trim())?),
+        }
     } else if let Some(delta) = stamp.strip_prefix('<').and_then(|s| s.strip_suffix('>')).or(stamp.strip_prefix('+')) {
         made.since_last_us = Some(us(delta)?);
     } else if let Some(since_boot) = us(stamp) {
@@ -246,7 +261,7 @@ fn date(stamp: &str) -> Option<Wall> {
         _ => return None,
     };
     let month = MONTHS.iter().position(|m| *m == month)? as i64 + 1;
-    Some(wall(year, month, day.parse().ok()?, clock_ms(time)?))
+    wall(year, month, day.parse().ok()?, clock_ms(time)?)
 }
 
 /// Times by the clock at the beginning of a line, and what follows.
@@ -257,7 +272,7 @@ fn clock(text: &str) -> Option<(Wall, &str)> {
     // `Mar 01 10:16:40 …`
     if let Some(month) = MONTHS.iter().position(|m| *m == first) {
         let time = clock_ms(third)?;
-        return Some((wall(None, month as i64 + 1, second.parse().ok()?, time), after(third)));
+        return Some((wall(None, month as i64 + 1, second.parse().ok()?, time)?, after(third)));
     }
     // `2026-03-01T10:16:40,123456+00:00 …`
     if let Some((date, time)) = first.split_once('T')
@@ -276,7 +291,7 @@ fn clock(text: &str) -> Option<(Wall, &str)> {
     // `1772360200.123456 …`
     let (seconds, fraction) = first.split_once('.')?;
     let is_epoch = seconds.len() >= 9 && is_number(seconds) && is_number(fraction);
-    let seconds = first.parse::<f64>().ok().filter(|_| is_epoch)?;
+    let seconds = first.parse::<f64>().ok().filter(|s| is_epoch && *s * 1e6 < WALL_MAX_US as f64)?;
     Some((Wall { ms: (seconds * 1000.0) as i64, has_year: true }, after(first)))
 }
 
@@ -285,7 +300,8 @@ fn iso_day(date: &str) -> Option<i64> {
     let (year, month, day) = (parts.next()?, parts.next()?, parts.next()?);
     let fits = year.len() == 4 && parts.next().is_none();
     let (year, month, day) = (year.parse().ok()?, month.parse().ok()?, day.parse().ok()?);
-    (fits && (1..=12).contains(&month) && (1..=31).contains(&day)).then(|| days(year, month, day))
+    let fits = fits && (1970..5000).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+    fits.then(|| days(year, month, day))
 }
 
 /// `10:16:40.123456+02:00`: milliseconds of the day, in UTC.
@@ -293,7 +309,7 @@ fn zoned_ms(text: &str) -> Option<i64> {
     let text = text.trim_end_matches('Z');
     let Some(at) = text.rfind(['+', '-']) else { return clock_ms(text) };
     let digits: String = text[at + 1..].chars().filter(char::is_ascii_digit).collect();
-    let (hours, minutes) = digits.split_at_checked(2)?;
+    let (hours, minutes) = digits.split_at_checked(2).filter(|(_, minutes)| minutes.len() <= 2)?;
     let offset = hours.parse::<i64>().ok()? * 60 + minutes.parse::<i64>().unwrap_or(0);
     let sign = if text[at..].starts_with('-') { -1 } else { 1 };
     Some(clock_ms(&text[..at])? - sign * offset * 60_000)
@@ -310,8 +326,11 @@ fn clock_ms(text: &str) -> Option<i64> {
     Some(((hours * 60 + minutes) * 60 + seconds) * 1000 + digits.parse::<i64>().ok()?)
 }
 
-fn wall(year: Option<i64>, month: i64, day: i64, time_ms: i64) -> Wall {
-    Wall { ms: days(year.unwrap_or(1970), month, day) * 86_400_000 + time_ms, has_year: year.is_some() }
+/// Where no year is told, one that has a 29th of February.
+fn wall(year: Option<i64>, month: i64, day: i64, time_ms: i64) -> Option<Wall> {
+    let told = year.unwrap_or(1972);
+    let fits = (1970..5000).contains(&told) && (1..=31).contains(&day);
+    fits.then(|| Wall { ms: days(told, month, day) * 86_400_000 + time_ms, has_year: year.is_some() })
 }
 
 /// Days since 1970 in the Gregorian calendar (H. Hinnant, "chrono-compatible low-level date algorithms").
@@ -327,13 +346,16 @@ fn days(year: i64, month: i64, day: i64) -> i64 {
 /// there must be a host, only `kernel` or a number of a process tells that there is one.
 fn of_host(text: &str, has_host: bool) -> Option<(&str, Speaker, &str)> {
     let (host, rest) = text.split_once(' ')?;
-    if host.is_empty() || host.contains([':', '[', '(', '<']) {
+    let is_ipv6 =
+        host.contains("::") && !host.ends_with(':') && host.chars().all(|c| c.is_ascii_hexdigit() || c == ':');
+    if host.is_empty() || (host.contains([':', '[', '(', '<']) && !is_ipv6) {
         return None;
     }
     let rest = rest.trim_start();
-    // RFC 5424: `host kernel - - - text`.
-    if let Some(said) = rest.strip_prefix("kernel - - - ") {
-        return Some((host, Speaker::Kernel, said));
+    // RFC 5424: `host kernel - - - text`, with structured data in place of the last dash.
+    if let Some(said) = rest.strip_prefix("kernel - - ") {
+        let data = said.strip_prefix("- ").or_else(|| said.strip_prefix('[')?.split_once("] ").map(|(_, text)| text));
+        return Some((host, Speaker::Kernel, data?));
     }
     let (who, said) = match rest.split_once(": ") {
         Some(both) => both,

@@ -38,6 +38,18 @@ impl Heard {
     }
 }
 
+/// An error that stands where nobody expects it, in a form that nobody knows: it is not taken for nothing. What an audit
+/// record quotes is a user's.
+fn unheard(text: &str) -> Option<Heard> {
+    let said = |words: &str| text.find(words).map(|at| (at, &text[at..])).filter(|(at, _)| *at > 0);
+    if text.contains("audit") || text.starts_with("nvidia-nvswitch") || text.starts_with("NVRM:") {
+        return None;
+    }
+    let xid = said("NVRM: Xid").map(|(_, rest)| Heard::of(address_in(rest), Fault::XidUnreadable));
+    let unknown = Fault::SXid { code: 0, fatality: Fatality::Unknown };
+    xid.or_else(|| said("SXid (PCI:").map(|(_, rest)| Heard::of(address_in(rest), unknown)))
+}
+
 impl Listener {
     /// GPUs and ports that lines have named.
     #[must_use]
@@ -63,7 +75,7 @@ impl Listener {
             return None;
         }
         let text = line.text.trim();
-        let Heard { device, process, fault } = self.hear(text)?;
+        let Heard { device, process, fault } = self.hear(text).or_else(|| unheard(text))?;
         let uuid = device.and_then(|device| self.uuids.get(&device).cloned());
         let text = text.chars().take(TEXT_MAX).collect();
         Some(Record { seq: line.seq, at_us: line.since_boot_us, device, uuid, process, fault, text })
@@ -152,7 +164,7 @@ impl Listener {
             Firmware::Severity(severity) => self.firmware = Some(severity),
             Firmware::More => {}
             Firmware::Device(device) => {
-                let fault = match self.firmware.take() {
+                let fault = match self.firmware {
                     Some(Severity::Corrected) => Fault::PcieCorrected,
                     Some(Severity::Recoverable) => Fault::PcieUncorrected { fatal: false },
                     Some(Severity::Fatal) | None => Fault::PcieUncorrected { fatal: true },

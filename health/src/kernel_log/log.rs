@@ -12,7 +12,13 @@ const LINE_MAX: usize = 64 << 10;
 /// Times since the boot may be out of order by so much, microseconds: processors write at once.
 const DISORDER_US: u64 = 2_000_000;
 /// A year, milliseconds: where a log tells none, December is followed by January.
-const YEAR_MS: i64 = 365 * 86_400_000;
+const YEAR_MS: i64 = 366 * 86_400_000;
+/// A clock that is set back by more than this is another clock, milliseconds.
+const SET_BACK_MS: i64 = 60_000;
+/// Lines that come before the kernel names its version: the first processor's, its microcode.
+const BEFORE_VERSION: u64 = 8;
+/// Names that a host has before it knows its own.
+const NAMELESS: [&str; 4] = ["localhost", "localhost.localdomain", "(none)", "archiso"];
 
 /// Why a log cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -92,6 +98,10 @@ pub struct Log {
     base_ms: i64,
     years_ms: i64,
     yearless_ms: Option<i64>,
+    /// By how much the clock was set back.
+    set_back_ms: i64,
+    /// Who spoke last, where lines say who speaks.
+    stamped: Option<Speaker>,
     last_ms: Option<i64>,
     hosts: BTreeMap<String, u64>,
 }
@@ -123,7 +133,7 @@ impl Log {
             return Ok(());
         }
         let line = form::split(text).map_err(|source| LogError::Line { number: self.lines, source })?;
-        if let Some(host) = &line.host {
+        if let Some(host) = line.host.as_ref().filter(|host| !NAMELESS.contains(&host.as_str())) {
             if self.only.as_ref().is_some_and(|only| only != host) {
                 return Ok(());
             }
@@ -134,10 +144,16 @@ impl Log {
                 return Err(LogError::Hosts(one.clone(), other.clone()));
             }
         }
-        if line.speaker == Speaker::Process {
-            // Its number is one of the log's all the same.
-            self.seq = line.seq.or(self.seq);
+        let is_bare = line.seq.is_none() && line.since_boot_us.or(line.since_last_us).is_none() && line.wall.is_none();
+        // What follows in a text of several lines is its speaker's.
+        let speaker = if is_bare { self.stamped.unwrap_or(line.speaker) } else { line.speaker };
+        if !is_bare {
+            self.stamped = Some(speaker);
+        }
+        if speaker == Speaker::Process {
             self.whole.process_lines += 1;
+            let at_ms = self.last_ms;
+            self.number(&line, at_ms);
             return Ok(());
         }
         self.kernel_line(&line);
@@ -147,9 +163,10 @@ impl Log {
     fn kernel_line(&mut self, line: &Line<'_>) {
         self.whole.kernel_lines += 1;
         let another = line.boot.is_some() && self.boot_id.is_some() && line.boot != self.boot_id;
-        let again = |now: Option<u64>, last: Option<u64>, by: u64| now.zip(last).is_some_and(|(n, l)| n + by < l);
+        let again =
+            |now: Option<u64>, last: Option<u64>, by: u64| now.zip(last).is_some_and(|(n, l)| n.saturating_add(by) < l);
         if another
-            || line.text.trim_start().starts_with("Linux version ")
+            || (line.text.trim_start().starts_with("Linux version ") && self.of_boot > BEFORE_VERSION)
             || again(line.seq, self.seq, 0)
             || again(line.since_boot_us, self.since_boot_us, DISORDER_US)
         {
@@ -158,13 +175,18 @@ impl Log {
         self.boot_id = line.boot.clone().or(self.boot_id.take());
         self.of_boot += 1;
         let at_ms = self.time(line);
-        if let Some((last, seq)) = self.seq.zip(line.seq).filter(|(last, seq)| *seq > *last + 1) {
-            self.push(at_ms, Said::Gap(seq - last - 1));
-        }
-        self.seq = line.seq.or(self.seq);
+        self.number(line, at_ms);
         if let Some(record) = self.listener.take(line) {
             self.push(at_ms, Said::Record(record));
         }
+    }
+
+    /// Whoever speaks: each line has the next number.
+    fn number(&mut self, line: &Line<'_>, at_ms: Option<i64>) {
+        if let Some((last, seq)) = self.seq.zip(line.seq).filter(|(last, seq)| *seq > last.saturating_add(1)) {
+            self.push(at_ms, Said::Gap(seq - last - 1));
+        }
+        self.seq = line.seq.or(self.seq);
     }
 
     fn push(&mut self, at_ms: Option<i64>, said: Said) {
@@ -189,7 +211,7 @@ impl Log {
     fn time(&mut self, line: &Line<'_>) -> Option<i64> {
         let since_boot_us = line.since_boot_us.or_else(|| {
             let passed = line.since_last_us?;
-            Some(self.since_boot_us.unwrap_or(0) + passed)
+            Some(self.since_boot_us.unwrap_or(0).saturating_add(passed))
         });
         self.since_boot_us = since_boot_us.max(self.since_boot_us);
         let at_ms = match line.wall {
@@ -200,13 +222,24 @@ impl Log {
                     self.years_ms += YEAR_MS;
                 }
                 self.yearless_ms = Some(ms);
-                Some(self.years_ms + ms)
+                Some(self.years_ms.saturating_add(ms))
             }
-            None => since_boot_us.map(|us| self.base_ms + i64::try_from(us / 1000).unwrap_or(i64::MAX / 4)),
+            None => since_boot_us.map(|us| self.base_ms.saturating_add(i64::try_from(us / 1000).unwrap_or(i64::MAX))),
         };
+        // A clock that was ahead and is set right goes on where it was: what passes between two lines is what counts.
+        let at_ms = at_ms.filter(|_| line.wall.is_some()).map_or(at_ms, |told| {
+            let at_ms = told.saturating_add(self.set_back_ms);
+            match self.last_ms.filter(|last| at_ms.saturating_add(SET_BACK_MS) < *last) {
+                Some(last) => {
+                    self.set_back_ms = last.saturating_sub(told);
+                    Some(last)
+                }
+                None => Some(at_ms),
+            }
+        });
         // Minutes only, and what has passed since: `dmesg -e`.
         let at_ms = match (at_ms, line.since_last_us, self.last_ms) {
-            (Some(_), Some(passed), Some(last)) => Some(last + i64::try_from(passed / 1000).unwrap_or(0)),
+            (Some(_), Some(passed), Some(last)) => Some(last.saturating_add(i64::try_from(passed / 1000).unwrap_or(0))),
             _ => at_ms,
         };
         if line.wall.is_some() && self.last_ms.is_none() {

@@ -109,6 +109,8 @@ pub enum Fault {
     OffTheBus,
     /// The driver cannot start the GPU.
     InitFailed,
+    /// A device does not come back from a reset.
+    ResetFailed,
     /// The GPU's system processor gives no sign of life.
     GspSilent,
     /// Links of NVLink did not come up again.

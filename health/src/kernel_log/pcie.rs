@@ -25,7 +25,7 @@ pub(super) fn reported(text: &str) -> Option<(Option<PciAddress>, Fault)> {
         return Some((Some(device), Fault::LinkLost));
     }
     if said.starts_with("not ready") && said.contains("giving up") {
-        return Some((Some(device), Fault::InitFailed));
+        return Some((Some(device), Fault::ResetFailed));
     }
     let is_aer = said.starts_with("AER:") || said.starts_with("PCIe Bus Error");
     if !is_aer {

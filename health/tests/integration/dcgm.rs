@@ -508,3 +508,30 @@ fn optional_tests_are_optional_and_count_where_they_ran() {
     assert_eq!((ran.verdict, ran.left_out), (Verdict::Pass, vec![]));
     assert_eq!(with(Some("Fail")).verdict, Verdict::Fail);
 }
+
+/// A document that says two things proves neither, wherever it says them.
+#[test]
+fn contradictions_prove_nothing() {
+    let of = |change: &dyn Fn(&mut Value)| {
+        let mut document = v4(2);
+        change(&mut document);
+        judged(&document, 0, 2)
+    };
+    let both = of(&|d| d["DCGM GPU Diagnostic"] = v3(2, "3.3.9")["DCGM GPU Diagnostic"].clone());
+    assert!(matches!(both.unmeasured[..], [Reason::NoDocument(Problem::Contradiction(_))]), "{both:?}");
+    let twice = of(&|d| {
+        let other = json!({ "entity_id": 0, "serial_num": "another" });
+        d["entity_groups"][0]["entities"].as_array_mut().expect("list").push(other);
+    });
+    assert!(matches!(twice.unmeasured[..], [Reason::NoDocument(Problem::Contradiction(_))]), "{twice:?}");
+    let died = judged(&json!({ "iterations": [v4(2)], "runtime_error": "died" }), 0, 2);
+    assert_eq!(died.verdict, Verdict::Unmeasured);
+    let word = of(&|d| {
+        let test = json!({ "name": "something_new", "results": [{ "entity_group": "GPU", "entity_id": 0, "status": "Exploded" }] });
+        d["DCGM Diagnostic"]["test_categories"][0]["tests"].as_array_mut().expect("list").push(test);
+    });
+    assert_eq!(word.verdict, Verdict::Unmeasured);
+    let dying =
+        of(&|d| warn(d, "memory", 0, "Pass", json!({ "warning": "dying", "error_id": 0, "error_severity": 2 })));
+    assert_eq!(dying.verdict, Verdict::Fail);
+}

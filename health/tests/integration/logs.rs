@@ -374,6 +374,61 @@ fn sub_codes_are_those_of_the_driver() {
     assert!(unnamed >= of("570").min(of("580")), "{unnamed:?}");
 }
 
+/// Inputs that were found by reading: each once gave a wrong answer, or a panic.
+#[test]
+fn what_was_answered_wrongly() {
+    let gone = "NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off the bus.";
+    let json = |more: &str| format!(r#"{{"_TRANSPORT":"kernel",{more}"MESSAGE":"{gone}"}}"#);
+    let gpu = "[0.7] pci 0000:3b:00.0: [10de:2330] type 00 class 0x030200 PCIe Endpoint";
+    let corrected = "{1}[Hardware Error]: event severity: corrected\n{1}[Hardware Error]: device_id: 0000:3b:00.0\n{1}[Hardware Error]: device_id: 0000:3b:00.0";
+    for (text, expected) in [
+        (format!("Mar 01 10:00:00 n bot[8]: one\n                              {gone}"), None),
+        (json(r#""SYSLOG_FACILITY":"1","#), None),
+        (json(r#""SYSLOG_FACILITY":"0","#), Some(Effect::Quarantine)),
+        (format!("[Sun Mar  1 10:16:40 2026 <    0.000123>] {gone}"), Some(Effect::Quarantine)),
+        (format!("Mar 01 10:16:40 kernel: {gone}"), Some(Effect::Quarantine)),
+        (format!("2026-03-01T10:16:40+00:00 fe80::1 kernel: {gone}"), Some(Effect::Quarantine)),
+        (
+            format!("<3>1 2026-03-01T10:16:40Z n kernel - - [timeQuality tzKnown=\"1\"] {gone}"),
+            Some(Effect::Quarantine),
+        ),
+        (format!("[So Mär  1 10:16:40 2026] {gone}"), Some(Effect::Recheck)),
+        ("6,5,1,-;a\n14,900,2,-;systemd[1]: hi\n6,901,3,-;b".into(), Some(Effect::Recheck)),
+        ("[9.0] nvme 0000:81:00.0: not ready 65535ms after FLR; giving up".into(), None),
+        (
+            format!("{gpu}\n[9.0] pci 0000:3b:00.0: not ready 65535ms after bus reset; giving up"),
+            Some(Effect::DrainReboot),
+        ),
+        (
+            format!("Mar 01 10:00:00 localhost kernel: Linux version 6\nMar 01 10:00:09 n kernel: {gone}"),
+            Some(Effect::Quarantine),
+        ),
+        (format!("{gpu}\n{corrected}"), Some(Effect::Record)),
+        (
+            format!(
+                "2030-01-01T00:00:00+00:00 n kernel: Linux version 6\n2026-03-01T00:00:00+00:00 n kernel: {DBE}\n2026-03-02T00:00:00+00:00 n kernel: {DBE}"
+            ),
+            Some(Effect::Quarantine),
+        ),
+        (format!("{DBE}\n[1000.0] {DBE}"), Some(Effect::DrainReset)),
+        (format!("Feb 29 10:00:00 n kernel: {DBE}\nMar 01 10:00:00 n kernel: {DBE}"), Some(Effect::Quarantine)),
+        (
+            format!("[0.0] Booting Linux on physical CPU 0x0\n[0.0] Linux version 6\n[9.0] {DBE}"),
+            Some(Effect::DrainReset),
+        ),
+        (format!("[Sun Mar  1 10:16:40 9223372036854775807] {gone}"), Some(Effect::Recheck)),
+        ("Mar 9223372036854775807 10:16:40 n kernel: x".into(), None),
+        ("2026-03-01T10:16:40+009223372036854775807 n kernel: x".into(), None),
+        ("6,1,1,-;a\n6,2,18446744073709551615,-;b\n6,3,7,-;c".into(), None),
+        ("99999999999999999999.0 n kernel: x\nMar 1 1:1:1 n kernel: Linux version 6\n[ 5.0] x".into(), None),
+        ("[<999999999.0>] x\n".repeat(40), None),
+    ] {
+        assert_eq!(answer(&text), expected, "{text}");
+    }
+    let booted = whole("[0.0] Booting Linux on physical CPU 0x0\n[0.0] Linux version 6\n[9.0] x");
+    assert_eq!(booted.boots, 1);
+}
+
 #[test]
 fn a_number_that_nothing_can_follow_is_named() {
     let line = format!("3,{},5,-;{DBE}", u64::MAX);

@@ -97,6 +97,15 @@ fn read(path: &Path, host: Option<String>) -> anyhow::Result<Whole> {
             return Ok(log.finish());
         }
         log.read(&line).with_context(|| format!("{shown} cannot be replayed"))?;
+        // The rest of a line that is too long is not another line.
+        while line.len() as u64 == LINE_MAX && line.last() != Some(&b'\n') {
+            line.clear();
+            reader
+                .by_ref()
+                .take(LINE_MAX)
+                .read_until(b'\n', &mut line)
+                .with_context(|| format!("cannot read {shown}"))?;
+        }
     }
 }
 
@@ -133,7 +142,7 @@ fn replayed(whole: &Whole, policy: &Policy, driver: Option<u32>) -> Replay {
                 sum.episodes = (sum.episodes + u32::from(matches!(change, Change::Raised(_)))).max(c.episodes);
                 sum.worst = sum.worst.max(Some(c.effect));
             }
-            let at_s = entry.at_ms.map(|at_ms| (at_ms - begins_ms) as f64 / 1000.0);
+            let at_s = entry.at_ms.map(|at_ms| at_ms.saturating_sub(begins_ms) as f64 / 1000.0);
             steps.push(Step { boot: entry.boot + 1, at_s, change });
         }
     }
