@@ -10,7 +10,7 @@ use std::process::Command;
 use health::gate::{Look, Unseen};
 use health::kernel_log::form::{self, Speaker};
 use health::kernel_log::places::Place;
-use health::kernel_log::{Fault, Listener, PciAddress, Record};
+use health::kernel_log::{Fault, LINE_MAX, Listener, PciAddress, Record};
 
 /// Longest record of the kernel, bytes (`CONSOLE_EXT_LOG_MAX`).
 const RECORD_MAX: usize = 8192;
@@ -18,8 +18,6 @@ const RECORD_MAX: usize = 8192;
 const RECORDS_MAX: usize = 4096;
 /// and of one kind on one device: a storm says no more in its hundredth line, and must not hide what comes after it.
 const ALIKE_MAX: usize = 64;
-/// Longest line of a file, bytes.
-const LINE_MAX: u64 = 64 << 10;
 
 /// What a reading gave.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -123,12 +121,12 @@ impl KernelLog {
         let mut reader = BufReader::new(open);
         let mut line = Vec::new();
         // A line at a time: a file may have any length.
-        while reader.by_ref().take(LINE_MAX).read_until(b'\n', &mut line)? > 0 {
+        while reader.by_ref().take(LINE_MAX as u64).read_until(b'\n', &mut line)? > 0 {
             taking.record(&String::from_utf8_lossy(&line));
             // The rest of a line that is too long is not another line.
-            while line.len() as u64 == LINE_MAX && line.last() != Some(&b'\n') {
+            while line.len() == LINE_MAX && line.last() != Some(&b'\n') {
                 line.clear();
-                reader.by_ref().take(LINE_MAX).read_until(b'\n', &mut line)?;
+                reader.by_ref().take(LINE_MAX as u64).read_until(b'\n', &mut line)?;
             }
             line.clear();
         }

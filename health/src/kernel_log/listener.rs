@@ -41,13 +41,15 @@ impl Heard {
 /// An error that stands where nobody expects it, in a form that nobody knows: it is not taken for nothing. What an audit
 /// record quotes is a user's.
 fn unheard(text: &str) -> Option<Heard> {
-    let said = |words: &str| text.find(words).map(|at| (at, &text[at..])).filter(|(at, _)| *at > 0);
     if text.contains("audit") || text.starts_with("nvidia-nvswitch") || text.starts_with("NVRM:") {
         return None;
     }
-    let xid = said("NVRM: Xid").map(|(_, rest)| Heard::of(address_in(rest), Fault::XidUnreadable));
     let unknown = Fault::SXid { code: 0, fatality: Fatality::Unknown };
-    xid.or_else(|| said("SXid (PCI:").map(|(_, rest)| Heard::of(address_in(rest), unknown)))
+    let faults = [("NVRM: Xid", Fault::XidUnreadable), ("SXid (", unknown)];
+    faults.into_iter().find_map(|(words, fault)| {
+        let (_, rest) = text.split_once(words)?;
+        Some(Heard::of(address_in(rest), fault))
+    })
 }
 
 impl Listener {

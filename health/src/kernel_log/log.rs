@@ -1,14 +1,10 @@
 //! A whole log: its boots, its times, the host whose it is. No time is invented: what a log does not tell is not known.
 
-use std::collections::BTreeMap;
-
 use super::form::{self, FormError, Line, Speaker, Wall};
-use super::{Listener, Places, Record};
+use super::{LINE_MAX, Listener, Places, Record};
 
 /// Records that are kept; a longer log says so.
 const RECORDS_MAX: usize = 100_000;
-/// Longest line that is looked at, bytes.
-const LINE_MAX: usize = 64 << 10;
 /// Times since the boot may be out of order by so much, microseconds: processors write at once.
 const DISORDER_US: u64 = 2_000_000;
 /// A year, milliseconds: where a log tells none, December is followed by January.
@@ -91,6 +87,8 @@ pub struct Log {
     lines: u64,
     /// Lines of the kernel in this boot.
     of_boot: u64,
+    /// It has named its version in this boot, or said something of a GPU: what names it after that is another boot.
+    is_under_way: bool,
     boot_id: Option<String>,
     seq: Option<u64>,
     since_boot_us: Option<u64>,
@@ -103,7 +101,6 @@ pub struct Log {
     /// Who spoke last, where lines say who speaks.
     stamped: Option<Speaker>,
     last_ms: Option<i64>,
-    hosts: BTreeMap<String, u64>,
 }
 
 impl Log {
@@ -137,11 +134,9 @@ impl Log {
             if self.only.as_ref().is_some_and(|only| only != host) {
                 return Ok(());
             }
-            if self.hosts.len() < 2 {
-                *self.hosts.entry(host.clone()).or_default() += 1;
-            }
-            if let [(one, _), (other, _)] = self.hosts.iter().collect::<Vec<_>>()[..] {
-                return Err(LogError::Hosts(one.clone(), other.clone()));
+            let first = self.whole.host.get_or_insert_with(|| host.clone());
+            if first != host {
+                return Err(LogError::Hosts(first.clone(), host.clone()));
             }
         }
         let is_bare = line.seq.is_none() && line.since_boot_us.or(line.since_last_us).is_none() && line.wall.is_none();
@@ -165,8 +160,9 @@ impl Log {
         let another = line.boot.is_some() && self.boot_id.is_some() && line.boot != self.boot_id;
         let again =
             |now: Option<u64>, last: Option<u64>, by: u64| now.zip(last).is_some_and(|(n, l)| n.saturating_add(by) < l);
+        let names_version = line.text.trim_start().starts_with("Linux version ");
         if another
-            || (line.text.trim_start().starts_with("Linux version ") && self.of_boot > BEFORE_VERSION)
+            || (names_version && (self.is_under_way || self.of_boot > BEFORE_VERSION))
             || again(line.seq, self.seq, 0)
             || again(line.since_boot_us, self.since_boot_us, DISORDER_US)
         {
@@ -174,9 +170,11 @@ impl Log {
         }
         self.boot_id = line.boot.clone().or(self.boot_id.take());
         self.of_boot += 1;
+        self.is_under_way |= names_version;
         let at_ms = self.time(line);
         self.number(line, at_ms);
         if let Some(record) = self.listener.take(line) {
+            self.is_under_way = true;
             self.push(at_ms, Said::Record(record));
         }
     }
@@ -203,7 +201,8 @@ impl Log {
             return;
         }
         self.whole.boots += 1;
-        (self.of_boot, self.seq, self.since_boot_us, self.boot_id) = (0, None, None, None);
+        (self.of_boot, self.is_under_way) = (0, false);
+        (self.seq, self.since_boot_us, self.boot_id) = (None, None, None);
         self.base_ms = self.last_ms.unwrap_or(self.base_ms);
     }
 
@@ -254,7 +253,6 @@ impl Log {
     pub fn finish(self) -> Whole {
         let (places, driver_major) = (self.listener.places().clone(), self.listener.driver_major());
         let boots = if self.whole.kernel_lines == 0 { 0 } else { self.whole.boots + 1 };
-        let host = self.hosts.into_keys().next();
-        Whole { places, boots, driver_major, host, ..self.whole }
+        Whole { places, boots, driver_major, ..self.whole }
     }
 }

@@ -158,6 +158,8 @@ pub struct Record {
     pub text: String,
 }
 
+/// Longest line that is looked at, bytes.
+pub const LINE_MAX: usize = 64 << 10;
 /// Longest text that is kept.
 const TEXT_MAX: usize = 500;
 

@@ -17,7 +17,7 @@ pub(super) fn of_driver(text: &str) -> Option<(PciAddress, &str)> {
 /// What a driver's line says of its device, or of one behind it.
 pub(super) fn reported(text: &str) -> Option<(Option<PciAddress>, Fault)> {
     let (device, said) = of_driver(text)?;
-    let lost = ["Link Down", "Card not present", "Link Down/Up"].iter().any(|words| said.contains(words));
+    let lost = ["Link Down", "Card not present"].iter().any(|words| said.contains(words));
     if (said.starts_with("pciehp:") || said.starts_with("Slot(")) && lost {
         return Some((Some(device), Fault::LinkLost));
     }

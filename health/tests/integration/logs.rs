@@ -179,6 +179,18 @@ fn boots_are_seen() {
         (format!("3,900,9000000,-;{DBE}\n3,5,9100000,-;{DBE}"), 2),
         (format!("Mar 01 10:00:00 n kernel: {DBE}\n-- Boot 83ab --\nMar 01 11:00:00 n kernel: {DBE}"), 2),
         (format!("Mar  1 10:00:00 n kernel: [ 900.0] {DBE}\nMar  1 11:00:00 n kernel: [ 5.0] {DBE}"), 2),
+        (
+            format!(
+                "Mar 01 10:00:00 n kernel: Linux version 6\nMar 01 10:00:09 n kernel: {DBE}\nMar 01 11:00:00 n kernel: Linux version 6\nMar 01 11:00:09 n kernel: {DBE}"
+            ),
+            2,
+        ),
+        (
+            format!(
+                "Mar 01 10:00:09 n kernel: {DBE}\nMar 01 11:00:00 n kernel: Linux version 6\nMar 01 11:00:09 n kernel: {DBE}"
+            ),
+            2,
+        ),
         (format!("[0.0] Linux version 6.8\n[9.0] {DBE}\n[8.9] {DBE}"), 1),
     ] {
         let read = whole(&text);

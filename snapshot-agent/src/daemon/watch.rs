@@ -87,22 +87,16 @@ impl Watcher {
                         now_ms,
                     ));
                 }
-                for record in &said.records {
-                    changes.extend(self.line(record, state, policy, now_ms));
+                let places = Places::of(self.gpus.iter().copied());
+                let meant = |record: &Record| What::of_record(record, self.driver_major, &places);
+                for what in said.records.iter().filter_map(meant) {
+                    changes.extend(observe(state, policy, what, now_ms));
                 }
                 state.log_next = self.log.next_line();
             }
             Err(why) => changes.extend(fault(state, policy, Cause::LogUnreadable, None, &why.to_string(), now_ms)),
         }
         changes
-    }
-
-    fn line(&self, record: &Record, state: &mut State, policy: &Policy, now_ms: i64) -> Vec<Change> {
-        let places = Places::of(self.gpus.iter().copied());
-        match What::of_record(record, self.driver_major, &places) {
-            Some(what) => observe(state, policy, what, now_ms),
-            None => Vec::new(),
-        }
     }
 
     /// Looks at the counters of all GPUs.

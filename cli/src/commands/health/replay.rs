@@ -8,15 +8,13 @@ use std::process::ExitCode;
 use anyhow::Context;
 use health::Verdict;
 use health::condition::{Change, Event, HostConditions, Standing, What};
+use health::kernel_log::LINE_MAX;
 use health::kernel_log::log::{Entry, Log, Said, Whole};
 use health::policy::{Cause, Effect, Policy};
 use serde::Serialize;
 
 use super::Format;
 use crate::render::table;
-
-/// Longest line that is kept, bytes; the rest of a longer one is passed over.
-const LINE_MAX: u64 = 64 << 10;
 
 /// What a replay found.
 #[derive(Debug, Serialize)]
@@ -92,17 +90,17 @@ fn read(path: &Path, host: Option<String>) -> anyhow::Result<Whole> {
     let (mut log, mut reader, mut line) = (Log::of_host(host), BufReader::new(input), Vec::new());
     loop {
         line.clear();
-        let read = reader.by_ref().take(LINE_MAX).read_until(b'\n', &mut line);
+        let read = reader.by_ref().take(LINE_MAX as u64).read_until(b'\n', &mut line);
         if read.with_context(|| format!("cannot read {shown}"))? == 0 {
             return Ok(log.finish());
         }
         log.read(&line).with_context(|| format!("{shown} cannot be replayed"))?;
         // The rest of a line that is too long is not another line.
-        while line.len() as u64 == LINE_MAX && line.last() != Some(&b'\n') {
+        while line.len() == LINE_MAX && line.last() != Some(&b'\n') {
             line.clear();
             reader
                 .by_ref()
-                .take(LINE_MAX)
+                .take(LINE_MAX as u64)
                 .read_until(b'\n', &mut line)
                 .with_context(|| format!("cannot read {shown}"))?;
         }
