@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fleet::book::Book;
+use fleet::book::{Book, Ceiling, Ceilings};
 use fleet::cloud::Hint;
 use fleet::{Offer, OfferKey};
 use planner::input::Commitment;
+use protocol::QuotaSpec;
 
 /// What is known of the market. Fades with the process: a new leader asks before it plans.
 #[derive(Debug, Clone, Default)]
@@ -42,6 +43,21 @@ impl Market {
     pub fn set_hints(&mut self, provider: &str, hints: Vec<Hint>, now_ms: i64) {
         self.hints.retain(|offer, _| offer.provider != provider);
         self.hints.extend(hints.into_iter().map(|h| (h.offer.clone(), (h, now_ms))));
+    }
+
+    /// What can be had at most: machines that somebody owns, and quotas.
+    #[must_use]
+    pub fn ceilings(&self, offers: &[Offer], quotas: &[QuotaSpec]) -> Ceilings {
+        let owned = offers.iter().filter_map(|offer| {
+            let nodes = self.hint(&offer.key)?.0.nodes_max?;
+            let gpus = u64::from(nodes) * u64::from(offer.gpus_per_node);
+            Some(Ceiling { name: format!("the machines of {}", offer.key), offers: vec![offer.key.clone()], gpus })
+        });
+        let quota = |quota: &QuotaSpec| {
+            let members = offers.iter().filter(|o| quota.matching.matches(o)).map(|o| o.key.clone()).collect();
+            Ceiling { name: format!("quota '{}'", quota.name), offers: members, gpus: quota.limit_gpus as u64 }
+        };
+        Ceilings(owned.chain(quotas.iter().map(quota)).filter(|c| !c.offers.is_empty()).collect())
     }
 
     /// Notes what was answered: `offers` that passed the gate, and the providers that did not answer.

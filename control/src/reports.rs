@@ -121,8 +121,17 @@ pub fn note(book: &mut Book, id: u64, heard: &Heard<'_>, now_ms: i64) -> Result<
             if gate.version.is_some() && gate.version != asked_for {
                 return Ok(false);
             }
-            book.identify(id, &identity(&gate.identity));
-            gated(book, id, heard, gate, now_ms)?;
+            let serials = &gate.identity.serials;
+            book.can_have(id, serials)?;
+            let others = book.owner_of(id, serials).map(|(owner, serial)| {
+                format!("it names GPU {serial}, which is n-{owner}'s: one of the two does not say what it has")
+            });
+            let mut told = identity(&gate.identity);
+            if others.is_some() {
+                told.serials.clear();
+            }
+            book.identify(id, &told);
+            gated(book, id, &Heard { blocked: others.as_deref().or(heard.blocked), ..heard.clone() }, gate, now_ms)?;
         }
         Checks::Diagnosis(diagnosis) => diagnosed(book, id, report, diagnosis, now_ms)?,
         Checks::Passive { conditions } => passive(book, id, report, conditions, now_ms)?,

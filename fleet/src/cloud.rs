@@ -130,6 +130,8 @@ pub struct Hint {
     pub fill: Option<f64>,
     /// Nodes that can be had now, where it knows.
     pub launch_limit_nodes: Option<u32>,
+    /// Nodes that there can be of it at all, where that is known: machines that somebody owns.
+    pub nodes_max: Option<u32>,
     /// Nodes that are paid for whether used or not.
     pub committed_nodes: u32,
 }

@@ -48,6 +48,13 @@ pub const BUDGET_USD_PER_H_MAX: f64 = 1e9;
 pub const QUOTA_GPUS_MAX: f64 = 1e7;
 
 impl BudgetSpec {
+    /// The first quota for a provider that is none of these.
+    #[must_use]
+    pub fn of_nobody(&self, providers: &[String]) -> Option<&str> {
+        let unknown = |q: &&QuotaSpec| q.matching.provider.as_ref().is_some_and(|p| !providers.contains(p));
+        self.quota.iter().find(unknown).map(|q| q.name.as_str())
+    }
+
     /// What the types do not say.
     ///
     /// # Errors

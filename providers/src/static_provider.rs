@@ -9,7 +9,7 @@ use fleet::Offer;
 use crate::catalogue::RawOffer;
 use crate::clock::Clock;
 use crate::provider::{LaunchRequest, Provider, ProviderError};
-use fleet::cloud::{ErrorKind, Instance, InstanceState, Notice};
+use fleet::cloud::{ErrorKind, Hint, Instance, InstanceState, Notice};
 
 /// One kind of machine that you own.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +72,17 @@ impl Provider for StaticProvider {
 
     async fn offers(&self) -> Result<Vec<RawOffer>, ProviderError> {
         Ok(self.owned.iter().map(|o| RawOffer::from(&o.offer)).collect())
+    }
+
+    async fn hints(&self) -> Result<Vec<Hint>, ProviderError> {
+        let hint = |owned: &Owned| Hint {
+            offer: owned.offer.key.clone(),
+            fill: None,
+            launch_limit_nodes: None,
+            nodes_max: u32::try_from(owned.hosts.len()).ok(),
+            committed_nodes: 0,
+        };
+        Ok(self.owned.iter().map(hint).collect())
     }
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<Instance>, ProviderError> {

@@ -45,7 +45,7 @@ impl Rates {
     /// # Errors
     /// It calls too fast.
     pub fn take_host(&self, node: u64) -> Result<(), TooFast> {
-        let now_ms = self.clock.now_ms();
+        let now_ms = self.clock.passed_ms();
         let mut hosts = self.hosts.lock();
         if hosts.len() >= HOSTS_MAX {
             hosts.retain(|_, pace| !pace.is_full(now_ms));
@@ -59,7 +59,7 @@ impl Rates {
     /// # Errors
     /// It calls too fast.
     pub fn take(&self, token: Option<&Arc<str>>) -> Result<(), TooFast> {
-        let now_ms = self.clock.now_ms();
+        let now_ms = self.clock.passed_ms();
         let (name, limit) = match token {
             Some(name) => (Arc::clone(name), self.limit),
             None => (Arc::from(""), STRANGERS),

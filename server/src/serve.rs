@@ -8,7 +8,7 @@ use control::sampler;
 use providers::{Clock, SimProvider};
 use tokio::sync::{Notify, watch};
 
-use crate::api::{self, Listener, Tls};
+use crate::api::{self, Feed, Listener, Tls};
 use crate::app::App;
 use crate::board::Board;
 use crate::config::{Config, DemoPart};
@@ -26,8 +26,10 @@ pub struct Server {
     pub url: String,
     /// Its state.
     pub app: Arc<App>,
-    /// Ends when the server has.
+    /// Ends when the server has answered what was open.
     pub serving: tokio::task::JoinHandle<()>,
+    /// Ends when it has given up the lead.
+    pub leading: tokio::task::JoinHandle<()>,
 }
 
 /// Everything but the port: what a socket, or a test on virtual time, speaks to.
@@ -49,6 +51,22 @@ pub enum Door {
     /// Everybody is an operator while no token was ever made.
     OpenWithoutTokens,
 }
+
+impl Server {
+    /// After `stop` was told: waits until open requests are answered and the lead is given up, and leaves the database in one
+    /// file.
+    pub async fn end(self) {
+        // A panic of theirs has been logged.
+        self.serving.await.ok();
+        tokio::time::timeout(END_TIMEOUT, self.leading).await.ok();
+        if let Ok(Err(error)) = tokio::time::timeout(END_TIMEOUT, self.app.store.checkpoint()).await {
+            tracing::warn!(error = errors::chain_of(&error), "the database's log stays beside it");
+        }
+    }
+}
+
+/// What is done at the end takes no longer.
+const END_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// Puts a control plane together on a store, by a clock.
 ///
@@ -89,18 +107,27 @@ pub async fn assemble(
     let board = Board::default();
     board.set_paused(paused);
     let (clouds, sims) = clouds::open(config, &clock).await?;
+    let providers: Vec<String> = clouds.iter().map(|cloud| cloud.name().to_owned()).collect();
+    if let Some(quota) = config.budget.of_nobody(&providers) {
+        tracing::warn!(quota, "a quota is for a provider that is not configured: it limits nothing");
+    }
     let clouds = clouds.into_iter().map(|cloud| Cloud::new(cloud, &clock)).collect();
     let app = Arc::new(App {
         join_key: join_key(&store, &ledger).await?,
         clock: clock.clone(),
-        store,
-        ledger,
+        store: store.clone(),
+        ledger: ledger.clone(),
         metrics,
         tokens: Tokens::default(),
         rates: Rates::new(config.requests_per_s_max, clock),
+        admission: Arc::default(),
+        feed: Feed::new(store.clone(), ledger.clone()),
+        providers,
+        advertised_host: config.advertised_host(),
         board,
         planner: Notify::new(),
         configured_budget: config.budget.clone(),
+        probed: tokio::sync::Mutex::default(),
         ready: AtomicBool::new(false),
     });
     read_tokens(&app, door).await?;
@@ -147,7 +174,7 @@ pub async fn start(
     let app = Arc::clone(&context.app);
     app.ready.store(true, Ordering::Release);
     let serving = tokio::spawn(api::serve(listener, router.clone(), stop.clone()));
-    loops::start(&context, &stop);
+    let leading = loops::start(&context, &stop);
     tokio::spawn(refresh_tokens(Arc::clone(&app), door, stop.clone()));
     if !sims.is_empty() {
         demo::play_hosts(router.clone(), sims, app.clock.clone(), demo::Habits::default(), stop.clone());
@@ -156,7 +183,7 @@ pub async fn start(
         let classes = config.class.iter().map(|c| c.name.clone()).collect();
         demo::play_clients(router, part, classes, stop);
     }
-    Ok(Server { url: format!("{scheme}://{address}"), app, serving })
+    Ok(Server { url: format!("{scheme}://{address}"), app, serving, leading })
 }
 
 /// Reads who may come in.
@@ -168,7 +195,7 @@ async fn read_tokens(app: &App, door: Door) -> Result<(), StoreError> {
 }
 
 /// Tokens are read again this often.
-const TOKENS_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+const TOKENS_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Tokens are made and revoked by the command line, on any replica: they are read again every few seconds.
 async fn refresh_tokens(app: Arc<App>, door: Door, mut stop: watch::Receiver<bool>) {

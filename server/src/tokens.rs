@@ -85,6 +85,20 @@ impl Tokens {
         *self.0.write() = ByHash { by_hash, open };
     }
 
+    /// Whether everybody is let in.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.0.read().open
+    }
+
+    /// Whether a caller may still do what `least` may.
+    #[must_use]
+    pub fn still(&self, name: &str, least: Role) -> bool {
+        let known = self.0.read();
+        let mut of_name = known.by_hash.values().filter(|(n, _)| **n == *name);
+        if known.open { known.by_hash.is_empty() } else { of_name.any(|(_, role)| *role >= least) }
+    }
+
     /// Whether any token is known.
     #[must_use]
     pub fn any(&self) -> bool {

@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         ended().await;
         eprintln!("ending: open requests finish, nothing is released");
         let _ = stop_in.send(true);
-        let _ = server.serving.await;
+        server.end().await;
         Ok(())
     })
 }

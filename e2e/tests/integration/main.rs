@@ -9,6 +9,7 @@ mod daemon;
 #[allow(dead_code, reason = "the server's own tests use the rest")]
 mod databases;
 mod diagnosed_weekly;
+mod hostile;
 #[cfg(feature = "aws")]
 #[path = "../../../providers/tests/moto/mod.rs"]
 mod moto;

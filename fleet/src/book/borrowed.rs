@@ -141,17 +141,17 @@ impl Book {
         lines.sort_unstable();
         let mut loans = self.loans();
         let mut called = Vec::new();
-        // Who stands behind one that does not fit waits with it.
-        let mut stuck: BTreeSet<&str> = BTreeSet::new();
+        // What does not fit, by class: as many units do not fit either.
+        let mut stuck: BTreeMap<&str, u32> = BTreeMap::new();
         for claim in lines.iter().filter_map(|(_, id)| self.claims.get(id)) {
-            if stuck.contains(claim.class.as_str()) {
+            if stuck.get(claim.class.as_str()).is_some_and(|count| claim.count >= *count) {
                 continue;
             }
             match self.fits(claim, &loans) {
                 Some(places) => {
                     places.into_iter().for_each(|(at, gpus)| loans[at].take(gpus, &claim.class, &mut called))
                 }
-                None => drop(stuck.insert(claim.class.as_str())),
+                None => drop(stuck.insert(&claim.class, claim.count)),
             }
         }
         for (id, class) in called {

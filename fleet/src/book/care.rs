@@ -128,6 +128,7 @@ impl Book {
         let to = from.after(event)?;
         let went = |node: &mut Node| {
             node.went(event, to, reason, now_ms);
+            node.serials_proved = !node.serials.is_empty();
             NodeFacts { rates: rates.clone(), ..NodeFacts::of(node) }
         };
         let node = self.edit_node(id, went)?;

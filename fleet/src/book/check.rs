@@ -139,6 +139,8 @@ mod tests {
             key: None,
             digest: String::new(),
             holder: String::new(),
+            caller: String::new(),
+            passed_gpus: 0,
             on_empty: OnEmpty::Fail,
             parts: vec![Part { node, gpus }],
             substituted: false,

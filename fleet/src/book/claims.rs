@@ -3,7 +3,7 @@
 use crate::claim::{ClaimEvent, ClaimState, IllegalClaimEvent, OnEmpty};
 use crate::node::NodeEvent;
 
-use super::{Book, Change, Claim, ClaimChange, ClassRule, Limits, Part, What};
+use super::{Book, Change, Claim, ClaimChange, ClassRule, Limits, Part, Queue, What};
 
 /// What a scheduler asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct ClaimRequest {
     pub digest: String,
     /// Who holds it, in the client's words.
     pub holder: String,
+    /// Who calls, as the server knows him; empty where it does not.
+    pub caller: String,
     /// What to do when nothing is free; the class's rule without it.
     pub on_empty: Option<OnEmpty>,
     /// How long it waits at most, milliseconds; the class's wait without it.
@@ -40,6 +42,7 @@ impl ClaimRequest {
             key: None,
             digest: String::new(),
             holder: String::new(),
+            caller: String::new(),
             on_empty: None,
             wait_ms: None,
             lease_ms: None,
@@ -104,8 +107,35 @@ pub enum ClaimError {
         arriving: usize,
     },
     /// Too many claims wait already.
-    #[error("{0} claims wait already")]
-    QueueFull(usize),
+    #[error("{waiting} claims of this {} wait already, and {all} in all: nobody has more of the queue than is free", .of.name())]
+    QueueFull {
+        /// Whose share is full.
+        of: Queue,
+        /// Claims that wait of these.
+        waiting: usize,
+        /// Claims that wait.
+        all: usize,
+    },
+    /// No zone will ever have so many GPUs.
+    #[error("{wanted} GPUs of class '{class}' in one zone can never be had: {limit} allows {most}")]
+    NeverFits {
+        /// The class.
+        class: String,
+        /// GPUs that were asked for.
+        wanted: u64,
+        /// The most of any zone.
+        most: u64,
+        /// What limits it, for people.
+        limit: String,
+    },
+    /// It belongs to another caller.
+    #[error("claim c-{id} belongs to '{caller}'")]
+    NotYours {
+        /// The claim.
+        id: u64,
+        /// Whose it is.
+        caller: String,
+    },
     /// The answer would come too late.
     #[error("the client's deadline has passed")]
     TooLate,
@@ -163,10 +193,10 @@ impl Book {
             return Err(ClaimError::TooLate);
         }
         let mut claim = self.checked(ask, now_ms)?;
-        let first_in_line = self.queue(&claim.class) == 0;
-        let parts = if first_in_line { self.find(&claim) } else { None };
+        let parts = self.find_for_new(&claim);
         if parts.is_none() {
-            self.refuse_where_full(claim.borrowed)?;
+            self.refuse_what_never_fits(&claim)?;
+            self.refuse_where_full(&claim)?;
             if matches!(claim.on_empty, OnEmpty::Fail | OnEmpty::Substitute) {
                 return Err(self.fail_empty(claim, now_ms));
             }
@@ -180,6 +210,9 @@ impl Book {
         self.changes.claims.insert(id);
         match parts {
             Some(parts) => {
+                if let Some((class, count)) = self.claims.get(&id).map(|c| (c.class.clone(), c.count)) {
+                    self.passed(&class, count);
+                }
                 self.grant(id, parts, true, now_ms);
                 let substituted = self.claims.get(&id).is_some_and(|c| c.substituted);
                 Ok((id, if substituted { Taken::Substituted } else { Taken::Granted }))
@@ -189,7 +222,7 @@ impl Book {
                 self.due.insert((claim.due_at_ms(), id));
                 let (class, reason) = (claim.class.clone(), claim.reason.clone());
                 self.note(id, None, reason, now_ms);
-                self.waiting.entry(class.clone()).or_default().push_back(id);
+                self.join_line(id);
                 self.call_back_for(&class, now_ms);
                 self.call_back_for_waiting(now_ms);
                 Ok((id, Taken::Queued))
@@ -218,6 +251,8 @@ impl Book {
             key: ask.key,
             digest: ask.digest,
             holder: ask.holder,
+            caller: ask.caller,
+            passed_gpus: 0,
             on_empty: ask.on_empty.unwrap_or(rule.on_empty),
             parts: Vec::new(),
             substituted: false,
@@ -236,13 +271,6 @@ impl Book {
             ended_at_ms: None,
             reason: "no GPUs are free".into(),
         })
-    }
-
-    /// Borrowers stand in no other's way.
-    fn refuse_where_full(&self, borrows: bool) -> Result<(), ClaimError> {
-        let of = |class: &String| self.classes.get(class).is_some_and(|rule| rule.class.borrows()) == borrows;
-        let queued = self.waiting.iter().filter(|(class, _)| of(class)).map(|(_, line)| line.len()).sum();
-        if queued >= self.limits.queued_claims_max { Err(ClaimError::QueueFull(queued)) } else { Ok(()) }
     }
 
     /// A claim that does not wait and found nothing. It is written down as failed; its key stays free for a retry.
@@ -270,7 +298,7 @@ impl Book {
     }
 
     /// Gives a claim its GPUs; `fresh` where it never waited.
-    fn grant(&mut self, id: u64, parts: Vec<Part>, fresh: bool, now_ms: i64) {
+    pub(super) fn grant(&mut self, id: u64, parts: Vec<Part>, fresh: bool, now_ms: i64) {
         for part in &parts {
             self.take_gpus(*part, id, now_ms);
         }
@@ -386,6 +414,19 @@ impl Book {
         self.end_claim(id, ClaimEvent::NodeLost, &said, now_ms)
     }
 
+    /// Whether a claim is a caller's to change. One that nobody is known to have made is anybody's.
+    ///
+    /// # Errors
+    /// It is another's.
+    pub fn is_of(&self, id: u64, caller: &str) -> Result<(), ClaimError> {
+        match self.claims.get(&id) {
+            Some(claim) if !claim.caller.is_empty() && claim.caller != caller => {
+                Err(ClaimError::NotYours { id, caller: claim.caller.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn open(&self, id: u64) -> Result<&Claim, ClaimError> {
         let claim = self.claims.get(&id).ok_or(ClaimError::UnknownClaim(id))?;
         if claim.is_open() { Ok(claim) } else { Err(ClaimError::Ended { id, state: claim.state.name() }) }
@@ -416,9 +457,7 @@ impl Book {
         self.note(id, Some(before), reason.to_owned(), now_ms);
         self.borrowed.remove(&id);
         if before == ClaimState::Queued {
-            if let Some(line) = self.waiting.get_mut(&class) {
-                line.retain(|c| *c != id);
-            }
+            self.leave_line(id);
             // Those behind it may be smaller.
             self.serve_class(&class, now_ms);
         }
@@ -458,25 +497,14 @@ impl Book {
         let mut by_age: Vec<(bool, i64, String)> = classes
             .into_iter()
             .filter_map(|k| {
-                let first = self.waiting.get(&k)?.front()?;
-                let claim = self.claims.get(first)?;
+                let first = self.waiting.get(&k)?.first()?;
+                let claim = self.claims.get(&first)?;
                 Some((claim.borrowed, claim.asked_at_ms, k))
             })
             .collect();
         by_age.sort();
         for (.., class) in by_age {
             self.serve_class(&class, now_ms);
-        }
-    }
-
-    /// Grants the claims of a class in their order, until one does not fit.
-    pub(super) fn serve_class(&mut self, class: &str, now_ms: i64) {
-        while let Some(&id) = self.waiting.get(class).and_then(|line| line.front()) {
-            let Some(parts) = self.claims.get(&id).and_then(|claim| self.find(claim)) else { return };
-            if let Some(line) = self.waiting.get_mut(class) {
-                line.pop_front();
-            }
-            self.grant(id, parts, false, now_ms);
         }
     }
 
@@ -550,27 +578,23 @@ impl Book {
             self.keys.insert(key.clone(), id);
         }
         self.due.insert((claim.due_at_ms(), id));
-        if claim.state == ClaimState::Queued {
-            let line = self.waiting.entry(claim.class.clone()).or_default();
-            // Numbers rise with time.
-            let place = line.partition_point(|c| *c < id);
-            line.insert(place, id);
-        }
         if claim.borrowed && claim.state.is_live() {
             self.borrowed.insert(id);
         }
+        let waits = claim.state == ClaimState::Queued;
         self.claims.insert(id, claim);
+        if waits {
+            self.join_line(id);
+        }
     }
 
     fn drop_claim(&mut self, id: u64) {
+        self.leave_line(id);
         let Some(old) = self.claims.remove(&id) else { return };
         self.borrowed.remove(&id);
         self.due.remove(&(old.due_at_ms(), id));
         if let Some(key) = &old.key {
             self.keys.remove(key);
-        }
-        if let Some(line) = self.waiting.get_mut(&old.class) {
-            line.retain(|c| *c != id);
         }
     }
 }

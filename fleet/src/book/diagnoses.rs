@@ -92,7 +92,7 @@ impl Book {
             .collect();
         let all: u64 = lent.iter().map(|(_, gpus, _)| gpus).sum();
         let mut needed = 0;
-        for id in self.waiting.get(class).into_iter().flatten() {
+        for id in self.waiting.get(class).into_iter().flat_map(super::lines::Line::iter) {
             needed += size * self.claims.get(id).map_or(0, |c| u64::from(c.count));
             if needed >= all {
                 break;

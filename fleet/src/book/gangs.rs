@@ -10,15 +10,22 @@ use crate::placement::first_fit;
 use super::{Book, Claim, Part};
 
 impl Book {
-    /// GPUs for a claim, if there are enough: within the class's price caps, or above them for a substitute.
-    pub(super) fn find(&self, claim: &Claim) -> Option<Vec<Part>> {
+    /// GPUs for a claim, if there are enough: within the class's price caps, or above them for a substitute; not in a zone that
+    /// another holds.
+    pub(super) fn find(&self, claim: &Claim, held: Option<&(String, String, String)>) -> Option<Vec<Part>> {
         let within = self.within.get(&claim.class)?;
         if claim.borrowed {
             return self.find_to_borrow(claim);
         }
-        let found = self.find_in(within, claim);
-        match found {
-            None if claim.on_empty == OnEmpty::Substitute => self.find_in(self.above.get(&claim.class)?, claim),
+        let find_in = |offers: &[usize]| match held {
+            None => self.find_in(offers, claim),
+            Some(held) => {
+                let others = |p: &usize| self.zone_of(*p) != *held;
+                self.find_in(&offers.iter().copied().filter(others).collect::<Vec<_>>(), claim)
+            }
+        };
+        match find_in(within) {
+            None if claim.on_empty == OnEmpty::Substitute => find_in(self.above.get(&claim.class)?),
             found => found,
         }
     }

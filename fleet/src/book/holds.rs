@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::cause::{Cause, Cell};
 use crate::node::NodeState;
 
-use super::{Book, IntentAction, Node};
+use super::{Book, IntentAction, Node, NodeError};
 
 /// Causes that are held: nothing is reset or ended for them, but for one canary each.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +88,32 @@ pub(super) fn repairs_max(nodes: usize) -> usize {
 }
 
 impl Book {
+    /// Whether a host can have the GPUs that it names: each once, and no more than were bought.
+    ///
+    /// # Errors
+    /// It cannot, or the node is unknown.
+    pub fn can_have(&self, id: u64, serials: &[String]) -> Result<(), NodeError> {
+        let node = self.nodes.get(&id).ok_or(NodeError::Unknown(id))?;
+        let different = serials.iter().collect::<BTreeSet<_>>().len();
+        if different < serials.len() || serials.len() > node.gpus as usize {
+            return Err(NodeError::OtherSerials { node: id, gpus: node.gpus, named: serials.len(), different });
+        }
+        Ok(())
+    }
+
+    /// The node whose GPUs a host names as its own, and the first of them. They are of the node that proved them first, while
+    /// it lives: whoever names them after it has others, or none.
+    #[must_use]
+    pub fn owner_of<'a>(&self, id: u64, serials: &'a [String]) -> Option<(u64, &'a str)> {
+        let lives = |node: &&Node| {
+            node.id != id
+                && (node.serials_proved || node.state.takes_claims())
+                && !matches!(node.state, NodeState::Lost | NodeState::Terminating | NodeState::Terminated)
+        };
+        let named = |node: &Node| serials.iter().find(|s| node.serials.contains(s)).map(|s| (node.id, s.as_str()));
+        self.nodes.values().filter(lives).find_map(named)
+    }
+
     /// What a host says of itself.
     pub fn identify(&mut self, id: u64, identity: &Identity) {
         let Some(node) = self.nodes.get(&id) else { return };
@@ -98,6 +124,7 @@ impl Book {
         let domain = domain.or_else(|| node.domain.clone());
         if (&serials, &driver, &image, &domain) != (&node.serials, &node.driver, &node.image, &node.domain) {
             let known = self.edit_node(id, |node| {
+                node.serials_proved &= node.serials == serials;
                 (node.serials, node.driver, node.image, node.domain) = (serials, driver, image, domain);
             });
             debug_assert!(known.is_ok(), "{known:?}");

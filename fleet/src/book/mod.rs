@@ -5,6 +5,7 @@
 
 mod borrowed;
 mod care;
+mod ceilings;
 mod check;
 mod claims;
 mod diagnoses;
@@ -12,6 +13,7 @@ mod events;
 mod gangs;
 mod holds;
 mod intents;
+mod lines;
 mod nodes;
 mod records;
 mod shelves;
@@ -19,7 +21,7 @@ mod staging;
 mod starts;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::admission;
 use crate::offer::{Offer, OfferKey};
@@ -27,11 +29,13 @@ use crate::placement::Shelf;
 use crate::staged::{Presence, Readiness, Snapshot, Tier};
 
 pub use care::{Gate, Pending, Repair};
+pub use ceilings::{Ceiling, Ceilings};
 pub use claims::{ClaimError, ClaimRequest, Taken};
 pub use diagnoses::Diagnosis;
 pub use events::{Asked, Change, ClaimChange, CopyChange, IntentChange, NodeChange, NodeFacts, StartChange, What};
 pub use holds::{Held, HeldCause, Identity};
 pub use intents::IntentError;
+pub use lines::Queue;
 pub use nodes::NodeError;
 pub use records::{Claim, ClassRule, DesiredVersion, Intent, IntentAction, Limits, Node, Part, Tally};
 pub use staging::CopyFact;
@@ -103,7 +107,10 @@ pub struct Book {
     held: Held,
     /// Nodes that are in diagnostics, or in the short gate after them.
     lent: BTreeSet<u64>,
-    waiting: BTreeMap<String, VecDeque<u64>>,
+    waiting: BTreeMap<String, lines::Line>,
+    /// Claims that wait, by caller.
+    waiting_of: BTreeMap<String, usize>,
+    ceilings: Ceilings,
     /// Claims whose GPUs are borrowed.
     borrowed: BTreeSet<u64>,
     /// `(when, claim)`: leases and deadlines that run out.
@@ -207,7 +214,7 @@ impl Book {
     /// Claims of a class that wait, the oldest first.
     #[must_use]
     pub fn queue(&self, class: &str) -> usize {
-        self.waiting.get(class).map_or(0, VecDeque::len)
+        self.waiting.get(class).map_or(0, lines::Line::len)
     }
 
     /// Tells the book of a key whose claim has ended, until [`Self::forget_keys`].

@@ -37,6 +37,18 @@ pub enum NodeError {
         /// GPUs reported.
         reported: u32,
     },
+    /// The agent names GPUs that it cannot have.
+    #[error("node n-{node} has {gpus} GPUs and names {named} serial numbers, {different} of them different")]
+    OtherSerials {
+        /// The node.
+        node: u64,
+        /// GPUs that it has.
+        gpus: u32,
+        /// Serial numbers that it names.
+        named: usize,
+        /// Different ones.
+        different: usize,
+    },
     /// It holds claims or is in another state.
     #[error("node n-{node} is {state} and is not given back")]
     NotIdle {
@@ -83,6 +95,7 @@ impl Book {
             claimed_last: false,
             released_at_ms: None,
             serials: Vec::new(),
+            serials_proved: false,
             driver: None,
             image: None,
             domain: None,

@@ -130,6 +130,9 @@ pub struct Node {
     /// Serial numbers of its GPUs, in their order; empty where they tell none.
     #[serde(default)]
     pub serials: Vec<String>,
+    /// It passed a gate with them.
+    #[serde(default)]
+    pub serials_proved: bool,
     /// Version of its driver.
     #[serde(default)]
     pub driver: Option<String>,
@@ -255,6 +258,12 @@ pub struct Claim {
     pub state: ClaimState,
     /// Units of the class's claim size, all or none, in one zone.
     pub count: u32,
+    /// Who made it, as the server knows him; empty where it does not.
+    #[serde(default)]
+    pub caller: String,
+    /// GPUs that younger claims of its class were given while it waited first in line.
+    #[serde(default)]
+    pub passed_gpus: u32,
     /// The client's idempotency key.
     pub key: Option<String>,
     /// What was asked, to tell a retry from another request with the same key.

@@ -7,5 +7,6 @@ mod claims;
 mod diagnoses;
 mod fleets;
 mod holds;
+mod lines;
 mod staging;
 mod starts;

@@ -105,6 +105,7 @@ impl AwsProvider {
                     offer: offer.clone(),
                     fill: None,
                     launch_limit_nodes: Some(found.available),
+                    nodes_max: None,
                     committed_nodes: found.total,
                 });
                 // Of several in one zone, the one with most room is launched into.
@@ -134,6 +135,7 @@ impl AwsProvider {
                     offer: self.key(&region.name, zone, instance_type, Market::Spot),
                     fill: Some((f64::from(score.score) / 10.0).clamp(0.05, FILL_MAX)),
                     launch_limit_nodes: None,
+                    nodes_max: None,
                     committed_nodes: 0,
                 }));
             }

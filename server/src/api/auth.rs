@@ -20,6 +20,11 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Whoever sent a request; none where its secret is not known.
+    pub fn of(app: &App, parts: &Parts) -> Option<Self> {
+        app.tokens.caller(bearer(parts)).map(|(name, role)| Self { name, role })
+    }
+
     /// Refuses who may not do what `least` may.
     ///
     /// # Errors
@@ -33,16 +38,17 @@ impl Caller {
     }
 }
 
-/// The secret of a request.
+/// The secret of a request. The scheme's name is the same in any case (RFC 9110, section 11.1).
 pub fn bearer(parts: &Parts) -> Option<&str> {
-    parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ").map(str::trim)
+    let (scheme, secret) = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?.trim().split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim())
 }
 
 impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        let caller = app.tokens.caller(bearer(parts)).map(|(name, role)| Self { name, role });
+        let caller = parts.extensions.get::<Self>().cloned();
         app.rates.take(caller.as_ref().map(|c| &c.name))?;
         caller.ok_or_else(|| {
             ApiError::new(Code::Unauthenticated, "send 'Authorization: Bearer TOKEN'; 'pilotlight token new' makes one")

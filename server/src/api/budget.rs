@@ -43,6 +43,12 @@ pub async fn put(
 ) -> Result<Response, ApiError> {
     caller.may(Role::Operator)?;
     budget.check().map_err(|what| ApiError::new(Code::OutOfRange, what))?;
+    if let Some(quota) = budget.of_nobody(&app.providers) {
+        let known = app.providers.join(", ");
+        let detail =
+            format!("quota '{quota}' is for a provider that is not configured: it would limit nothing ({known} are)");
+        return Err(ApiError::new(Code::OutOfRange, detail));
+    }
     let version = edit(&app, &caller, DocumentKey::Budget, text_of(&budget)?, "write budget", &headers).await?;
     Ok(with_version(version, budget))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
-use fleet::book::{Book, Claim, ClaimRequest, Taken};
+use fleet::book::{Book, Claim, ClaimError, ClaimRequest, Taken};
 use fleet::{ClaimState, OnEmpty, StartState, Tier};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -16,6 +16,7 @@ use super::auth::{Caller, Role};
 use super::problem::{ApiError, Code, Problem};
 use super::{Body, Listed, PageQuery, number};
 use crate::app::App;
+use crate::store::Subject;
 
 /// What a scheduler asks for.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -45,13 +46,18 @@ pub struct NewClaim {
     /// Name of the snapshot that it starts from; the one of its class without it. A node that has it is rather taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
-    /// An answer after so many milliseconds is of no use: nothing is taken then.
-    #[serde(default)]
+    /// An answer after so many milliseconds is of no use: nothing is taken then. A retry may give another time.
+    #[serde(default, serialize_with = "left_out")]
     pub answer_within_ms: Option<i64>,
 }
 
 fn one() -> u32 {
     1
+}
+
+/// What makes no other request of one: the digest of a request has nothing of it.
+fn left_out<S: serde::Serializer>(_: &Option<i64>, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_none()
 }
 
 /// GPUs of one node.
@@ -250,6 +256,7 @@ fn request(ask: NewClaim, headers: &HeaderMap, now_ms: i64) -> Result<ClaimReque
         key: key.filter(|k| !k.is_empty()),
         digest,
         holder: ask.holder,
+        caller: String::new(),
         on_empty: ask.on_empty,
         wait_ms: milliseconds("wait_s", ask.wait_s)?,
         lease_ms: milliseconds("lease_s", ask.lease_s)?,
@@ -280,6 +287,7 @@ pub async fn create(
     let mut ask = request(ask, &headers, app.now_ms())?;
     // Keys are each caller's own.
     ask.key = ask.key.map(|key| format!("{}/{key}", caller.name));
+    ask.caller = caller.name.to_string();
     let class = ask.class.clone();
     let timer = app.metrics.claim_timer();
     let done = app.ledger.write_keyed(ask.key.clone(), move |book, now_ms| {
@@ -288,11 +296,11 @@ pub async fn create(
     });
     let done = done.await?;
     app.metrics.claimed(&class, &done.as_ref().map(|(_, taken, _)| *taken), timer);
-    let (id, taken, view) = done?;
-    if taken != Taken::Granted && taken != Taken::Before {
-        // Somebody may have to wait: the planner looks at it now.
+    if matches!(done, Err(ClaimError::Empty { .. }) | Ok((_, Taken::Queued | Taken::Substituted, _))) {
+        // Somebody waits, or would have: the planner looks at it now.
         app.wake_planner();
     }
+    let (id, taken, view) = done?;
     let view = match view {
         Some(view) => view,
         None => read(&app, id).await?,
@@ -344,27 +352,19 @@ pub async fn get(
     caller.may(Role::Viewer)?;
     let id = number(&id, 'c')?;
     let wait_ms = milliseconds("wait_s", wait.wait_s)?.unwrap_or(0).clamp(0, 60_000);
-    let mut seq = app.ledger.watch();
-    let waiting = async {
-        let mut first = None;
-        loop {
-            seq.borrow_and_update();
-            let mut waits = |book: &Book| {
-                let Some(claim) = book.claims().get(&id) else { return false };
-                let lent = claim.borrowed && claim.state.is_live() && claim.called_back_at_ms.is_none();
-                let same = *first.get_or_insert(claim.state) == claim.state;
-                let comes = claim.start.as_ref().is_some_and(|start| start.state == StartState::Coming);
-                let waits = claim.state == ClaimState::Queued || wait.until_ready && claim.state.is_live() && comes;
-                waits || same && lent
-            };
-            // A book that is not known says nothing of it: who waits goes on waiting.
-            let waits = app.book().map_or(true, |book| waits(&book));
-            if !waits || seq.changed().await.is_err() {
-                return;
-            }
-        }
+    let mut first = None;
+    let mut waits = |book: &Book| {
+        let Some(claim) = book.claims().get(&id) else { return false };
+        let lent = claim.borrowed && claim.state.is_live() && claim.called_back_at_ms.is_none();
+        let same = *first.get_or_insert(claim.state) == claim.state;
+        let comes = claim.start.as_ref().is_some_and(|start| start.state == StartState::Coming);
+        let waits = claim.state == ClaimState::Queued || wait.until_ready && claim.state.is_live() && comes;
+        waits || same && lent
     };
     if wait_ms > 0 {
+        let waiter = app.ledger.waiter(Subject::Claim(id));
+        // A book that is not known says nothing of it: who waits goes on waiting.
+        let waiting = waiter.until(|| app.book().is_ok_and(|book| !waits(&book)));
         // Over or not, the claim is shown as it is then.
         let _ = tokio::time::timeout(Duration::from_millis(wait_ms.unsigned_abs()), waiting).await;
     }
@@ -416,7 +416,9 @@ pub async fn heartbeat(
     caller.may(Role::Scheduler)?;
     let id = number(&id, 'c')?;
     let lease_ms = milliseconds("lease_s", beat.lease_s)?;
+    let whose = owner(caller);
     let kept = app.ledger.write(move |book, now_ms| {
+        whose.is_of(book, id)?;
         book.heartbeat(id, lease_ms, now_ms)?;
         beat.ready_s.map_or(Ok(None), |ready_s| book.is_ready(id, ready_s))
     });
@@ -439,7 +441,9 @@ pub async fn release(
 ) -> Result<Json<ClaimView>, ApiError> {
     caller.may(Role::Scheduler)?;
     let id = number(&id, 'c')?;
+    let whose = owner(caller);
     let released = app.ledger.write(move |book, now_ms| {
+        whose.is_of(book, id)?;
         book.release(id, "given back by its client", now_ms)?;
         Ok::<_, fleet::book::ClaimError>(book.claims().get(&id).map(|c| ClaimView::of(c, book)))
     });
@@ -473,9 +477,27 @@ pub async fn report_unhealthy(
     caller.may(Role::Scheduler)?;
     let id = number(&id, 'c')?;
     let reason: String = seen.reason.chars().take(TEXT_MAX).collect();
-    let noted = app.ledger.write(move |book, now_ms| book.report_unhealthy(id, &reason, now_ms)).await?;
+    let whose = owner(caller);
+    let noted = app.ledger.write(move |book, now_ms| {
+        whose.is_of(book, id)?;
+        book.report_unhealthy(id, &reason, now_ms)
+    });
+    let noted = noted.await?;
     app.wake_planner();
     told(&app, id, noted).await
+}
+
+/// Whose claims a caller may change: his own, and an operator all.
+struct Owner(Option<Arc<str>>);
+
+fn owner(caller: Caller) -> Owner {
+    Owner(caller.may(Role::Operator).is_err().then_some(caller.name))
+}
+
+impl Owner {
+    fn is_of(&self, book: &Book, id: u64) -> Result<(), ClaimError> {
+        self.0.as_deref().map_or(Ok(()), |name| book.is_of(id, name))
+    }
 }
 
 async fn told(app: &App, id: u64, done: Result<(), fleet::book::ClaimError>) -> Result<Json<ClaimView>, ApiError> {
@@ -492,7 +514,6 @@ async fn ended_is_fine(
     error: fleet::book::ClaimError,
     fine: &[ClaimState],
 ) -> Result<Json<ClaimView>, ApiError> {
-    use fleet::book::ClaimError;
     if !matches!(error, ClaimError::UnknownClaim(_) | ClaimError::Ended { .. }) {
         return Err(error.into());
     }

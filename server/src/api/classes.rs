@@ -12,7 +12,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::auth::{Caller, Role};
-use super::edits::{edit, text_of, with_version};
+use super::edits::{self, edit, text_of, with_version};
 use super::problem::{ApiError, Code, Problem};
 use super::{Body, Listed};
 use crate::app::App;
@@ -119,6 +119,5 @@ pub async fn delete(
     headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
     caller.may(Role::Operator)?;
-    edit(&app, &caller, DocumentKey::Class(name), String::new(), "delete class", &headers).await?;
-    Ok(StatusCode::NO_CONTENT)
+    edits::delete(&app, &caller, DocumentKey::Class(name), "delete class", &headers).await
 }

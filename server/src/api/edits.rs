@@ -32,7 +32,23 @@ pub fn expected(headers: &HeaderMap) -> Result<i64, ApiError> {
     })
 }
 
-/// Writes, or deletes with an empty body; notes who did; wakes the planner. Returns the new version.
+/// Deletes what was read at the version that `If-Match` names.
+pub async fn delete(
+    app: &App,
+    caller: &Caller,
+    key: DocumentKey,
+    action: &'static str,
+    headers: &HeaderMap,
+) -> Result<StatusCode, ApiError> {
+    if expected(headers)? == 0 {
+        let detail = "what is not there cannot be deleted: send the ETag that you read as If-Match";
+        return Err(ApiError::new(Code::VersionNeeded, detail));
+    }
+    edit(app, caller, key, String::new(), action, headers).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Writes; notes who did; wakes the planner. Returns the new version.
 pub async fn edit(
     app: &App,
     caller: &Caller,

@@ -1,24 +1,26 @@
 //! The event log, by page and as a stream.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
+use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
-use axum::http::HeaderMap;
-use axum::response::Sse;
-use axum::response::sse::{Event, KeepAlive};
-use futures_util::Stream;
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::Serialize;
+use tokio::sync::broadcast;
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
+use super::admission::Place;
 use super::auth::{Caller, Role};
+use super::feed::Chunk;
 use super::problem::{ApiError, Problem};
 use super::{Listed, PageQuery};
 use crate::app::App;
-use crate::store::{EventRow, Page};
+use crate::store::EventRow;
 
 /// One state change with its reason.
 #[derive(Debug, Serialize, ToSchema)]
@@ -92,43 +94,75 @@ pub async fn stream(
     State(app): State<Arc<App>>,
     caller: Caller,
     Query(page): Query<PageQuery>,
+    place: Option<Extension<Place>>,
     headers: HeaderMap,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
+) -> Result<Response, ApiError> {
     caller.may(Role::Viewer)?;
     let again = headers.get("last-event-id").and_then(|v| v.to_str().ok()?.parse().ok());
     let after = match again.or(page.after.map(|a| i64::try_from(a).unwrap_or(i64::MAX))) {
         Some(after) => after,
         None => app.store.last_seq().await?,
     };
-    let tail = Tail { seq: app.ledger.watch(), app, after, read: VecDeque::new() };
-    let events = futures_util::stream::unfold(tail, |mut tail| async move {
-        let event = tail.next().await?;
-        Some((Ok(event), tail))
+    let tail = Tail { live: app.feed.follow(), after, caller, behind: true, beat: false, _place: place, app };
+    let chunks = futures_util::stream::unfold(tail, |mut tail| async move {
+        let chunk = tail.next().await?;
+        Some((Ok::<_, Infallible>(chunk), tail))
     });
-    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))))
+    let sent_as = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+    Ok((sent_as, Body::from_stream(chunks)).into_response())
 }
+
+/// A stream that says nothing says so this often.
+const BEAT: Duration = Duration::from_secs(15);
+/// Whether its token is still good is looked at this often.
+const CHECKED_EVERY: Duration = Duration::from_secs(1);
 
 /// Where a stream is.
 struct Tail {
     app: Arc<App>,
-    seq: tokio::sync::watch::Receiver<i64>,
+    caller: Caller,
+    live: broadcast::Receiver<Chunk>,
     after: i64,
-    read: VecDeque<EventRow>,
+    /// It has to read from the database what it missed.
+    behind: bool,
+    beat: bool,
+    _place: Option<Extension<Place>>,
 }
 
 impl Tail {
-    /// The next event; none when the server ends or the database fails, so that the client comes again.
-    async fn next(&mut self) -> Option<Event> {
-        while self.read.is_empty() {
-            self.seq.borrow_and_update();
-            self.read = self.app.store.events(Page { after: self.after, limit: 500 }).await.ok()?.into();
-            if self.read.is_empty() {
-                self.seq.changed().await.ok()?;
+    /// The next events; none when the server ends, the database fails or the token is revoked: the client comes again, or
+    /// hears why it may not.
+    async fn next(&mut self) -> Option<Bytes> {
+        if !std::mem::replace(&mut self.beat, true) {
+            // The answer's head goes out with this.
+            return Some(Bytes::from_static(b": pilotlight\n\n"));
+        }
+        let quiet_since = Instant::now();
+        loop {
+            if !self.app.tokens.still(&self.caller.name, Role::Viewer) {
+                return None;
+            }
+            if self.behind {
+                match self.app.feed.page(self.after).await.ok()? {
+                    Some(chunk) => {
+                        self.after = chunk.last;
+                        return Some(chunk.text);
+                    }
+                    None => self.behind = false,
+                }
+            }
+            match tokio::time::timeout(CHECKED_EVERY, self.live.recv()).await {
+                Err(_) if quiet_since.elapsed() >= BEAT => return Some(Bytes::from_static(b":\n\n")),
+                Err(_) => {}
+                Ok(Ok(chunk)) if chunk.last <= self.after => {}
+                Ok(Ok(chunk)) if chunk.after == self.after => {
+                    self.after = chunk.last;
+                    return Some(chunk.text);
+                }
+                // It does not follow what this stream has sent last.
+                Ok(Ok(_) | Err(broadcast::error::RecvError::Lagged(_))) => self.behind = true,
+                Ok(Err(broadcast::error::RecvError::Closed)) => return None,
             }
         }
-        let row = self.read.pop_front()?;
-        self.after = row.seq;
-        let event = Event::default().id(row.seq.to_string());
-        event.json_data(EventView::from(row)).ok()
     }
 }

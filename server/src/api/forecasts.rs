@@ -11,7 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::auth::{Caller, Role};
-use super::edits::{edit, text_of, with_version};
+use super::edits::{self, edit, text_of, with_version};
 use super::problem::{ApiError, Code, Problem};
 use super::{Body, Listed};
 use crate::app::App;
@@ -89,7 +89,9 @@ pub async fn put(
     if app.store.named::<fleet::book::ClassRule>(&spec.class).await?.is_none() {
         return Err(ApiError::new(Code::UnknownClass, format!("there is no class '{}'", spec.class)));
     }
-    if app.forecasts().await?.len() >= FORECASTS_MAX {
+    // One that is there is written over, however many there are.
+    let all = app.store.all::<ForecastSpec>().await?;
+    if all.len() >= FORECASTS_MAX && all.iter().all(|(known, _)| *known != name) {
         return wrong(format!("there are {FORECASTS_MAX} forecasts: delete those that are over"));
     }
     let version = edit(&app, &caller, DocumentKey::Forecast(name), text_of(&spec)?, "write forecast", &headers).await?;
@@ -108,6 +110,5 @@ pub async fn delete(
     headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
     caller.may(Role::Operator)?;
-    edit(&app, &caller, DocumentKey::Forecast(name), String::new(), "delete forecast", &headers).await?;
-    Ok(StatusCode::NO_CONTENT)
+    edits::delete(&app, &caller, DocumentKey::Forecast(name), "delete forecast", &headers).await
 }

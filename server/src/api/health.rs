@@ -16,7 +16,7 @@ pub async fn live() -> &'static str {
     "ok\n"
 }
 
-/// Whether requests can be answered: the state is read, and the database takes writes.
+/// Whether requests can be answered: the state is read, and a claim could be written. That is tried, at most once a second.
 #[utoipa::path(
     get, path = "/readyz", tag = "health",
     responses((status = 200, description = "They can", body = String), (status = 503, description = "Not now", body = String))
@@ -25,10 +25,11 @@ pub async fn ready(State(app): State<Arc<App>>) -> impl IntoResponse {
     if let Some(why) = app.not_ready() {
         return (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
     }
-    match app.store.ping().await {
-        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n".to_owned()),
+    if let Err(why) = app.can_write().await {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
     }
+    let off = app.clock_is_off_s().map(|s| format!("; the clock of this machine is off by {s} s"));
+    (StatusCode::OK, format!("ok{}\n", off.unwrap_or_default()))
 }
 
 /// Counts and levels in the text format of Prometheus (OpenMetrics).

@@ -1,5 +1,6 @@
 //! The REST API.
 
+mod admission;
 mod agents;
 mod audit;
 mod auth;
@@ -7,8 +8,10 @@ mod breakers;
 mod budget;
 mod claims;
 mod classes;
+mod doors;
 mod edits;
 mod events;
+mod feed;
 mod fleet;
 mod forecasts;
 mod gpus;
@@ -33,9 +36,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::timeout::TimeoutLayer;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -43,16 +44,16 @@ use utoipa_axum::routes;
 use crate::app::App;
 use crate::store::Page;
 
+pub use admission::Admission;
+pub use feed::Feed;
 pub use listener::{Listener, Tls, serve};
 pub use openapi::document;
 pub use problem::{ApiError, Code};
 
 /// Largest request body, bytes.
 const BODY_BYTES_MAX: usize = 256 * 1024;
-/// Longest time that a handler may take; long polls end before.
-const HANDLER_TIMEOUT: Duration = Duration::from_secs(90);
-/// Requests that are worked on at the same time.
-const CONCURRENT_MAX: usize = 4096;
+/// A request's body must be whole within this time.
+const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn api() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(openapi::head())
@@ -110,18 +111,8 @@ pub fn router(app: Arc<App>) -> Router {
     routes
         .merge(openapi::pages(&text))
         .fallback(|| async { ApiError::new(Code::NotFound, "there is no such path; /docs lists them") })
-        .layer(
-            ServiceBuilder::new()
-                .layer(axum::error_handling::HandleErrorLayer::new(|_| async {
-                    ApiError::new(Code::Busy, format!("more than {CONCURRENT_MAX} requests at the same time"))
-                }))
-                .load_shed()
-                .concurrency_limit(CONCURRENT_MAX)
-                .layer(CatchPanicLayer::custom(|_| {
-                    ApiError::new(Code::Internal, "the server's log has more").into_response()
-                }))
-                .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, HANDLER_TIMEOUT)),
-        )
+        .layer(CatchPanicLayer::custom(|_| ApiError::new(Code::Internal, "the server's log has more").into_response()))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), admission::admit))
         .layer(axum::middleware::from_fn(refuse_nul))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(app)
@@ -156,7 +147,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+        let read = tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, state)).await;
+        let read = read.map_err(|_| {
+            ApiError::new(Code::BodyTooSlow, format!("the body was not whole within {} s", BODY_TIMEOUT.as_secs()))
+        })?;
+        let bytes = read.map_err(|rejection| {
             if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
                 ApiError::new(Code::TooLarge, format!("at most {BODY_BYTES_MAX} bytes"))
             } else {

@@ -73,12 +73,20 @@ codes! {
     EditCrossed = "edit-crossed", PRECONDITION_FAILED, "Somebody else edited it first";
     /// An edit without a version.
     VersionNeeded = "version-needed", PRECONDITION_REQUIRED, "An edit needs the version it was made from";
+    /// The body does not come.
+    BodyTooSlow = "body-too-slow", REQUEST_TIMEOUT, "The request's body did not come in time";
+    /// Too many requests of one caller are open.
+    TooManyOpen = "too-many-open", TOO_MANY_REQUESTS, "Too many requests of this caller are open";
+    /// The server took too long.
+    TooSlow = "too-slow", GATEWAY_TIMEOUT, "The server took too long";
     /// Too many requests of one token.
     RateLimited = "rate-limited", TOO_MANY_REQUESTS, "Too many requests";
     /// The body is too large.
     TooLarge = "too-large", PAYLOAD_TOO_LARGE, "The request is too large";
     /// No GPUs are free.
     Empty = "no-free-gpus", SERVICE_UNAVAILABLE, "No GPUs are free";
+    /// No zone will ever have so many GPUs.
+    NeverFits = "never-fits", UNPROCESSABLE_ENTITY, "So many GPUs can never be had";
     /// Too many claims wait.
     QueueFull = "queue-full", SERVICE_UNAVAILABLE, "Too many claims wait";
     /// Too much at once.
@@ -163,7 +171,9 @@ impl From<ClaimError> for ApiError {
             ClaimError::OutOfRange { .. } => Code::OutOfRange,
             ClaimError::KeyReused(_) => Code::KeyReused,
             ClaimError::Empty { .. } => Code::Empty,
-            ClaimError::QueueFull(_) => Code::QueueFull,
+            ClaimError::QueueFull { .. } => Code::QueueFull,
+            ClaimError::NeverFits { .. } => Code::NeverFits,
+            ClaimError::NotYours { .. } => Code::Forbidden,
             ClaimError::TooLate => Code::TooLate,
             ClaimError::Ended { .. } => Code::ClaimEnded,
             ClaimError::Illegal(_) => Code::WrongState,
@@ -180,7 +190,7 @@ impl From<NodeError> for ApiError {
     fn from(error: NodeError) -> Self {
         let code = match &error {
             NodeError::Unknown(_) => Code::NotFound,
-            NodeError::TooLarge(_) => Code::OutOfRange,
+            NodeError::TooLarge(_) | NodeError::OtherSerials { .. } => Code::OutOfRange,
             _ => Code::WrongState,
         };
         Self::new(code, error.to_string())

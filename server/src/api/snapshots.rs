@@ -14,7 +14,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::auth::{Caller, Role};
-use super::edits::{edit, text_of, with_version};
+use super::edits::{self, edit, text_of, with_version};
 use super::problem::{ApiError, Code, Problem};
 use super::{Body, Listed};
 use crate::app::App;
@@ -165,8 +165,7 @@ pub async fn delete(
     headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
     caller.may(Role::Operator)?;
-    edit(&app, &caller, DocumentKey::Snapshot(name), String::new(), "delete snapshot", &headers).await?;
-    Ok(StatusCode::NO_CONTENT)
+    edits::delete(&app, &caller, DocumentKey::Snapshot(name), "delete snapshot", &headers).await
 }
 
 /// Copies of snapshots on hosts, by node.

@@ -59,7 +59,7 @@ impl Default for Config {
             database: "sqlite:pilotlight.db".into(),
             advertise_url: None,
             tls: None,
-            requests_per_s_max: 20_000.0,
+            requests_per_s_max: 50_000.0,
             limits: Limits::default(),
             planning: Planning::default(),
             budget: BudgetSpec::default(),
@@ -244,6 +244,13 @@ impl Config {
         self.budget.check().map_err(|what| anyhow::anyhow!("budget.{what}"))?;
         self.diagnostics.check().map_err(|what| anyhow::anyhow!(what))?;
         Ok(())
+    }
+
+    /// The host name under which it is reached, where the configuration says so.
+    #[must_use]
+    pub fn advertised_host(&self) -> Option<String> {
+        let authority = self.advertise_url.as_deref()?.split_once("://")?.1.split('/').next()?;
+        authority.parse::<axum::http::uri::Authority>().ok().map(|a| a.host().to_owned())
     }
 
     /// The database: the environment comes first.

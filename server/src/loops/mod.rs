@@ -229,9 +229,9 @@ impl Loop {
     }
 }
 
-/// Starts all loops. They end when `stop` says so.
-pub fn start(context: &Context, stop: &watch::Receiver<bool>) {
-    tokio::spawn(lead::keep(context.clone(), stop.clone()));
+/// Starts all loops. They end when `stop` says so; what is returned ends when the lead is given up.
+pub fn start(context: &Context, stop: &watch::Receiver<bool>) -> tokio::task::JoinHandle<()> {
+    let leading = tokio::spawn(lead::keep(context.clone(), stop.clone()));
     for (turn, which) in Loop::ALL.into_iter().enumerate() {
         let (about, period_s) = (which.about(), which.period(context).as_secs_f64());
         let status = Status { about, period_s, ..Status::default() };
@@ -243,6 +243,7 @@ pub fn start(context: &Context, stop: &watch::Receiver<bool>) {
             keep(context, which, stop).await;
         });
     }
+    leading
 }
 
 /// Time between the starts of two loops.

@@ -7,7 +7,7 @@ use control::inputs::{Inputs, Knowledge, history};
 use control::learning::Learnt;
 use control::plan::{Acted, PlanRecord, Wanted, intend};
 use control::staging::Outlook;
-use fleet::book::Book;
+use fleet::book::{Book, Ceilings};
 use fleet::invariants::{Breach, Invariant};
 use planner::gather::nodes_to_release;
 use planner::rolling::{self, RollingMemory};
@@ -67,6 +67,10 @@ pub async fn run(context: Context, term: i64) -> Result<String, LoopError> {
     let before = newest.first().filter(|_| has_snapshots).and_then(|plan| read_plan(&plan.body));
     let outlook = before.map(|plan| Outlook::of(&plan.input));
     let (inputs, budget) = gather(app, &context.planning, outlook.as_ref(), app.now_ms()).await?;
+    let ceilings = app.board.market().ceilings(app.book()?.offers(), &budget.quota);
+    if app.store.single_or_default::<Ceilings>().await? != ceilings {
+        app.ledger.put(&ceilings, Some(term)).await?;
+    }
     if inputs.classes.is_empty() || inputs.offers.is_empty() {
         return Ok(format!("{} classes, {} offers: nothing to plan", inputs.classes.len(), inputs.offers.len()));
     }

@@ -101,6 +101,7 @@ pub struct Metrics {
     plan_seconds: Histogram,
     plan_epoch: Gauge,
     leads: Gauge,
+    clock_off: Gauge<f64, AtomicU64>,
     idle_gpu_seconds: Counter<f64, AtomicU64>,
     idle_cost_usd: Counter<f64, AtomicU64>,
     miss_cost_usd: Family<OfClass, Gauge<f64, AtomicU64>>,
@@ -149,6 +150,7 @@ impl Default for Metrics {
             plan_seconds: Histogram::new(PLAN_BUCKETS),
             plan_epoch: Gauge::default(),
             leads: Gauge::default(),
+            clock_off: Gauge::default(),
             idle_gpu_seconds: Counter::default(),
             idle_cost_usd: Counter::default(),
             miss_cost_usd: Family::default(),
@@ -179,6 +181,8 @@ impl Default for Metrics {
         r.register("plans", "Plans by outcome", made.plans.clone());
         r.register_with_unit("solve_duration", "Time to make a plan", Unit::Seconds, made.plan_seconds.clone());
         r.register("plan_epoch", "Number of the last plan", made.plan_epoch.clone());
+        let help = "Seconds by which this machine's clock is ahead of the fleet's time";
+        r.register_with_unit("clock_off", help, Unit::Seconds, made.clock_off.clone());
         r.register("leads", "1 where this replica leads", made.leads.clone());
         r.register("idle_gpu_seconds", "GPU-seconds that were healthy and free", made.idle_gpu_seconds.clone());
         r.register("idle_cost_usd", "Dollars that they cost", made.idle_cost_usd.clone());
@@ -334,6 +338,11 @@ impl Metrics {
     /// Snapshots are to lie as this plan says.
     pub fn staged(&self, saved_s: f64, fetch_bytes: u64) {
         self.staging.planned(saved_s, fetch_bytes);
+    }
+
+    /// How far this machine's clock is ahead of the fleet's time, milliseconds; negative: behind.
+    pub fn set_clock_off(&self, off_ms: i64) {
+        self.clock_off.set(off_ms as f64 / 1000.0);
     }
 
     /// Whether this replica leads.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use control::breakers::{Closed, FaultLog};
 use control::learning::Learnt;
 use control::weekly::WeeklyMemory;
-use fleet::book::{ClassRule, Held};
+use fleet::book::{Ceilings, ClassRule, Held};
 use fleet::{Offer, Readiness, Snapshot};
 use health::gate::Learned;
 use planner::rolling;
@@ -50,6 +50,8 @@ pub enum DocumentKey {
     Closed,
     /// The key that join secrets and host tokens are made of: text, not JSON.
     JoinKey,
+    /// What can be had at most, for every replica's book.
+    Ceilings,
     /// First part of the launch tokens of this database: text, not JSON.
     TokenPrefix,
 }
@@ -107,6 +109,7 @@ impl DocumentKey {
             Self::Held => ("breakers", "held"),
             Self::Closed => ("breakers", "closed"),
             Self::JoinKey => ("secret", "join"),
+            Self::Ceilings => ("fleet", "ceilings"),
             Self::TokenPrefix => ("fleet", "token-prefix"),
         }
     }
@@ -114,7 +117,10 @@ impl DocumentKey {
     /// Whether every replica's book has to know of it.
     #[must_use]
     pub fn is_of_book(&self) -> bool {
-        matches!(self, Self::Class(_) | Self::Offers | Self::Held | Self::Snapshot(_) | Self::Readiness)
+        matches!(
+            self,
+            Self::Class(_) | Self::Offers | Self::Held | Self::Snapshot(_) | Self::Readiness | Self::Ceilings
+        )
     }
 }
 
@@ -169,6 +175,7 @@ singles! {
     WeeklyMemory = Weekly;
     FaultLog = Faults;
     Held = Held;
+    Ceilings = Ceilings;
     ClosedBreakers = Closed;
 }
 
@@ -254,6 +261,7 @@ mod tests {
             DocumentKey::Held,
             DocumentKey::Closed,
             DocumentKey::JoinKey,
+            DocumentKey::Ceilings,
             DocumentKey::TokenPrefix,
         ];
         let words: std::collections::BTreeSet<_> = keys.iter().map(DocumentKey::words).collect();

@@ -11,7 +11,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::known::{BookRef, BookState, Options, Pulse, Unread, WAITING_MAX, WriteError};
 use super::parsed::Parsed;
-use super::writer::{Job, Operation, Work, Writer};
+use super::waiters::{Subject, Waiter, Waiters};
+use super::writer::{Job, Operation, Told, Work, Writer};
 use super::{Store, StoreError, Write, Wrote};
 
 /// Times that a starting server tries to read the book, and the pause between them.
@@ -25,6 +26,7 @@ pub struct Ledger {
     known: Arc<RwLock<BookState>>,
     pulse: watch::Receiver<Pulse>,
     seq: watch::Receiver<i64>,
+    waiters: Waiters,
     pub(super) parsed: Parsed,
 }
 
@@ -44,7 +46,9 @@ impl Ledger {
         let (seq_out, seq) = watch::channel(0);
         let (pulse_out, pulse) = watch::channel(Pulse::default());
         let known = Arc::new(RwLock::new(BookState::Unread));
-        let mut writer = Writer::new(store.clone(), options, Arc::clone(&known), seq_out, pulse_out);
+        let waiters = Waiters::default();
+        let told = Told { seq: seq_out, pulse: pulse_out, waiters: waiters.clone() };
+        let mut writer = Writer::new(store.clone(), options, Arc::clone(&known), told);
         let mut tries = 1;
         // The database was opened a moment ago. A reader that is too slow for the others while they are busy loses its session,
         // as anybody who holds the log and does not take its answer: it reads again.
@@ -56,7 +60,7 @@ impl Ledger {
             tokio::time::sleep(START_PAUSE).await;
         }
         tokio::spawn(writer.run(queue));
-        Ok(Self { jobs, known, pulse, seq, parsed: store.parsed.clone() })
+        Ok(Self { jobs, known, pulse, seq, waiters, parsed: store.parsed.clone() })
     }
 
     /// The book as it is now. What is being committed at this moment shows already.
@@ -75,6 +79,12 @@ impl Ledger {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<i64> {
         self.seq.clone()
+    }
+
+    /// Waits for a claim or a node to change.
+    #[must_use]
+    pub fn waiter(&self, subject: Subject) -> Waiter {
+        self.waiters.on(subject)
     }
 
     /// When the database last took a batch, and the last number written.

@@ -13,7 +13,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::document::{Crossed, Document, DocumentKey, DocumentKind};
 use super::news::{BookDocuments, News};
 use super::rows::{AuditRow, EventRow, EvidenceRow, Leadership, Page, PlanRow, TokenRow};
-use super::write::{CATCH_UP_MS, DEMAND_KEPT_MS, LEASE_MS, PLANS_KEPT_MS};
+use super::session::Head;
+use super::write::{CATCH_UP_MS, DEMAND_KEPT_MS, EVIDENCE_OF_NODE_MAX, LEASE_MS, PLANS_KEPT_MS};
 use super::{StoreError, Write, Wrote};
 
 /// Events that are kept: a run on virtual time reads them soon or never.
@@ -221,7 +222,7 @@ enum Undo {
     Demand((i64, String), Option<f64>),
     Token(String, Option<(TokenRow, bool)>),
     Audit,
-    Evidence(i64),
+    Evidence(i64, Option<EvidenceRow>),
 }
 
 impl Session {
@@ -229,9 +230,9 @@ impl Session {
         self.open.as_mut().ok_or(StoreError::Unread)
     }
 
-    pub async fn begin(&mut self) -> Result<(i64, u64), StoreError> {
+    pub async fn begin(&mut self) -> Result<Head, StoreError> {
         let tables = Arc::clone(&self.tables).lock_owned().await;
-        let head = (tables.seq, tables.next_id.max(1));
+        let head = Head { seq: tables.seq, next_id: tables.next_id.max(1), now_ms: None };
         self.open = Some(Open { tables, undo: Vec::new() });
         Ok(head)
     }
@@ -293,6 +294,7 @@ impl Session {
                 (DocumentKey::Offers, Some(found)) => news.offers = Some(found.record()?),
                 (DocumentKey::Held, Some(found)) => news.held = Some(found.record()?),
                 (DocumentKey::Readiness, Some(found)) => news.readiness = Some(found.record()?),
+                (DocumentKey::Ceilings, Some(found)) => news.ceilings = Some(found.record()?),
                 _ => {}
             }
         }
@@ -386,8 +388,15 @@ impl Session {
             Write::Evidence(evidence) => {
                 let id = tables.evidence.last_key_value().map_or(0, |(id, _)| *id) + 1;
                 tables.evidence.insert(id, EvidenceRow { id, ..evidence.clone() });
-                undo.push(Undo::Evidence(id));
+                undo.push(Undo::Evidence(id, None));
+                let of_node = |(id, row): (&i64, &EvidenceRow)| (row.node == evidence.node).then_some(*id);
+                let mine: Vec<i64> = tables.evidence.iter().filter_map(of_node).collect();
+                let most = usize::try_from(EVIDENCE_OF_NODE_MAX).unwrap_or(usize::MAX);
+                for old in mine.iter().rev().skip(most) {
+                    undo.push(Undo::Evidence(*old, tables.evidence.remove(old)));
+                }
             }
+            Write::Probe => {}
             Write::Lead { holder } => {
                 undo.push(Undo::Lease(tables.lease.clone()));
                 let (now, term, until_ms) = &mut tables.lease;
@@ -453,7 +462,7 @@ impl Drop for Open {
                 Undo::Demand(key, before) => put_back(&mut tables.demand, key, before),
                 Undo::Token(name, before) => put_back(&mut tables.tokens, name, before),
                 Undo::Audit => drop(tables.audit.pop()),
-                Undo::Evidence(id) => put_back(&mut tables.evidence, id, None),
+                Undo::Evidence(id, before) => put_back(&mut tables.evidence, id, before),
             }
         }
     }

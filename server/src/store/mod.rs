@@ -14,6 +14,7 @@ mod parsed;
 mod rows;
 mod session;
 mod sql;
+mod waiters;
 mod write;
 mod writer;
 
@@ -33,6 +34,7 @@ use parsed::Parsed;
 pub use rows::{AuditRow, EventRow, EvidenceRow, Leadership, Page, PlanRow, TokenRow};
 use session::Session;
 pub use sql::{Dialect, Sql};
+pub use waiters::{Subject, Waiter};
 pub use write::{EditedBy, LEASE_MS, Write, Wrote, text_of};
 
 /// The database cannot be used.
@@ -71,6 +73,14 @@ pub enum StoreError {
         /// Its answer.
         #[source]
         source: Arc<sqlx::Error>,
+    },
+    /// The file is not what was opened.
+    #[error("the database file {path} {what}; nothing is written until it is back, or the server is started again")]
+    File {
+        /// Its path.
+        path: String,
+        /// What became of it.
+        what: &'static str,
     },
     /// What was to be written makes no sense.
     #[error("{0}")]
@@ -122,6 +132,14 @@ impl StoreError {
         let of_postgres = code.len() == 5 && ["22", "23", "42", "54"].iter().any(|class| code.starts_with(class));
         let primary = code.parse::<u32>().ok().filter(|_| code.len() < 5).map(|code| code & 0xff);
         of_postgres || primary.is_some_and(|code| [18, 19, 20, 25].contains(&code))
+    }
+}
+
+impl Store {
+    /// Whether replicas on other machines may use it too.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(&self.backend, Backend::Sql(sql) if sql.dialect() == Dialect::Postgres)
     }
 }
 
@@ -191,6 +209,25 @@ impl Store {
     pub async fn ping(&self) -> Result<(), StoreError> {
         match &self.backend {
             Backend::Sql(sql) => sql.ping().await,
+            Backend::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Whether what was committed up to `seen` will still be there after a restart.
+    async fn is_whole(&self, seen: i64) -> Result<(), StoreError> {
+        match &self.backend {
+            Backend::Sql(sql) => sql.is_whole(seen).await,
+            Backend::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Leaves everything in one file, where it is in files.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn checkpoint(&self) -> Result<(), StoreError> {
+        match &self.backend {
+            Backend::Sql(sql) => sql.checkpoint().await,
             Backend::Memory(_) => Ok(()),
         }
     }

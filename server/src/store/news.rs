@@ -1,6 +1,6 @@
 //! What was committed since a book was last read.
 
-use fleet::book::{Book, Claim, ClassRule, Held, Intent, Node, Tally};
+use fleet::book::{Book, Ceilings, Claim, ClassRule, Held, Intent, Node, Tally};
 use fleet::{Offer, Readiness, Snapshot};
 
 /// What was committed since a book was last read.
@@ -35,6 +35,8 @@ pub struct BookDocuments {
     pub snapshots: Option<Vec<Snapshot>>,
     /// What starts took, if something was learnt.
     pub readiness: Option<Readiness>,
+    /// What can be had at most, if that changed.
+    pub ceilings: Option<Ceilings>,
 }
 
 impl News {
@@ -53,6 +55,9 @@ impl BookDocuments {
     pub fn tell(self, book: &mut Book) {
         if let Some(offers) = self.offers {
             book.set_offers(offers);
+        }
+        if let Some(ceilings) = self.ceilings {
+            book.set_ceilings(ceilings);
         }
         if let Some(held) = self.held {
             book.set_held(held);

@@ -16,6 +16,17 @@ pub(super) enum Session {
     Memory(Box<memory::Session>),
 }
 
+/// Where the log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Head {
+    /// The last number written.
+    pub seq: i64,
+    /// The next identity.
+    pub next_id: u64,
+    /// The database's own time, milliseconds since 1970, where it has one.
+    pub now_ms: Option<i64>,
+}
+
 /// Rows that are about to be committed.
 #[derive(Debug)]
 pub(super) enum Rows {
@@ -45,8 +56,8 @@ macro_rules! on_either {
 }
 
 impl Session {
-    /// Begins a transaction that is alone with the log. Returns the last number written and the next identity.
-    pub async fn begin(&mut self) -> Result<(i64, u64), StoreError> {
+    /// Begins a transaction that is alone with the log.
+    pub async fn begin(&mut self) -> Result<Head, StoreError> {
         on_either!(self, s => s.begin())
     }
 

@@ -62,6 +62,9 @@ pub enum Write {
         /// Name of the replica.
         holder: String,
     },
+    /// Writes a row of each kind that a claim writes, and takes them back in the same transaction: whether claims could be
+    /// written now.
+    Probe,
     /// Gives the lead up, so that the next takes it at once.
     StepDown {
         /// Name of the replica.
@@ -88,6 +91,8 @@ pub const LEASE_MS: i64 = 10_000;
 pub const CATCH_UP_MS: i64 = 10 * 60_000;
 /// Plans, with all that they were made from, are kept for so long, milliseconds.
 pub const PLANS_KEPT_MS: i64 = 2 * 86_400_000;
+/// Evidence of one node that is kept: the newest.
+pub const EVIDENCE_OF_NODE_MAX: i64 = 64;
 /// Demand is kept for so long, milliseconds.
 pub const DEMAND_KEPT_MS: i64 = 30 * 86_400_000;
 /// The event log is kept for so many numbers.

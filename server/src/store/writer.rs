@@ -8,7 +8,8 @@ use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::known::{BookState, Options, Pulse, WriteError};
-use super::session::Session;
+use super::session::{Head, Session};
+use super::waiters::Waiters;
 use super::{Store, StoreError, Write, Wrote};
 use crate::errors::{Seldom, chain_of};
 
@@ -95,6 +96,16 @@ impl Failed {
     }
 }
 
+/// Who is told of commits.
+pub(super) struct Told {
+    /// The last number written.
+    pub seq: watch::Sender<i64>,
+    /// How the database fares.
+    pub pulse: watch::Sender<Pulse>,
+    /// Who waits for a claim or a node.
+    pub waiters: Waiters,
+}
+
 /// What the writer task has.
 pub(super) struct Writer {
     store: Store,
@@ -104,8 +115,9 @@ pub(super) struct Writer {
     seen: i64,
     nodes_at_ms: i64,
     checked_at_ms: i64,
-    seq: watch::Sender<i64>,
-    pulse: watch::Sender<Pulse>,
+    told: Told,
+    /// What has changed since anybody was told; none: anything may have.
+    untold: Option<Changes>,
     /// When the database last took a batch, milliseconds since 1970; at the start, when anybody last wrote.
     alive_at_ms: i64,
     /// The last try to write failed, and not by a job's fault.
@@ -121,13 +133,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub fn new(
-        store: Store,
-        options: Options,
-        known: Arc<RwLock<BookState>>,
-        seq: watch::Sender<i64>,
-        pulse: watch::Sender<Pulse>,
-    ) -> Self {
+    pub fn new(store: Store, options: Options, known: Arc<RwLock<BookState>>, told: Told) -> Self {
         Self {
             store,
             options,
@@ -135,8 +141,8 @@ impl Writer {
             seen: 0,
             nodes_at_ms: 0,
             checked_at_ms: 0,
-            seq,
-            pulse,
+            told,
+            untold: None,
             alive_at_ms: 0,
             cannot_write: false,
             tried_at_ms: 0,
@@ -198,8 +204,12 @@ impl Writer {
 
     fn tell(&mut self) {
         let pulse = Pulse { alive_at_ms: self.alive_at_ms, seq: self.seen };
-        self.pulse.send_replace(pulse);
-        self.seq.send_if_modified(|seq| std::mem::replace(seq, self.seen) != self.seen);
+        self.told.pulse.send_replace(pulse);
+        self.told.seq.send_if_modified(|seq| std::mem::replace(seq, self.seen) != self.seen);
+        match self.untold.replace(Changes::default()) {
+            Some(changes) => self.told.waiters.changed(&changes),
+            None => self.told.waiters.all_changed(),
+        }
     }
 
     /// After a batch that failed: the book is what is in the database, or nobody has it.
@@ -256,23 +266,42 @@ impl Writer {
         let mut session = self.session().await?;
         let mut book = Book::with_token_prefix(self.options.limits, self.store.token_prefix());
         let begun = async {
-            let (seq, next_id) = session.begin().await?;
+            let head = self.ask(&mut session).await?;
             let news = session.news(0).await?;
             session.rollback().await?;
-            Ok::<_, StoreError>((seq, next_id, news))
+            Ok::<_, StoreError>((head, news))
         };
-        let (seq, next_id, news) = match begun.await {
+        let (Head { seq, next_id, .. }, news) = match begun.await {
             Ok(begun) => begun,
             Err(error) => return Err(session.give_up(error).await),
         };
         self.session = Some(session);
-        self.alive_at_ms = self.alive_at_ms.max(news.last_at_ms);
+        self.heard_of_others(news.last_at_ms);
         news.tell(&mut book);
         book.skip_ids(next_id);
         book.take_changes();
+        self.untold = None;
         self.seen = seq;
         *self.known.write() = BookState::Read(Box::new(book));
         Ok(())
+    }
+
+    /// Begins a transaction, and follows the database's clock where it has one: replicas whose machines' clocks differ have one
+    /// time all the same.
+    async fn ask(&mut self, session: &mut Session) -> Result<Head, StoreError> {
+        self.store.is_whole(self.seen).await?;
+        let asked = self.options.clock.asks();
+        let head = session.begin().await?;
+        if let Some(now_ms) = head.now_ms {
+            self.options.clock.follow(now_ms, asked);
+        }
+        Ok(head)
+    }
+
+    /// Somebody wrote at that moment: it is later now.
+    fn heard_of_others(&mut self, last_at_ms: i64) {
+        self.options.clock.not_before(last_at_ms);
+        self.alive_at_ms = self.alive_at_ms.max(last_at_ms);
     }
 
     async fn session(&mut self) -> Result<Session, StoreError> {
@@ -306,15 +335,20 @@ impl Writer {
 
     /// Begins with a book that is up to date.
     async fn begin(&mut self, session: &mut Session, fenced: bool) -> Result<Option<i64>, StoreError> {
-        let (seq, next_id) = session.begin().await?;
+        let Head { seq, next_id, .. } = self.ask(session).await?;
         if seq != self.seen {
             let news = session.news(self.seen).await?;
-            self.alive_at_ms = self.alive_at_ms.max(news.last_at_ms);
+            self.heard_of_others(news.last_at_ms);
             if news.all {
+                self.untold = None;
                 let mut book = Book::with_token_prefix(self.options.limits, self.store.token_prefix());
                 news.tell(&mut book);
                 *self.known.write() = BookState::Read(Box::new(book));
             } else {
+                if let Some(untold) = &mut self.untold {
+                    untold.nodes.extend(news.nodes.iter().map(|n| n.id));
+                    untold.claims.extend(news.claims.iter().map(|c| c.id));
+                }
                 self.on_book(|book| news.tell(book))?;
             }
             self.seen = seq;
@@ -363,6 +397,7 @@ impl Writer {
         let last = rows.last();
         session.commit(rows, next_id, now_ms).await.map_err(dirty)?;
         self.seen = last;
+        self.store.is_whole(last).await.map_err(dirty)?;
         let gap_ms = now_ms - self.alive_at_ms;
         // Now that it is written, and not with each try.
         if self.alive_at_ms > 0 && gap_ms > AWAY_MS {
@@ -430,6 +465,10 @@ impl Writer {
         })?;
         for breach in &breaches {
             (self.options.on_breach)(breach);
+        }
+        if let Some(untold) = &mut self.untold {
+            untold.nodes.extend(&changes.nodes);
+            untold.claims.extend(&changes.claims);
         }
         Ok(())
     }

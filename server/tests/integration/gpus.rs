@@ -48,13 +48,20 @@ pub async fn gated(run: &Running, instance: &str, serials: &[&str], verdict: &st
     (id, run.get(&format!("/v1/nodes/n-{id}")).await)
 }
 
+/// The cloud says that a node is gone: its GPUs may be others' now.
+async fn gone(run: &Running, id: u64) {
+    let gone = run.server.app.ledger.write(move |book, now_ms| book.gone(id, "a test", now_ms));
+    gone.await.expect("written").expect("there");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gpu_that_took_nodes_out_is_not_taken_again_until_a_person_clears_it() {
     let run = quiet().await;
     let (first, node) = gated(&run, "i-1", &["g-1", "g-2"], "fail").await;
     assert_eq!(node["state"], "quarantined", "{node}");
-    let (_, node) = gated(&run, "i-2", &["g-2", "g-3"], "pass").await;
+    let (second, node) = gated(&run, "i-2", &["g-2", "g-3"], "pass").await;
     assert_eq!(node["state"], "idle", "once may be anything: {node}");
+    gone(&run, second).await;
     gated(&run, "i-3", &["g-2"], "fail").await;
     let (fourth, node) = gated(&run, "i-4", &["g-9", "g-2"], "pass").await;
     assert_eq!(node["state"], "quarantined");
@@ -73,6 +80,17 @@ async fn a_gpu_that_took_nodes_out_is_not_taken_again_until_a_person_clears_it()
     assert_eq!((status, &cleared["blocked"]), (StatusCode::OK, &json!(false)));
     let (_, node) = gated(&run, "i-5", &["g-2"], "pass").await;
     assert_eq!(node["state"], "idle", "{node}");
+    // Two that lie about it, and do not pass: it is not theirs.
+    for liar in ["i-6", "i-7"] {
+        let (_, node) = gated(&run, liar, &["g-2"], "fail").await;
+        assert_eq!(node["state"], "quarantined", "{node}");
+        let gpus = run.get("/v1/gpus").await;
+        let two = gpus["items"].as_array().expect("list").iter().find(|g| g["serial"] == "g-2").expect("known");
+        assert_eq!((&two["blocked"], &two["instance"]), (&json!(false), &json!("i-5")), "{two}");
+    }
+    let (_, node) = gated(&run, "i-8", &["g-2"], "pass").await;
+    assert_eq!(node["state"], "quarantined");
+    assert!(node["reason"].to_string().contains("it names GPU g-2, which is n-"), "{node}");
     assert_eq!(run.post("/v1/gpus/nobody/clear", &json!({})).await.0, StatusCode::NOT_FOUND);
     let evidence = run.get(&format!("/v1/nodes/n-{first}/evidence")).await;
     let kept = &evidence["items"][0];
@@ -152,4 +170,44 @@ async fn without_serials_the_instance_is_what_is_known() {
         request.body(body.to_string()).send().await.expect("answers").status(),
         StatusCode::UNPROCESSABLE_ENTITY
     );
+}
+
+/// What one host can say is bounded: names, serial numbers, evidence.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_says_no_more_than_it_can_have() {
+    let run = quiet().await;
+    let (id, _) = gated(&run, "i-1", &["g-1"], "pass").await;
+    let token = agent_token(&run.server.app.join_key, id, run.server.app.now_ms());
+    let say = async |path: &str, body: Value| {
+        let url = format!("{}/v1/agents{path}", run.server.url);
+        run.http.post(url).bearer_auth(&token).body(body.to_string()).send().await.expect("answers").status()
+    };
+    let gate = |seq: u64, serials: Vec<String>| json!({ "boot": "b1", "seq": seq, "checks": "gate", "verdict": "pass", "serials": serials });
+    let many: Vec<String> = (0..9).map(|i| format!("s-{i}")).collect();
+    assert_eq!(say("/i-1/report", gate(2, many)).await, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(say("/i-1/report", gate(2, vec!["s".into(), "s".into()])).await, StatusCode::UNPROCESSABLE_ENTITY);
+    let boot = "b".repeat(129);
+    let register = json!({ "instance": "i-1", "boot": boot, "gpus": 8, "protocol": protocol::agent::PROTOCOL });
+    assert_eq!(say("/register", register).await, StatusCode::UNPROCESSABLE_ENTITY);
+    for i in 0..80 {
+        let evidence = server::store::EvidenceRow {
+            id: 0,
+            at_ms: i,
+            node: id,
+            checks: "gate".into(),
+            verdict: "pass".into(),
+            reason: String::new(),
+            body: json!({ "i": i }),
+        };
+        run.server.app.ledger.record(server::store::Write::Evidence(evidence), None).await.expect("written");
+    }
+    let kept = run.get(&format!("/v1/nodes/n-{id}/evidence?limit=1000")).await;
+    let kept = kept["items"].as_array().expect("list");
+    assert_eq!((kept.len(), &kept[63]["body"]["i"]), (64, &json!(79)), "the newest");
+    let large = json!({ "boot": "b1", "seq": 3, "checks": "diagnosis", "verdict": "fail", "reason": "r", "tests": "2",
+        "remedy": "replace", "serials": [], "evidence": { "text": "x".repeat(100_000) } });
+    assert_eq!(say("/i-1/report", large).await, StatusCode::OK);
+    let kept = run.get(&format!("/v1/nodes/n-{id}/evidence?limit=1000")).await;
+    let last = kept["items"].as_array().expect("list").last().expect("one").clone();
+    assert!(last["body"]["left_out_bytes"].as_u64() > Some(100_000), "{last}");
 }

@@ -5,6 +5,7 @@ mod api;
 mod breakers;
 #[allow(dead_code, reason = "the end-to-end tests use the rest")]
 mod databases;
+mod doors;
 mod gpus;
 mod learning;
 mod lending;

@@ -21,8 +21,9 @@ use super::problem::{ApiError, Code, Problem};
 use crate::app::App;
 use crate::errors::Seldom;
 use crate::secrets::{agent_token, peer_key};
-use crate::store::HostLimits;
+use crate::store::{HostLimits, Subject};
 
+pub use secrets::host_of_token;
 use secrets::{ProvenHost, Secret};
 
 /// Seconds between heartbeats.
@@ -45,6 +46,10 @@ pub async fn register(
 ) -> Result<Json<Registered>, ApiError> {
     let joined = secret.joining(&app, &host.instance, &host.boot)?;
     understood(&host)?;
+    if host.boot.is_empty() || host.boot.len() > report::BOOT_MAX {
+        let detail = format!("boot: 1 to {} bytes", report::BOOT_MAX);
+        return Err(ApiError::new(Code::OutOfRange, detail));
+    }
     app.ledger.write(move |book, now_ms| book.register(joined.id, &host.boot, host.gpus, now_ms)).await??;
     Ok(Json(told(&app, ProvenHost { renews: true, ..joined })?))
 }
@@ -93,17 +98,9 @@ pub async fn desired(
         return Err(ApiError::new(Code::OutOfRange, format!("wait_s: {wait_s} is not in 0..=60")));
     }
     let now = || Ok::<_, ApiError>(reports::desired(&*app.book()?, id));
-    let mut seq = app.ledger.watch();
-    let waiting = async {
-        loop {
-            seq.borrow_and_update();
-            // A book that is not known says nothing of the host: it goes on waiting.
-            let changed = app.book().is_ok_and(|book| poll.known != Some(reports::version(&book, id)));
-            if changed || seq.changed().await.is_err() {
-                return;
-            }
-        }
-    };
+    let waiter = app.ledger.waiter(Subject::Node(id));
+    // A book that is not known says nothing of the host: it goes on waiting.
+    let waiting = waiter.until(|| app.book().is_ok_and(|book| poll.known != Some(reports::version(&book, id))));
     // Over or not, the state is told as it is then.
     let _ = tokio::time::timeout(Duration::from_secs_f64(wait_s), waiting).await;
     let mut desired = now()?;

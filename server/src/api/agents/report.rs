@@ -22,8 +22,12 @@ const REASON_MAX: usize = 2000;
 const CONDITIONS_MAX: usize = 1000;
 /// Numbers that a gate tells.
 const RATES_MAX: usize = 64;
-/// Characters of a serial number.
+/// Characters of a serial number, and of the name of a number.
 const SERIAL_MAX: usize = 64;
+/// Characters of the name of a boot.
+pub const BOOT_MAX: usize = 128;
+/// Bytes of evidence that are kept of one report.
+const EVIDENCE_BYTES_MAX: usize = 64 * 1024;
 
 /// An agent reports. Every report is a heartbeat.
 #[utoipa::path(
@@ -82,12 +86,29 @@ fn bounded(report: &HealthReport) -> Result<(), ApiError> {
         }
         _ => {}
     }
+    if report.boot.len() > BOOT_MAX {
+        return wrong(format!("boot: at most {BOOT_MAX} bytes"));
+    }
+    if let Checks::Gate(gate) = &report.checks
+        && gate.rates.keys().any(|name| name.len() > SERIAL_MAX)
+    {
+        return wrong(format!("rates: names of at most {SERIAL_MAX} bytes"));
+    }
     let serials = serials(report);
     let most = fleet::GpuSet::MAX;
     if serials.len() > most as usize || serials.iter().any(|s| s.is_empty() || s.len() > SERIAL_MAX) {
         return wrong(format!("serials: at most {most} of at most {SERIAL_MAX} characters"));
     }
     Ok(())
+}
+
+/// Evidence as it is kept: a host that says too much is not kept whole.
+fn kept(evidence: serde_json::Value) -> serde_json::Value {
+    let bytes = evidence.to_string().len();
+    if bytes <= EVIDENCE_BYTES_MAX {
+        return evidence;
+    }
+    serde_json::json!({ "left_out_bytes": bytes, "most_bytes": EVIDENCE_BYTES_MAX })
 }
 
 /// Writes down what is known of the GPUs, and the evidence.
@@ -114,7 +135,7 @@ async fn remember(app: &App, heard: &Heard<'_>, (before, after): (&Node, &Node))
         checks: report.checks.name().into(),
         verdict: report.verdict.name().into(),
         reason: report.reason.chars().take(REASON_MAX).collect(),
-        body: evidence,
+        body: kept(evidence),
     };
     app.ledger.record(Write::Evidence(row), None).await?;
     Ok(())

@@ -39,6 +39,12 @@ pub struct ProvenHost {
     pub renews: bool,
 }
 
+/// The node whose host's token this is.
+#[must_use]
+pub fn host_of_token(app: &App, secret: &str) -> Option<u64> {
+    Secret(secret.to_owned()).token(app).map(|host| host.id)
+}
+
 impl Secret {
     /// The host whose token this is.
     ///

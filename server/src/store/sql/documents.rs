@@ -81,7 +81,7 @@ pub(super) async fn of_book(connection: &mut AnyConnection, seen: i64) -> Result
     let failed = StoreError::database("read documents");
     let query = sqlx::query(
         "SELECT kind, name, version, body FROM documents WHERE seq > $1 AND (kind IN ('class', 'offers', 'snapshot') \
-         OR (kind = 'breakers' AND name = 'held') OR (kind = 'learnt' AND name = 'readiness'))",
+         OR (kind = 'breakers' AND name = 'held') OR (kind = 'learnt' AND name = 'readiness') OR (kind = 'fleet' AND name = 'ceilings'))",
     );
     let rows = query.bind(seen).fetch_all(&mut *connection).await.map_err(&failed)?;
     let (mut news, mut classes, mut snapshots) = (BookDocuments::default(), false, false);
@@ -98,6 +98,8 @@ pub(super) async fn of_book(connection: &mut AnyConnection, seen: i64) -> Result
             news.held = Some(found.record()?);
         } else if kind == DocumentKey::Readiness.words().0 {
             news.readiness = Some(found.record()?);
+        } else if kind == DocumentKey::Ceilings.words().0 {
+            news.ceilings = Some(found.record()?);
         }
     }
     if classes {

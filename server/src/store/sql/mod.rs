@@ -4,6 +4,7 @@
 //! `seq` has moved reads what changed before deciding anything.
 
 mod documents;
+mod file;
 mod legacy;
 mod reads;
 mod statements;
@@ -20,7 +21,9 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Any, AnyPool, ConnectOptions, Connection, Row, SqlStr};
 
 use super::news::{BookDocuments, News};
+use super::session::Head;
 use super::{StoreError, Write, Wrote};
+use file::{DatabaseFile, Seen};
 pub(super) use statements::Batch;
 use statements::Statements;
 
@@ -67,6 +70,9 @@ impl Dialect {
 pub struct Sql {
     pool: AnyPool,
     dialect: Dialect,
+    url: Arc<str>,
+    /// The file that it is in, where it is one.
+    file: Option<DatabaseFile>,
     /// First part of the launch tokens of this database, and of no other.
     pub(super) token_prefix: Arc<str>,
 }
@@ -93,6 +99,7 @@ impl Sql {
         if dialect == Dialect::Sqlite && !url.contains("mode=") {
             url += if url.contains('?') { "&mode=rwc" } else { "?mode=rwc" };
         }
+        file::prepare(&url);
         let options = AnyConnectOptions::from_str(&url)
             .map_err(|_| StoreError::Url { url: without_password(&url) })?
             .disable_statement_logging();
@@ -108,8 +115,9 @@ impl Sql {
             .connect_with(options)
             .await;
         let pool = connected.map_err(StoreError::database("open the database"))?;
-        let mut store = Self { pool, dialect, token_prefix: Arc::from("") };
+        let mut store = Self { pool, dialect, url: url.as_str().into(), file: None, token_prefix: Arc::from("") };
         store.migrate().await?;
+        store.file = DatabaseFile::of(&url);
         store.token_prefix = store.named_once().await?.into();
         Ok(store)
     }
@@ -161,6 +169,46 @@ impl Sql {
         Ok(())
     }
 
+    /// Whether what was committed up to `seen` will still be there after a restart. For a server's database it is.
+    ///
+    /// # Errors
+    /// The file was removed, replaced or cut short.
+    pub(super) async fn is_whole(&self, seen: i64) -> Result<(), StoreError> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let gone = |what: &'static str| StoreError::File { path: file.path().display().to_string(), what };
+        match file.look() {
+            Seen::Same => Ok(()),
+            Seen::Gone => Err(gone("was removed or replaced")),
+            Seen::LogChanged => {
+                // Whoever opens it anew sees what a restart would see: a checkpoint has lost nothing.
+                let read = async {
+                    let mut fresh = sqlx::AnyConnection::connect(&self.url).await?;
+                    let query = sqlx::query_scalar("SELECT seq FROM log_head WHERE id = 1");
+                    let seq: i64 = query.fetch_one(&mut fresh).await?;
+                    fresh.close().await?;
+                    Ok::<_, sqlx::Error>(seq)
+                };
+                if !matches!(read.await, Ok(seq) if seq >= seen) {
+                    return Err(gone("has lost commits: its log was cut or removed"));
+                }
+                file.trust_log();
+                Ok(())
+            }
+        }
+    }
+
+    /// Moves the log of a file into the file, so that one file has everything. For the end of a server.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub(super) async fn checkpoint(&self) -> Result<(), StoreError> {
+        if self.dialect == Dialect::Sqlite {
+            let done = sqlx::raw_sql("PRAGMA wal_checkpoint(TRUNCATE)").execute(&self.pool).await;
+            done.map_err(StoreError::database("empty the log"))?;
+        }
+        Ok(())
+    }
+
     /// A connection of one's own to write with.
     ///
     /// # Errors
@@ -183,7 +231,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub async fn begin(&mut self) -> Result<(i64, u64), StoreError> {
+    pub async fn begin(&mut self) -> Result<Head, StoreError> {
         for _ in 1..BEGINS {
             match self.statements.begin(&mut self.connection).await {
                 Err(error) if error.is_a_held_lock() => {

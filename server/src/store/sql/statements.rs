@@ -11,6 +11,7 @@ use sqlx::{AnyConnection, AssertSqlSafe, Row};
 
 use super::super::StoreError;
 use super::super::news::News;
+use super::super::session::Head;
 use super::Dialect;
 use super::documents;
 
@@ -76,7 +77,9 @@ impl Statements {
                 // A prepared statement is one command; commands that write can stand in its WITH.
                 let with: Vec<String> = parts.iter().enumerate().map(|(i, p)| format!("p{i} AS ({p})")).collect();
                 Self {
-                    begin: "BEGIN; SET LOCAL lock_timeout = '500ms'; SELECT seq, next_id FROM log_head WHERE id = 1 FOR UPDATE",
+                    begin: "BEGIN; SET LOCAL lock_timeout = '500ms'; SELECT seq, next_id, \
+                            CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT) AS now_ms \
+                            FROM log_head WHERE id = 1 FOR UPDATE",
                     write: format!("WITH {} {head}", with.join(", ")),
                     ended_keys,
                     commits_itself: false,
@@ -85,16 +88,19 @@ impl Statements {
         }
     }
 
-    /// Begins a transaction that is alone with the log. Returns the last number written and the next identity.
+    /// Begins a transaction that is alone with the log.
     ///
     /// # Errors
     /// The database refuses.
-    pub async fn begin(&self, connection: &mut AnyConnection) -> Result<(i64, u64), StoreError> {
+    pub async fn begin(&self, connection: &mut AnyConnection) -> Result<Head, StoreError> {
         let failed = StoreError::database("begin, and lock the log");
         // Of these statements only the last has a row.
         let rows = sqlx::raw_sql(self.begin).fetch_all(connection).await.map_err(&failed)?;
         let row = rows.last().ok_or(sqlx::Error::RowNotFound).map_err(&failed)?;
-        let read = || Ok((row.try_get("seq")?, row.try_get::<i64, _>("next_id")?.unsigned_abs()));
+        // A file has no clock of its own.
+        let now_ms = row.try_get("now_ms").ok();
+        let read =
+            || Ok(Head { seq: row.try_get("seq")?, next_id: row.try_get::<i64, _>("next_id")?.unsigned_abs(), now_ms });
         read().map_err(failed)
     }
 

@@ -4,7 +4,9 @@ use control::gpus::{EVIDENCE_KEPT_MS, GPUS_KEPT_MS, GpuChange, GpuRecord};
 use sqlx::{AnyConnection, Row};
 
 use super::super::rows::{EvidenceRow, TokenRow};
-use super::super::write::{CATCH_UP_MS, DEMAND_KEPT_MS, EVENTS_KEPT, LEASE_MS, PLANS_KEPT_MS, text_of};
+use super::super::write::{
+    CATCH_UP_MS, DEMAND_KEPT_MS, EVENTS_KEPT, EVIDENCE_OF_NODE_MAX, LEASE_MS, PLANS_KEPT_MS, text_of,
+};
 use super::super::{StoreError, Write, Wrote};
 use super::documents;
 use super::statements::record;
@@ -53,6 +55,7 @@ pub(super) async fn apply(
         }
         Write::Gpus { names, change } => gpus(connection, names, change, now_ms).await?,
         Write::Evidence(evidence) => keep_evidence(connection, evidence).await?,
+        Write::Probe => probe(connection, seq).await?,
         Write::Lead { holder } => return lead(connection, holder, now_ms).await,
         Write::StepDown { holder } => {
             sqlx::query("UPDATE leases SET until_ms = 0 WHERE name = 'leader' AND holder = $1")
@@ -63,6 +66,24 @@ pub(super) async fn apply(
         }
     }
     Ok(Wrote::Done)
+}
+
+/// Rows under a number that nothing else has.
+async fn probe(connection: &mut AnyConnection, seq: i64) -> Result<(), StoreError> {
+    for text in [
+        "INSERT INTO claims (id, seq, state, class, body) VALUES (-1, $1, 'released', '', '{}')",
+        "INSERT INTO nodes (id, seq, state, body) VALUES (-1, $1, 'terminated', '{}')",
+        "INSERT INTO events (seq, at_ms, subject, subject_id, from_state, to_state, reason, body) \
+         VALUES (-1, $1, 'probe', -1, '', '', '', '{}')",
+    ] {
+        sqlx::query(text).bind(seq).execute(&mut *connection).await.map_err(StoreError::database("try to write"))?;
+    }
+    for text in
+        ["DELETE FROM claims WHERE id = -1", "DELETE FROM nodes WHERE id = -1", "DELETE FROM events WHERE seq = -1"]
+    {
+        sqlx::query(text).execute(&mut *connection).await.map_err(StoreError::database("try to write"))?;
+    }
+    Ok(())
 }
 
 async fn demand(connection: &mut AnyConnection, rows: &[(String, i64, f64)]) -> Result<(), StoreError> {
@@ -188,9 +209,18 @@ async fn keep_evidence(connection: &mut AnyConnection, evidence: &EvidenceRow) -
     .bind(evidence.verdict.clone())
     .bind(evidence.reason.clone())
     .bind(evidence.body.to_string())
-    .execute(connection)
+    .execute(&mut *connection)
     .await
     .map_err(StoreError::database("write evidence"))?;
+    sqlx::query(
+        "DELETE FROM evidence WHERE node = $1 AND id <= (SELECT id FROM evidence WHERE node = $1 ORDER BY id DESC \
+         LIMIT 1 OFFSET $2)",
+    )
+    .bind(i64::try_from(evidence.node).unwrap_or(i64::MAX))
+    .bind(EVIDENCE_OF_NODE_MAX)
+    .execute(connection)
+    .await
+    .map_err(StoreError::database("delete what is old"))?;
     Ok(())
 }
 

@@ -64,7 +64,7 @@ impl World<'_> {
                 self.waits_for(client, claim);
                 Ok(())
             }
-            Err(ClaimError::Empty { .. } | ClaimError::QueueFull(_)) => Ok(()),
+            Err(ClaimError::Empty { .. } | ClaimError::QueueFull { .. }) => Ok(()),
             Err(source) => Err(self.claim_error(source)),
         }
     }
@@ -131,7 +131,7 @@ impl World<'_> {
                 self.waits_for(client, claim);
                 self.queue.push(end_ms, Event::ClaimEnd(client));
             }
-            Err(ClaimError::Empty { .. } | ClaimError::QueueFull(_)) => self.judge(client, false),
+            Err(ClaimError::Empty { .. } | ClaimError::QueueFull { .. }) => self.judge(client, false),
             Err(source) => return Err(self.claim_error(source)),
         }
         let demand = self.active[class] + self.queued[class] + u32::from(self.clients[client as usize].claim.is_none());

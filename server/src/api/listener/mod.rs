@@ -1,5 +1,8 @@
 //! Accepts connections: plain or TLS, with limits on how many, how slow and how large a request head may be.
 
+mod connections;
+mod metered;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -7,23 +10,30 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
+use axum::body::Body;
+use hyper::body::{Body as _, Incoming};
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::service::TowerToHyperService;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt;
 
-/// Connections at the same time.
-const CONNECTIONS_MAX: usize = 10_000;
-/// A client must send its request head, and finish the TLS handshake, within this time.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+pub use connections::{Connection, Connections, Origin};
+use connections::{Entered, HEAD_TIMEOUT};
+use metered::{Answer, Metered};
+
 /// Largest request head, bytes.
 const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// Open requests may finish within this time when the server ends.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections are looked through this often.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Streams of one HTTP/2 connection.
+const STREAMS_MAX: u32 = 250;
 
 /// A certificate with its key.
 #[derive(Clone)]
@@ -87,41 +97,99 @@ impl Listener {
 
 /// Serves until `stop` says so, then lets open requests finish.
 pub async fn serve(listener: Listener, router: Router, mut stop: watch::Receiver<bool>) {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections = Connections::new();
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
     loop {
         let accepted = tokio::select! {
             accepted = listener.socket.accept() => accepted,
+            _ = sweep.tick() => {
+                connections.sweep();
+                continue;
+            }
             _ = stop.wait_for(|stop| *stop) => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
-                // Out of file descriptors, mostly: waiting is all that helps.
+                // Out of file descriptors, mostly: somebody idle goes.
                 tracing::warn!(%error, "cannot accept a connection");
+                connections.make_room();
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else { continue };
-        let (tls, router, stop) = (listener.tls.clone(), router.clone(), stop.clone());
+        let Some(entered) = connections.enter(Origin::of(address.ip())) else { continue };
+        let (tls, service, stop) = (listener.tls.clone(), Service::new(&router, &connections, &entered), stop.clone());
         tokio::spawn(async move {
-            let _permit = permit;
             let _ = stream.set_nodelay(true);
             match tls {
-                None => connection(stream, router, stop).await,
-                Some(Tls(acceptor)) => {
-                    if let Ok(Ok(stream)) = tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await {
-                        connection(stream, router, stop).await;
-                    }
-                }
+                None => connection(stream, service, &entered, stop).await,
+                Some(Tls(acceptor)) => tokio::select! {
+                    // The sweep ends a handshake that takes too long.
+                    () = entered.connection.closed() => {}
+                    Ok(stream) = acceptor.accept(stream) => connection(stream, service, &entered, stop).await,
+                    else => {}
+                },
             }
         });
     }
-    let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
-    let _ = tokio::time::timeout(DRAIN_TIMEOUT, connections.acquire_many(all)).await;
+    let drained = async {
+        while connections.len() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
 }
 
-async fn connection<S>(stream: S, router: Router, mut stop: watch::Receiver<bool>)
+/// What answers the requests of one connection.
+#[derive(Clone)]
+struct Service {
+    router: Router,
+    connections: Arc<Connections>,
+    connection: Arc<Connection>,
+}
+
+impl Service {
+    fn new(router: &Router, connections: &Arc<Connections>, entered: &Entered) -> Self {
+        let (router, connections) = (router.clone(), Arc::clone(connections));
+        Self { router, connections, connection: Arc::clone(&entered.connection) }
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for Service {
+    type Response = Response<Answer>;
+    type Error = std::convert::Infallible;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let body = if request.body().is_end_stream() { 0 } else { super::BODY_BYTES_MAX };
+        let open = self.connection.request(i64::try_from(HEAD_BYTES_MAX + body).unwrap_or(i64::MAX));
+        request.extensions_mut().insert(Peer(Arc::clone(&self.connections), Arc::clone(&self.connection)));
+        let answer = self.router.clone().oneshot(request.map(Body::new));
+        Box::pin(async move {
+            let Ok(response) = answer.await;
+            Ok(response.map(|body| Answer::new(body, open)))
+        })
+    }
+}
+
+/// The connection that a request came over.
+#[derive(Debug, Clone)]
+pub struct Peer(Arc<Connections>, Arc<Connection>);
+
+impl Peer {
+    /// Where it comes from.
+    pub fn origin(&self) -> Origin {
+        self.1.origin
+    }
+
+    /// Its request was let in: it is no stranger's any more.
+    pub fn let_in(&self) {
+        self.0.let_in(&self.1);
+    }
+}
+
+async fn connection<S>(stream: S, service: Service, entered: &Entered, mut stop: watch::Receiver<bool>)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -131,13 +199,23 @@ where
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(30))
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(super::BODY_BYTES_MAX as u32)
+        .initial_connection_window_size(1024 * 1024)
         .max_header_list_size(HEAD_BYTES_MAX as u32);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router));
+    let entered = &entered.connection;
+    let io = TokioIo::new(Metered::new(stream, Arc::clone(entered)));
+    let connection = builder.serve_connection(io, service);
     tokio::pin!(connection);
     // A client that breaks off is its own affair.
     tokio::select! {
         _ = connection.as_mut() => return,
+        () = entered.closed() => return,
+        () = entered.retired() => connection.as_mut().graceful_shutdown(),
         _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
     }
-    let _ = connection.await;
+    tokio::select! {
+        _ = connection => {}
+        () = entered.closed() => {}
+    }
 }

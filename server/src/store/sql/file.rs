@@ -1,0 +1,155 @@
+//! The file of a SQLite database: readable by its owner alone, and watched. A file that somebody removes, replaces or cuts
+//! short goes on taking commits that nobody will ever read again.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+/// What became of the file under a server that uses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// It is what was opened, and its log is no shorter.
+    Same,
+    /// The log is another or shorter: a checkpoint of somebody else, or damage.
+    LogChanged,
+    /// It is not there, or another is.
+    Gone,
+}
+
+/// A file that is watched.
+#[derive(Debug, Clone)]
+pub(super) struct DatabaseFile(Arc<Watched>);
+
+#[derive(Debug)]
+struct Watched {
+    path: PathBuf,
+    /// Device and number of the file that was opened.
+    is: Option<(u64, u64)>,
+    /// Number and length of its log when it was last looked at.
+    log: Mutex<(u64, u64)>,
+}
+
+/// The path in `sqlite:FILE`; none for a database in memory.
+fn path_of(url: &str) -> Option<PathBuf> {
+    let rest = url.strip_prefix("sqlite:")?;
+    let path = rest.strip_prefix("//").unwrap_or(rest).split('?').next()?;
+    (!path.is_empty() && !path.contains(":memory:") && !url.contains("mode=memory")).then(|| PathBuf::from(path))
+}
+
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    PathBuf::from(name)
+}
+
+/// Takes everybody else's rights away.
+fn close_to_others(path: &Path) -> io::Result<()> {
+    let mode = fs::metadata(path)?.permissions().mode();
+    if mode & 0o077 == 0 { Ok(()) } else { fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o700)) }
+}
+
+/// Makes the file where there is none, and lets nobody else read it: it has the key that hosts join with. The log and its
+/// index get the rights of the file.
+pub(super) fn prepare(url: &str) {
+    let Some(path) = path_of(url) else { return };
+    let may_make = !url.contains("mode=ro") && !url.contains("mode=rw&") && !url.ends_with("mode=rw");
+    if may_make {
+        // Whatever is wrong with the path is said when it is opened.
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).ok();
+    }
+    for end in ["", "-wal", "-shm"] {
+        let part = beside(&path, end);
+        match close_to_others(&part) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, path = %part.display(), "others may read the database, and cannot be kept from it");
+            }
+            _ => {}
+        }
+    }
+}
+
+impl DatabaseFile {
+    /// The file of a database that was opened a moment ago.
+    pub fn of(url: &str) -> Option<Self> {
+        let path = path_of(url)?;
+        let is = fs::metadata(&path).ok().map(|m| (m.dev(), m.ino()));
+        let log = Mutex::new(log_of(&path));
+        Some(Self(Arc::new(Watched { path, is, log })))
+    }
+
+    /// Looks at it.
+    pub fn look(&self) -> Seen {
+        let now = fs::metadata(&self.0.path).ok().map(|m| (m.dev(), m.ino()));
+        if now.is_none() || now != self.0.is {
+            return Seen::Gone;
+        }
+        let mut log = self.0.log.lock();
+        let (number, length) = log_of(&self.0.path);
+        if number != log.0 || length < log.1 {
+            return Seen::LogChanged;
+        }
+        log.1 = length;
+        Seen::Same
+    }
+
+    /// The log was found to be whole as it is now.
+    pub fn trust_log(&self) {
+        *self.0.log.lock() = log_of(&self.0.path);
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+}
+
+fn log_of(path: &Path) -> (u64, u64) {
+    fs::metadata(beside(path, "-wal")).map_or((0, 0), |m| (m.ino(), m.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_those_that_sqlite_opens() {
+        let path = |url: &str| path_of(url).map(|p| p.display().to_string());
+        assert_eq!(path("sqlite:x.db?mode=rwc").as_deref(), Some("x.db"));
+        assert_eq!(path("sqlite:///var/x.db").as_deref(), Some("/var/x.db"));
+        assert_eq!(path("sqlite:/var/x.db").as_deref(), Some("/var/x.db"));
+        assert_eq!([path("sqlite::memory:"), path("postgres://x/y")], [None, None]);
+    }
+
+    #[test]
+    fn what_becomes_of_the_file_is_seen() {
+        let folder = tempfile::tempdir().expect("temp");
+        let path = folder.path().join("x.db");
+        let url = format!("sqlite:{}", path.display());
+        prepare(&url);
+        assert_eq!(fs::metadata(&path).expect("made").permissions().mode() & 0o777, 0o600);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("ours");
+        prepare(&url);
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+        let log = beside(&path, "-wal");
+        fs::write(&log, [0; 100]).expect("written");
+        let file = DatabaseFile::of(&url).expect("a file");
+        assert_eq!(file.look(), Seen::Same);
+        fs::write(&log, [0; 200]).expect("written");
+        assert_eq!(file.look(), Seen::Same);
+        fs::write(&log, [0; 150]).expect("written");
+        assert_eq!(file.look(), Seen::LogChanged);
+        file.trust_log();
+        assert_eq!(file.look(), Seen::Same);
+        let aside = folder.path().join("aside");
+        fs::rename(&path, &aside).expect("moved");
+        assert_eq!(file.look(), Seen::Gone);
+        fs::copy(&aside, &path).expect("copied");
+        assert_eq!(file.look(), Seen::Gone, "a copy is another file");
+        fs::rename(&aside, &path).expect("moved back");
+        assert_eq!(file.look(), Seen::Same);
+    }
+}
