@@ -91,10 +91,11 @@ impl GpuRecord {
     }
 }
 
-/// Under which names the GPUs of a node are known.
+/// Under which names the GPUs of a node are known: by their serial numbers once it has passed a gate with them. What a host says
+/// that never passed one is noted of the instance: nobody can spoil GPUs that he only names.
 #[must_use]
 pub fn gpu_names(node: &Node) -> Cow<'_, [String]> {
-    if node.serials.is_empty() {
+    if node.serials.is_empty() || !node.serials_proved {
         let instance = node.instance.as_deref().unwrap_or("?");
         return Cow::Owned(vec![format!("{}:{instance}", node.offer.provider)]);
     }

@@ -112,6 +112,9 @@ pub struct Heard<'a> {
 /// The node is unknown, runs another boot, or is in a state in which such a report makes no sense.
 pub fn note(book: &mut Book, id: u64, heard: &Heard<'_>, now_ms: i64) -> Result<bool, NodeError> {
     let report = heard.report;
+    if let Checks::Gate(gate) = &report.checks {
+        book.can_have(id, &gate.identity.serials)?;
+    }
     if !book.is_new(id, &report.boot, report.seq)? {
         return Ok(false);
     }
@@ -121,16 +124,15 @@ pub fn note(book: &mut Book, id: u64, heard: &Heard<'_>, now_ms: i64) -> Result<
             if gate.version.is_some() && gate.version != asked_for {
                 return Ok(false);
             }
-            let serials = &gate.identity.serials;
-            book.can_have(id, serials)?;
-            let others = book.owner_of(id, serials).map(|(owner, serial)| {
+            book.identify(id, &identity(&gate.identity));
+            // What it is known by now, told this time or before.
+            let serials = book.nodes().get(&id).map(|n| n.serials.clone()).unwrap_or_default();
+            let others = book.owner_of(id, &serials).map(|(owner, serial)| {
                 format!("it names GPU {serial}, which is n-{owner}'s: one of the two does not say what it has")
             });
-            let mut told = identity(&gate.identity);
             if others.is_some() {
-                told.serials.clear();
+                book.disown(id);
             }
-            book.identify(id, &told);
             gated(book, id, &Heard { blocked: others.as_deref().or(heard.blocked), ..heard.clone() }, gate, now_ms)?;
         }
         Checks::Diagnosis(diagnosis) => diagnosed(book, id, report, diagnosis, now_ms)?,
@@ -141,12 +143,10 @@ pub fn note(book: &mut Book, id: u64, heard: &Heard<'_>, now_ms: i64) -> Result<
 
 fn identity(told: &protocol::agent::Identity) -> Identity {
     let text = |t: &Option<String>| t.as_deref().map(|t| short(t, NAME_MAX)).filter(|t| !t.is_empty());
-    Identity {
-        serials: told.serials.clone(),
-        driver: text(&told.driver),
-        image: text(&told.image),
-        domain: text(&told.domain),
-    }
+    // Boards with several GPUs tell one number for all of them, which names none.
+    let different: std::collections::BTreeSet<&String> = told.serials.iter().collect();
+    let serials = if different.len() < told.serials.len() { Vec::new() } else { told.serials.clone() };
+    Identity { serials, driver: text(&told.driver), image: text(&told.image), domain: text(&told.domain) }
 }
 
 fn gated(book: &mut Book, id: u64, heard: &Heard<'_>, gate: &GateReport, now_ms: i64) -> Result<(), NodeError> {

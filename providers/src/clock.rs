@@ -75,16 +75,20 @@ impl Clock {
         }
     }
 
-    /// Time is at least so far: something was written at that moment.
+    /// Time is at least so far: something was written at that moment, by this machine's clock. One that follows another knows
+    /// better what time it is.
     pub fn not_before(&self, ms: i64) {
         if let Source::Steady { wall, passed_us, pace } = &*self.0 {
             let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
             pace.read(wall(), passed_us());
-            pace.now_us = pace.now_us.max(ms.saturating_mul(1000));
+            if pace.followed.is_none() {
+                pace.now_us = pace.now_us.max(ms.saturating_mul(1000));
+            }
         }
     }
 
-    /// Follows another clock from now on, which said `ms` after it was asked.
+    /// Follows another clock from now on, which said `ms` after it was asked. The first time that it says is taken as it is,
+    /// also where this machine's clock was ahead of it: nothing was said by that yet.
     pub fn follow(&self, ms: i64, asked: Asked) {
         if let Source::Steady { passed_us, pace, .. } = &*self.0 {
             let now_us = passed_us();
@@ -101,14 +105,18 @@ impl Clock {
         }
     }
 
-    /// How far this machine's clock is ahead of the one that is followed, or of what was written at least; negative: behind.
-    /// Milliseconds.
+    /// How far this machine's clock is ahead of the one that is followed, or else of what was said by it already; negative:
+    /// behind. Milliseconds.
     #[must_use]
     pub fn off_ms(&self) -> i64 {
         let now_ms = self.now_ms();
         match &*self.0 {
             Source::Given(_) => 0,
-            Source::Steady { wall, .. } => wall().saturating_sub(now_ms),
+            Source::Steady { wall, passed_us, pace } => {
+                let pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
+                let true_ms = pace.source_us(passed_us()).map_or(now_ms, |us| us / 1000);
+                wall().saturating_sub(true_ms)
+            }
         }
     }
 }
@@ -142,11 +150,13 @@ impl Steady {
         i64::try_from(passed_us.saturating_sub(from)).unwrap_or(i64::MAX)
     }
 
+    /// What the clock that is followed says now, microseconds since 1970.
+    fn source_us(&self, passed_us: u64) -> Option<i64> {
+        self.followed.map(|(said_us, then)| said_us.saturating_add(Self::since(then, passed_us)))
+    }
+
     fn read(&mut self, wall_ms: i64, passed_us: u64) -> i64 {
-        let source_us = match self.followed {
-            Some((said_us, then)) => said_us.saturating_add(Self::since(then, passed_us)),
-            None => wall_ms.saturating_mul(1000),
-        };
+        let source_us = self.source_us(passed_us).unwrap_or(wall_ms.saturating_mul(1000));
         let passed = Self::since(self.passed_us, passed_us);
         let behind = source_us < self.now_us.saturating_add(passed) - UNSTEADY_US;
         let least = if behind { self.now_us.saturating_add(passed - passed / 10) } else { self.now_us };
@@ -159,7 +169,10 @@ impl Steady {
     /// only that it is later by now: what says most counts.
     fn heard(&mut self, ms: i64, now_us: u64, took_us: u64) {
         let said_us = ms.saturating_mul(1000);
-        let known = self.followed.map(|(said, then)| said.saturating_add(Self::since(then, now_us)));
+        let known = self.source_us(now_us);
+        if known.is_none() {
+            (self.now_us, self.passed_us) = (said_us, now_us);
+        }
         if took_us <= PROMPT_US || known.is_none_or(|known| said_us > known) {
             self.followed = Some((said_us, now_us));
         }
@@ -239,11 +252,15 @@ mod tests {
         let clock = machine.clock();
         let asked = clock.asks();
         machine.pass(2);
-        // Another replica wrote at that clock's time; this machine is an hour ahead of it.
+        // This machine is an hour ahead of the database.
         clock.follow(1000, asked);
-        assert!((HOUR_MS..=HOUR_MS + 2).contains(&clock.now_ms()), "nothing goes back");
-        let fresh = Clock::steady(|| 5 * HOUR_MS, || 0);
-        fresh.follow(1000, fresh.asks());
+        assert_eq!((clock.now_ms(), clock.off_ms()), (1000, HOUR_MS + 2 - 1000));
+        clock.not_before(2 * HOUR_MS);
+        assert_eq!(clock.now_ms(), 1000, "what another wrote by a clock of its own says nothing of the time");
+        // The database's clock is set back: nothing goes back.
+        clock.follow(0, clock.asks());
+        machine.pass(100);
+        assert_eq!((clock.now_ms(), clock.off_ms()), (1090, HOUR_MS + 2));
         let late = machine.clock();
         let asked = late.asks();
         late.follow(7 * HOUR_MS, asked);

@@ -49,6 +49,10 @@ pub struct App {
     pub configured_budget: BudgetSpec,
     /// What came of the last try to write.
     pub probed: tokio::sync::Mutex<Option<(Instant, Result<(), String>)>>,
+    /// When claims that failed last woke the planner.
+    pub woken_for_misses: parking_lot::Mutex<Option<Instant>>,
+    /// Whether it listens on loopback only.
+    pub on_loopback: bool,
     /// Whether the leader has read everything it needs.
     pub ready: AtomicBool,
 }
@@ -56,6 +60,8 @@ pub struct App {
 /// A database that has taken no batch for so long is away: nothing can be claimed, milliseconds.
 const PULSE_MAX_MS: i64 = 3_000;
 
+/// Claims that fail wake the planner this often.
+const WOKEN_FOR_MISSES_EVERY: Duration = Duration::from_secs(5);
 /// Whether anything can be written is tried this often, for whoever asks.
 const PROBED_EVERY: Duration = Duration::from_secs(1);
 /// A try that takes longer has failed.
@@ -88,6 +94,15 @@ impl App {
     /// The planner looks at the fleet soon, not only when its time comes.
     pub fn wake_planner(&self) {
         self.planner.notify_one();
+    }
+
+    /// The same for claims that failed, which a class that cannot be had has many of: not more often than makes sense.
+    pub fn wake_planner_for_misses(&self) {
+        let mut last = self.woken_for_misses.lock();
+        if last.is_none_or(|at| at.elapsed() >= WOKEN_FOR_MISSES_EVERY) {
+            *last = Some(Instant::now());
+            self.wake_planner();
+        }
     }
 
     /// Notes what an operator did.

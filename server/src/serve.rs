@@ -128,6 +128,8 @@ pub async fn assemble(
         planner: Notify::new(),
         configured_budget: config.budget.clone(),
         probed: tokio::sync::Mutex::default(),
+        woken_for_misses: parking_lot::Mutex::default(),
+        on_loopback: config.listen.ip().is_loopback(),
         ready: AtomicBool::new(false),
     });
     read_tokens(&app, door).await?;

@@ -63,13 +63,24 @@ pub fn new_secret() -> Result<String, getrandom::Error> {
     Ok(format!("pl_{}", bits.iter().map(|b| format!("{b:02x}")).collect::<String>()))
 }
 
+/// Who calls.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Name of the token.
+    pub name: Arc<str>,
+    /// Its role.
+    pub role: Role,
+    /// The token, by its hash; none where none is needed.
+    pub token: Option<Arc<str>>,
+}
+
 /// The tokens that may be used, by hash.
 #[derive(Debug, Default)]
 pub struct Tokens(RwLock<ByHash>);
 
 #[derive(Debug, Default)]
 struct ByHash {
-    by_hash: HashMap<String, (Arc<str>, Role)>,
+    by_hash: HashMap<Arc<str>, (Arc<str>, Role)>,
     /// Without any token, and on loopback only, everybody is an operator.
     open: bool,
 }
@@ -79,7 +90,7 @@ impl Tokens {
     pub fn set(&self, rows: &[TokenRow], open: bool) {
         let by_hash: HashMap<_, _> = rows
             .iter()
-            .filter_map(|t| Some((t.hash.clone(), (Arc::from(t.name.as_str()), Role::named(&t.role)?))))
+            .filter_map(|t| Some((Arc::from(t.hash.as_str()), (Arc::from(t.name.as_str()), Role::named(&t.role)?))))
             .collect();
         let open = open && by_hash.is_empty();
         *self.0.write() = ByHash { by_hash, open };
@@ -91,12 +102,11 @@ impl Tokens {
         self.0.read().open
     }
 
-    /// Whether a caller may still do what `least` may.
+    /// Whether a token may still be used; none: whether everybody is still let in.
     #[must_use]
-    pub fn still(&self, name: &str, least: Role) -> bool {
+    pub fn still(&self, token: Option<&str>) -> bool {
         let known = self.0.read();
-        let mut of_name = known.by_hash.values().filter(|(n, _)| **n == *name);
-        if known.open { known.by_hash.is_empty() } else { of_name.any(|(_, role)| *role >= least) }
+        token.map_or(known.open, |hash| known.by_hash.contains_key(hash))
     }
 
     /// Whether any token is known.
@@ -105,14 +115,15 @@ impl Tokens {
         !self.0.read().by_hash.is_empty()
     }
 
-    /// Name and role of whoever has this secret; of whoever has none while everybody is let in.
+    /// Whoever has this secret; whoever has none while everybody is let in.
     #[must_use]
-    pub fn caller(&self, secret: Option<&str>) -> Option<(Arc<str>, Role)> {
+    pub fn caller(&self, secret: Option<&str>) -> Option<Caller> {
         let known = self.0.read();
-        match secret {
-            // Looked up by hash, so that timing says nothing of the secret.
-            Some(secret) => known.by_hash.get(&hash_of(secret)).map(|(name, role)| (Arc::clone(name), *role)),
-            None => known.open.then(|| (Arc::from("anonymous"), Role::Operator)),
-        }
+        let Some(secret) = secret else {
+            return known.open.then(|| Caller { name: Arc::from("anonymous"), role: Role::Operator, token: None });
+        };
+        // Looked up by hash, so that timing says nothing of the secret.
+        let (hash, (name, role)) = known.by_hash.get_key_value(hash_of(secret).as_str())?;
+        Some(Caller { name: Arc::clone(name), role: *role, token: Some(Arc::clone(hash)) })
     }
 }

@@ -204,6 +204,7 @@ async fn silent_and_half_begun_connections_take_nobodys_room() {
 #[tokio::test(flavor = "multi_thread")]
 async fn open_requests_of_one_caller_are_his_own_affair() {
     let arena = Arena::new(20_000).await;
+    // From where the honest ones come too.
     let half = b"POST /v1/agents/register HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer plj_x\r\nContent-Length: 100\r\n\r\n{";
     arena.beside("4,500 unfinished registrations", arena.connections(4500, half)).await;
     let ask = json!({ "class": "never", "on_empty": "queue", "wait_s": 600 });

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::claim::OnEmpty;
+use crate::claim::{ClaimState, OnEmpty};
 use crate::node::NodeState;
 
 use super::{Book, Claim, ClassRule, Node, Part};
@@ -55,15 +55,16 @@ impl Book {
 
     /// Whether claims borrow is up to their class as it is now.
     pub(super) fn follow_classes(&mut self) {
-        let mut changed = Vec::new();
-        for claim in self.claims.values_mut().filter(|claim| claim.is_open()) {
-            let Some(rule) = self.classes.get(&claim.class) else { continue };
-            if claim.borrowed != rule.class.borrows() {
-                claim.borrowed = rule.class.borrows();
-                changed.push((claim.id, claim.borrowed && claim.state.is_live()));
+        let borrows = |claim: &Claim| self.classes.get(&claim.class).map_or(claim.borrowed, |r| r.class.borrows());
+        let other = self.claims.values().filter(|claim| claim.is_open() && claim.borrowed != borrows(claim));
+        for id in other.map(|claim| claim.id).collect::<Vec<_>>() {
+            self.leave_line(id);
+            let Some(claim) = self.claims.get_mut(&id) else { continue };
+            claim.borrowed = !claim.borrowed;
+            let (waits, lent) = (claim.state == ClaimState::Queued, claim.borrowed && claim.state.is_live());
+            if waits {
+                self.join_line(id);
             }
-        }
-        for (id, lent) in changed {
             if lent {
                 self.borrowed.insert(id)
             } else {

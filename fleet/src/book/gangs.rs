@@ -7,12 +7,13 @@ use crate::claim::OnEmpty;
 use crate::gpu_set::GpuSet;
 use crate::placement::first_fit;
 
+use super::lines::Zone;
 use super::{Book, Claim, Part};
 
 impl Book {
     /// GPUs for a claim, if there are enough: within the class's price caps, or above them for a substitute; not in a zone that
     /// another holds.
-    pub(super) fn find(&self, claim: &Claim, held: Option<&(String, String, String)>) -> Option<Vec<Part>> {
+    pub(super) fn find(&self, claim: &Claim, held: Option<Zone<'_>>) -> Option<Vec<Part>> {
         let within = self.within.get(&claim.class)?;
         if claim.borrowed {
             return self.find_to_borrow(claim);
@@ -20,7 +21,7 @@ impl Book {
         let find_in = |offers: &[usize]| match held {
             None => self.find_in(offers, claim),
             Some(held) => {
-                let others = |p: &usize| self.zone_of(*p) != *held;
+                let others = |p: &usize| self.zone_of(*p) != held;
                 self.find_in(&offers.iter().copied().filter(others).collect::<Vec<_>>(), claim)
             }
         };

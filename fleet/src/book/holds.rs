@@ -88,23 +88,27 @@ pub(super) fn repairs_max(nodes: usize) -> usize {
 }
 
 impl Book {
-    /// Whether a host can have the GPUs that it names: each once, and no more than were bought.
+    /// Whether a host can have the GPUs that it names: no more than were bought.
     ///
     /// # Errors
     /// It cannot, or the node is unknown.
     pub fn can_have(&self, id: u64, serials: &[String]) -> Result<(), NodeError> {
         let node = self.nodes.get(&id).ok_or(NodeError::Unknown(id))?;
-        let different = serials.iter().collect::<BTreeSet<_>>().len();
-        if different < serials.len() || serials.len() > node.gpus as usize {
-            return Err(NodeError::OtherSerials { node: id, gpus: node.gpus, named: serials.len(), different });
+        if serials.len() > node.gpus as usize {
+            return Err(NodeError::OtherSerials { node: id, gpus: node.gpus, named: serials.len() });
         }
         Ok(())
     }
 
     /// The node whose GPUs a host names as its own, and the first of them. They are of the node that proved them first, while
-    /// it lives: whoever names them after it has others, or none.
+    /// it lives: whoever names them after it has others, or none. One that was silent for a while and comes back has its own,
+    /// whoever named them meanwhile.
     #[must_use]
     pub fn owner_of<'a>(&self, id: u64, serials: &'a [String]) -> Option<(u64, &'a str)> {
+        let proved = |node: &Node| node.serials_proved && serials.iter().all(|s| node.serials.contains(s));
+        if self.nodes.get(&id).is_some_and(proved) {
+            return None;
+        }
         let lives = |node: &&Node| {
             node.id != id
                 && (node.serials_proved || node.state.takes_claims())
@@ -129,6 +133,16 @@ impl Book {
             });
             debug_assert!(known.is_ok(), "{known:?}");
         }
+    }
+
+    /// The GPUs that a host named are another's: it is known by none.
+    pub fn disown(&mut self, id: u64) {
+        // One that is gone names none.
+        self.edit_node(id, |node| {
+            node.serials.clear();
+            node.serials_proved = false;
+        })
+        .ok();
     }
 
     /// Says what a node's fault was, so that it can be seen which have one in common.

@@ -7,18 +7,20 @@
 //! nodes that are still to come, and what is free would stay idle. (Slurm's backfill keeps the first jobs of its queue from
 //! being delayed in the same way, by the time at which they would start; claims here have no known end.)
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::node::NodeState;
+use crate::admission::usable_share;
+use crate::class::Class;
 
 use super::{Book, Claim, ClaimError, Part};
 
 /// The claims of a class that wait.
 #[derive(Debug, Default)]
 pub(super) struct Line {
-    ids: VecDeque<u64>,
-    /// How many there are of each number of units.
-    sizes: BTreeMap<u32, usize>,
+    /// Numbers rise with time.
+    ids: BTreeSet<u64>,
+    /// The same by their units.
+    sizes: BTreeMap<u32, BTreeSet<u64>>,
 }
 
 impl Line {
@@ -31,7 +33,7 @@ impl Line {
     }
 
     pub(super) fn first(&self) -> Option<u64> {
-        self.ids.front().copied()
+        self.ids.first().copied()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &u64> {
@@ -43,23 +45,26 @@ impl Line {
         self.sizes.keys().next().copied().unwrap_or(u32::MAX)
     }
 
-    /// A claim stands in line: numbers rise with time.
-    pub(super) fn join(&mut self, id: u64, count: u32) {
-        let place = self.ids.partition_point(|c| *c < id);
-        self.ids.insert(place, id);
-        *self.sizes.entry(count).or_default() += 1;
+    /// The first claim after another of fewer units than `below`.
+    fn next(&self, after: u64, below: u32) -> Option<u64> {
+        let of_size = |ids: &BTreeSet<u64>| ids.range(after + 1..).next().copied();
+        self.sizes.range(..below).filter_map(|(_, ids)| of_size(ids)).min()
     }
 
-    /// A claim leaves, if it was there.
-    pub(super) fn leave(&mut self, id: u64, count: u32) {
-        let Ok(place) = self.ids.binary_search(&id) else { return };
-        self.ids.remove(place);
+    pub(super) fn join(&mut self, id: u64, count: u32) {
+        self.ids.insert(id);
+        self.sizes.entry(count).or_default().insert(id);
+    }
+
+    /// A claim leaves. Returns whether it was there.
+    pub(super) fn leave(&mut self, id: u64, count: u32) -> bool {
         if let Some(same) = self.sizes.get_mut(&count) {
-            *same -= 1;
-            if *same == 0 {
+            same.remove(&id);
+            if same.is_empty() {
                 self.sizes.remove(&count);
             }
         }
+        self.ids.remove(&id)
     }
 }
 
@@ -84,7 +89,12 @@ impl Queue {
 }
 
 /// Provider, region and zone.
-type Zone = (String, String, String);
+pub(super) type Zone<'a> = (&'a str, &'a str, &'a str);
+
+/// GPUs of a node with so many free ones that claims of a class can use.
+pub(super) fn usable_gpus(gpus: u32, free: u32, class: &Class) -> u64 {
+    usable_share(gpus, free, class).map_or(0, |share| (share * f64::from(gpus)).round() as u64)
+}
 
 impl Book {
     /// GPUs for a new claim: there is nobody that waits for fewer, and the first in line is not held up.
@@ -96,7 +106,16 @@ impl Book {
         if claim.count >= line.smallest() {
             return None;
         }
-        self.find(claim, self.held_zone(&claim.class).as_ref())
+        self.find_beside_first(claim)
+    }
+
+    /// GPUs for a claim that is not the first in line: not in the zone that the first holds.
+    fn find_beside_first(&self, claim: &Claim) -> Option<Vec<Part>> {
+        let found = self.find(claim, None)?;
+        match self.held_zone(&claim.class) {
+            None => Some(found),
+            held => self.find(claim, held),
+        }
     }
 
     /// The first in line was passed by a claim.
@@ -112,51 +131,48 @@ impl Book {
     }
 
     /// The zone that the first in line holds, if it was passed often enough.
-    fn held_zone(&self, class: &str) -> Option<Zone> {
+    fn held_zone(&self, class: &str) -> Option<Zone<'_>> {
         let first = self.claims.get(&self.waiting.get(class)?.first()?)?;
-        let wanted = first.count.saturating_mul(self.classes.get(class)?.class.gpus_per_claim);
+        let rule = &self.classes.get(class)?.class;
+        let wanted = first.count.saturating_mul(rule.gpus_per_claim);
         if first.borrowed || first.passed_gpus < wanted {
             return None;
         }
-        // GPUs there that will be free, and that are.
-        let mut zones: BTreeMap<Zone, (u64, u64)> = BTreeMap::new();
+        // GPUs there that such claims can use once they are free, and now.
+        let mut zones: BTreeMap<Zone<'_>, (u64, u64)> = BTreeMap::new();
         let within = self.within.get(class)?;
         for node in self.nodes.values() {
             let Some(offer) = self.offer_of(node).filter(|p| within.contains(p)) else { continue };
-            let comes = node.state.is_arriving() || matches!(node.state, NodeState::Idle | NodeState::Claimed);
-            if comes && !node.out {
+            if (node.state.is_arriving() || node.state.in_service()) && !node.out {
                 let zone = zones.entry(self.zone_of(offer)).or_default();
-                zone.0 += u64::from(node.gpus);
-                zone.1 += u64::from(node.free.count());
+                zone.0 += usable_gpus(node.gpus, node.gpus, rule);
+                zone.1 += usable_gpus(node.gpus, node.free.count(), rule);
             }
         }
         let enough = zones.into_iter().filter(|(_, (all, _))| *all >= u64::from(wanted));
         enough.max_by_key(|(_, (_, free))| *free).map(|(zone, _)| zone)
     }
 
-    pub(super) fn zone_of(&self, offer: usize) -> Zone {
+    pub(super) fn zone_of(&self, offer: usize) -> Zone<'_> {
         let key = &self.offers[offer].key;
-        (key.provider.clone(), key.region.clone(), key.zone.clone())
+        (&key.provider, &key.region, &key.zone)
     }
 
     /// Grants what fits of the claims of a class, in their order.
     pub(super) fn serve_class(&mut self, class: &str, now_ms: i64) {
         // As many units did not fit.
-        let (mut place, mut too_many) = (0, u32::MAX);
-        loop {
-            let Some(line) = self.waiting.get(class).filter(|line| line.smallest() < too_many) else { return };
-            let Some(&id) = line.ids.get(place) else { return };
-            let Some(claim) = self.claims.get(&id).filter(|claim| claim.count < too_many) else {
-                place += 1;
-                continue;
-            };
+        let (mut last, mut too_many) = (0, u32::MAX);
+        while let Some(id) = self.waiting.get(class).and_then(|line| line.next(last, too_many)) {
+            last = id;
+            let Some(claim) = self.claims.get(&id) else { continue };
             let count = claim.count;
-            let held = if place == 0 { None } else { self.held_zone(class) };
-            let Some(parts) = self.find(claim, held.as_ref()) else {
-                (place, too_many) = (place + 1, count);
+            let is_first = self.waiting.get(class).and_then(Line::first) == Some(id);
+            let found = if is_first { self.find(claim, None) } else { self.find_beside_first(claim) };
+            let Some(parts) = found else {
+                too_many = count;
                 continue;
             };
-            if place > 0 {
+            if !is_first {
                 self.passed(class, count);
             }
             self.leave_line(id);
@@ -168,21 +184,18 @@ impl Book {
     pub(super) fn join_line(&mut self, id: u64) {
         let Some(claim) = self.claims.get(&id) else { return };
         self.waiting.entry(claim.class.clone()).or_default().join(id, claim.count);
-        *self.waiting_of.entry(claim.caller.clone()).or_default() += 1;
+        *self.waiting_of.entry((claim.caller.clone(), claim.borrowed)).or_default() += 1;
     }
 
-    /// A claim leaves its line.
+    /// A claim leaves its line, if it is in one.
     pub(super) fn leave_line(&mut self, id: u64) {
         let Some(claim) = self.claims.get(&id) else { return };
-        let Some(line) = self.waiting.get_mut(&claim.class) else { return };
-        let before = line.len();
-        line.leave(id, claim.count);
-        if line.len() < before
-            && let Some(mine) = self.waiting_of.get_mut(&claim.caller)
-        {
+        let left = self.waiting.get_mut(&claim.class).is_some_and(|line| line.leave(id, claim.count));
+        let key = (claim.caller.clone(), claim.borrowed);
+        if left && let Some(mine) = self.waiting_of.get_mut(&key) {
             *mine -= 1;
             if *mine == 0 {
-                self.waiting_of.remove(&claim.caller);
+                self.waiting_of.remove(&key);
             }
         }
     }
@@ -200,13 +213,10 @@ impl Book {
         if of_class >= free {
             return full(Queue::Class, of_class);
         }
-        // Of both queues: a look at each claim is needed only where that is too many.
-        let mine = self.waiting_of.get(&claim.caller).copied().unwrap_or(0);
-        if claim.caller.is_empty() || mine < free {
+        if claim.caller.is_empty() {
             return Ok(());
         }
-        let is_mine = |id: &&u64| self.claims.get(id).is_some_and(|c| c.caller == claim.caller);
-        let mine = lines().map(|line| line.iter().filter(is_mine).count()).sum();
+        let mine = self.waiting_of.get(&(claim.caller.clone(), claim.borrowed)).copied().unwrap_or(0);
         if mine >= free { full(Queue::Caller, mine) } else { Ok(()) }
     }
 }

@@ -108,8 +108,8 @@ pub struct Book {
     /// Nodes that are in diagnostics, or in the short gate after them.
     lent: BTreeSet<u64>,
     waiting: BTreeMap<String, lines::Line>,
-    /// Claims that wait, by caller.
-    waiting_of: BTreeMap<String, usize>,
+    /// Claims that wait, by their caller and whether they borrow.
+    waiting_of: BTreeMap<(String, bool), usize>,
     ceilings: Ceilings,
     /// Claims whose GPUs are borrowed.
     borrowed: BTreeSet<u64>,

@@ -38,7 +38,7 @@ pub enum NodeError {
         reported: u32,
     },
     /// The agent names GPUs that it cannot have.
-    #[error("node n-{node} has {gpus} GPUs and names {named} serial numbers, {different} of them different")]
+    #[error("node n-{node} has {gpus} GPUs and names {named} serial numbers")]
     OtherSerials {
         /// The node.
         node: u64,
@@ -46,8 +46,6 @@ pub enum NodeError {
         gpus: u32,
         /// Serial numbers that it names.
         named: usize,
-        /// Different ones.
-        different: usize,
     },
     /// It holds claims or is in another state.
     #[error("node n-{node} is {state} and is not given back")]

@@ -187,15 +187,41 @@ fn serial_numbers_are_of_the_node_that_proved_them_first_while_it_lives() {
     book.tick_nodes(120_001);
     assert_eq!(book.nodes()[&honest].state, fleet::NodeState::Lost);
     assert_eq!(book.owner_of(liar, &serials), None, "what is lost may have been given to another");
+    // A liar passes with them meanwhile: the honest one has its own all the same.
+    book.identify(liar, &Identity { serials: serials.clone(), ..Identity::default() });
+    book.gate(liar, "b", &fleet::book::Gate::passed(), "passed", 120_002).ok();
     book.heard(honest, "b", None, 120_002).expect("its boot");
+    assert_eq!(book.owner_of(honest, &serials), None);
+    book.disown(liar);
     assert_eq!(book.owner_of(liar, &serials), Some((honest, "s0")), "it is back");
     book.fault(honest, fleet::Cause::Passive, "broken", 120_003).ok();
     assert_eq!(book.owner_of(broken, &serials), Some((honest, "s0")), "out of service it lives");
     let wrong = |named: &[&str]| book.can_have(liar, &named.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>());
-    assert!(matches!(wrong(&["a", "a"]), Err(NodeError::OtherSerials { named: 2, different: 1, .. })));
     assert!(matches!(
         wrong(&["1", "2", "3", "4", "5", "6", "7", "8", "9"]),
         Err(NodeError::OtherSerials { gpus: 8, .. })
     ));
     assert_eq!(wrong(&["1", "2", "3", "4", "5", "6", "7", "8"]), Ok(()));
+}
+
+/// Nodes on which what is free of one and of another makes no unit together: five units of three GPUs need three nodes of eight.
+#[test]
+fn what_does_not_divide_counts_by_what_can_be_used() {
+    let mut book = Book::new(Limits::default());
+    book.set_offers(vec![offer("a", "H100", 8, 2.0), offer("b", "H100", 4, 2.0)]);
+    book.set_classes([class("three", 3, &[("H100", None)]), class("eight", 8, &[("H100", None)])]);
+    idle_nodes(&mut book, 0, 2, 0);
+    let ask = |class: &str, count| ClaimRequest { count, wait_ms: Some(600_000), ..ask(class, OnEmpty::Queue) };
+    book.claim(ask("three", 5), 0).expect("waits");
+    for i in 0..20 {
+        let (id, taken) = book.claim(ask("three", 1), i).expect("free");
+        assert_eq!(taken, Taken::Granted, "claim {i}: two units fit on each node, and nothing can save up for five");
+        book.release(id, "done", i).expect("open");
+    }
+    let ceiling =
+        Ceiling { name: "machines".into(), offers: book.offers().iter().map(|o| o.key.clone()).collect(), gpus: 16 };
+    book.set_ceilings(Ceilings(vec![ceiling]));
+    assert!(matches!(book.claim(ask("three", 5), 30), Err(ClaimError::NeverFits { wanted: 15, most: 12, .. })));
+    let (id, _) = book.claim(ask("eight", 2), 40).expect("free");
+    book.release(id, "done", 41).expect("open");
 }

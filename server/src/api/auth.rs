@@ -8,23 +8,9 @@ use axum::http::request::Parts;
 
 use super::problem::{ApiError, Code};
 use crate::app::App;
-pub use crate::tokens::Role;
-
-/// Who calls.
-#[derive(Debug, Clone)]
-pub struct Caller {
-    /// Name of the token.
-    pub name: Arc<str>,
-    /// Its role.
-    pub role: Role,
-}
+pub use crate::tokens::{Caller, Role};
 
 impl Caller {
-    /// Whoever sent a request; none where its secret is not known.
-    pub fn of(app: &App, parts: &Parts) -> Option<Self> {
-        app.tokens.caller(bearer(parts)).map(|(name, role)| Self { name, role })
-    }
-
     /// Refuses who may not do what `least` may.
     ///
     /// # Errors

@@ -287,7 +287,8 @@ pub async fn create(
     let mut ask = request(ask, &headers, app.now_ms())?;
     // Keys are each caller's own.
     ask.key = ask.key.map(|key| format!("{}/{key}", caller.name));
-    ask.caller = caller.name.to_string();
+    // Without tokens nobody is known: claims are anybody's, also once there are some.
+    ask.caller = if app.tokens.is_open() { String::new() } else { caller.name.to_string() };
     let class = ask.class.clone();
     let timer = app.metrics.claim_timer();
     let done = app.ledger.write_keyed(ask.key.clone(), move |book, now_ms| {
@@ -296,9 +297,11 @@ pub async fn create(
     });
     let done = done.await?;
     app.metrics.claimed(&class, &done.as_ref().map(|(_, taken, _)| *taken), timer);
-    if matches!(done, Err(ClaimError::Empty { .. }) | Ok((_, Taken::Queued | Taken::Substituted, _))) {
-        // Somebody waits, or would have: the planner looks at it now.
-        app.wake_planner();
+    match &done {
+        // Somebody waits: the planner looks at it now.
+        Ok((_, Taken::Queued | Taken::Substituted, _)) => app.wake_planner(),
+        Err(ClaimError::Empty { .. }) => app.wake_planner_for_misses(),
+        _ => {}
     }
     let (id, taken, view) = done?;
     let view = match view {

@@ -139,11 +139,13 @@ impl Tail {
         }
         let quiet_since = Instant::now();
         loop {
-            if !self.app.tokens.still(&self.caller.name, Role::Viewer) {
+            if !self.app.tokens.still(self.caller.token.as_deref()) {
                 return None;
             }
             if self.behind {
                 match self.app.feed.page(self.after).await.ok()? {
+                    // It may have waited long.
+                    Some(_) if !self.app.tokens.still(self.caller.token.as_deref()) => return None,
                     Some(chunk) => {
                         self.after = chunk.last;
                         return Some(chunk.text);
@@ -152,7 +154,11 @@ impl Tail {
                 }
             }
             match tokio::time::timeout(CHECKED_EVERY, self.live.recv()).await {
-                Err(_) if quiet_since.elapsed() >= BEAT => return Some(Bytes::from_static(b":\n\n")),
+                Err(_) if quiet_since.elapsed() >= BEAT => {
+                    // Whatever was missed is found now.
+                    self.behind = true;
+                    return Some(Bytes::from_static(b":\n\n"));
+                }
                 Err(_) => {}
                 Ok(Ok(chunk)) if chunk.last <= self.after => {}
                 Ok(Ok(chunk)) if chunk.after == self.after => {

@@ -53,7 +53,10 @@ impl Feed {
     pub fn follow(self: &Arc<Self>) -> broadcast::Receiver<Chunk> {
         let start = || {
             let sender = broadcast::Sender::new(BEHIND_MAX);
-            tokio::spawn(Arc::clone(self).read(sender.clone()));
+            let mut seq = self.ledger.watch();
+            // From here on: whatever comes after the first follower has looked is sent.
+            let at = *seq.borrow_and_update();
+            tokio::spawn(Arc::clone(self).read(sender.clone(), seq, at));
             sender
         };
         self.sender.get_or_init(start).subscribe()
@@ -80,19 +83,27 @@ impl Feed {
         Ok(Some(Chunk { after, last, text: text.into() }))
     }
 
-    async fn read(self: Arc<Self>, sender: broadcast::Sender<Chunk>) {
-        let mut seq = self.ledger.watch();
-        let mut at = *seq.borrow_and_update();
+    async fn read(
+        self: Arc<Self>,
+        sender: broadcast::Sender<Chunk>,
+        mut seq: tokio::sync::watch::Receiver<i64>,
+        mut at: i64,
+    ) {
         while seq.changed().await.is_ok() {
             let until = Instant::now() + GATHER;
-            if sender.receiver_count() > 0 {
-                // Who misses what could not be read finds that a chunk does not follow, and reads by itself.
-                while let Ok(Some(chunk)) = self.chunk(at).await {
-                    at = chunk.last;
-                    let _ = sender.send(chunk);
-                }
-            } else {
+            if sender.receiver_count() == 0 {
                 at = *seq.borrow_and_update();
+            }
+            while sender.receiver_count() > 0 {
+                match self.chunk(at).await {
+                    Ok(Some(chunk)) => {
+                        at = chunk.last;
+                        // Whoever left meanwhile misses nothing.
+                        let _ = sender.send(chunk);
+                    }
+                    Ok(None) => break,
+                    Err(_) => tokio::time::sleep(GATHER).await,
+                }
             }
             tokio::time::sleep_until(until).await;
         }

@@ -55,8 +55,8 @@ codes! {
     OutOfRange = "out-of-range", UNPROCESSABLE_ENTITY, "A number is out of its range";
     /// No token, or one that is not known.
     Unauthenticated = "unauthenticated", UNAUTHORIZED, "A token is needed";
-    /// The token's role does not allow it.
-    Forbidden = "forbidden", FORBIDDEN, "The token's role does not allow this";
+    /// The caller may not do it.
+    Forbidden = "forbidden", FORBIDDEN, "This caller may not do this";
     /// There is no such thing.
     NotFound = "not-found", NOT_FOUND, "There is no such thing";
     /// There is no such class.

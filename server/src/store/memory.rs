@@ -400,7 +400,7 @@ impl Session {
             Write::Lead { holder } => {
                 undo.push(Undo::Lease(tables.lease.clone()));
                 let (now, term, until_ms) = &mut tables.lease;
-                let (mine, over) = (now == holder, *until_ms < now_ms);
+                let (mine, over) = (now == holder, *until_ms < now_ms || *until_ms > now_ms + 2 * LEASE_MS);
                 if mine || over {
                     *term += i64::from(!mine || over);
                     now.clone_from(holder);

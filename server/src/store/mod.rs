@@ -221,6 +221,15 @@ impl Store {
         }
     }
 
+    /// What was committed is not there.
+    fn lost_commits(&self) -> StoreError {
+        let path = match &self.backend {
+            Backend::Sql(sql) => sql.path(),
+            Backend::Memory(_) => String::new(),
+        };
+        StoreError::File { path, what: "has lost commits" }
+    }
+
     /// Leaves everything in one file, where it is in files.
     ///
     /// # Errors

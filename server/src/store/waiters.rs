@@ -18,7 +18,7 @@ pub enum Subject {
 
 /// Everybody who waits. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Waiters(Arc<Mutex<HashMap<Subject, Arc<Notify>>>>);
+pub struct Waiters(Arc<Mutex<HashMap<Subject, (usize, Arc<Notify>)>>>);
 
 /// Somebody who waits for one subject.
 #[derive(Debug)]
@@ -32,7 +32,11 @@ impl Waiters {
     /// Waits for a subject from now on.
     #[must_use]
     pub fn on(&self, subject: Subject) -> Waiter {
-        let notify = Arc::clone(self.0.lock().entry(subject).or_default());
+        let mut waiting = self.0.lock();
+        let (count, notify) = waiting.entry(subject).or_default();
+        *count += 1;
+        let notify = Arc::clone(notify);
+        drop(waiting);
         Waiter { subject, notify, all: self.clone() }
     }
 
@@ -45,7 +49,7 @@ impl Waiters {
         let nodes = changes.nodes.iter().map(|id| Subject::Node(*id));
         let claims = changes.claims.iter().map(|id| Subject::Claim(*id));
         for subject in nodes.chain(claims) {
-            if let Some(notify) = waiting.get(&subject) {
+            if let Some((_, notify)) = waiting.get(&subject) {
                 notify.notify_waiters();
             }
         }
@@ -53,7 +57,7 @@ impl Waiters {
 
     /// Anything may have changed.
     pub(super) fn all_changed(&self) {
-        self.0.lock().values().for_each(|notify| notify.notify_waiters());
+        self.0.lock().values().for_each(|(_, notify)| notify.notify_waiters());
     }
 }
 
@@ -76,9 +80,11 @@ impl Waiter {
 impl Drop for Waiter {
     fn drop(&mut self) {
         let mut waiting = self.all.0.lock();
-        // The map's and this one's.
-        if Arc::strong_count(&self.notify) == 2 {
-            waiting.remove(&self.subject);
+        if let Some((count, _)) = waiting.get_mut(&self.subject) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.remove(&self.subject);
+            }
         }
     }
 }
@@ -94,7 +100,7 @@ mod tests {
         let (mut claim_looks, mut node_looks) = (0, 0);
         let changes = Changes { claims: [1].into(), ..Changes::default() };
         let commits = async {
-            for _ in 0..3 {
+            loop {
                 tokio::task::yield_now().await;
                 waiters.changed(&changes);
             }
@@ -113,7 +119,8 @@ mod tests {
         tokio::select! {
             biased;
             () = looks_at_node => {}
-            _ = async { tokio::join!(looks_at_claim, commits) } => {}
+            () = looks_at_claim => {}
+            () = commits => {}
         }
         assert_eq!((claim_looks, node_looks), (4, 1));
         drop((claim, node));

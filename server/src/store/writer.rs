@@ -13,6 +13,9 @@ use super::waiters::Waiters;
 use super::{Store, StoreError, Write, Wrote};
 use crate::errors::{Seldom, chain_of};
 
+const DAY_MS: i64 = 86_400_000;
+/// Something that was written so far ahead of this machine's clock was written by one that was wrong, milliseconds.
+const FAR_AHEAD_MS: i64 = DAY_MS;
 /// Operations of one commit.
 const BATCH_MAX: usize = 256;
 /// Leases and deadlines are looked at this often.
@@ -276,10 +279,23 @@ impl Writer {
             Err(error) => return Err(session.give_up(error).await),
         };
         self.session = Some(session);
-        self.heard_of_others(news.last_at_ms);
+        let ahead_ms = news.last_at_ms.saturating_sub(self.now_ms());
+        let was_ahead = self.seen == 0 && ahead_ms > FAR_AHEAD_MS && !self.store.is_shared();
+        if !was_ahead {
+            self.heard_of_others(news.last_at_ms);
+        }
         news.tell(&mut book);
         book.skip_ids(next_id);
         book.take_changes();
+        if was_ahead {
+            // Waiting for that time to come would take as long: what was promised by it is promised by this clock instead.
+            tracing::warn!(
+                days = ahead_ms / DAY_MS,
+                "what was written last is far ahead of this machine's clock, which counts"
+            );
+            book.forgive(-ahead_ms);
+            self.alive_at_ms = self.now_ms();
+        }
         self.untold = None;
         self.seen = seq;
         *self.known.write() = BookState::Read(Box::new(book));
@@ -292,6 +308,9 @@ impl Writer {
         self.store.is_whole(self.seen).await?;
         let asked = self.options.clock.asks();
         let head = session.begin().await?;
+        if head.seq < self.seen && !self.store.is_shared() {
+            return Err(self.store.lost_commits());
+        }
         if let Some(now_ms) = head.now_ms {
             self.options.clock.follow(now_ms, asked);
         }
@@ -301,7 +320,7 @@ impl Writer {
     /// Somebody wrote at that moment: it is later now.
     fn heard_of_others(&mut self, last_at_ms: i64) {
         self.options.clock.not_before(last_at_ms);
-        self.alive_at_ms = self.alive_at_ms.max(last_at_ms);
+        self.alive_at_ms = self.alive_at_ms.max(last_at_ms.min(self.now_ms()));
     }
 
     async fn session(&mut self) -> Result<Session, StoreError> {

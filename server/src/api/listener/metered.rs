@@ -24,8 +24,12 @@ impl<S> Metered<S> {
         Self { stream, connection }
     }
 
-    fn noted<T>(&self, written: Poll<T>) -> Poll<T> {
-        self.connection.takes(written.is_ready());
+    fn noted(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Ready(Ok(bytes)) => self.connection.takes(Some(*bytes)),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.connection.takes(None),
+        }
         written
     }
 }
@@ -34,8 +38,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        let bytes = buf.filled().len() - before;
-        if bytes > 0 && self.connection.received(bytes) {
+        let bytes = &buf.filled()[before..];
+        if !bytes.is_empty() && self.connection.received(bytes) {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "bytes that are no request")));
         }
         read

@@ -22,8 +22,8 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
-pub use connections::{Connection, Connections, Origin};
-use connections::{Entered, HEAD_TIMEOUT};
+use connections::{Connections, Entered, IDLE_KNOWN};
+pub use connections::{Origin, Peer};
 use metered::{Answer, Metered};
 
 /// Largest request head, bytes.
@@ -118,17 +118,19 @@ pub async fn serve(listener: Listener, router: Router, mut stop: watch::Receiver
                 continue;
             }
         };
-        let Some(entered) = connections.enter(Origin::of(address.ip())) else { continue };
-        let (tls, service, stop) = (listener.tls.clone(), Service::new(&router, &connections, &entered), stop.clone());
+        let entered = connections.enter(Origin::of(address.ip()));
+        let service = Service { router: router.clone(), entered: Arc::new(entered) };
+        let (tls, stop) = (listener.tls.clone(), stop.clone());
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             match tls {
-                None => connection(stream, service, &entered, stop).await,
+                None => connection(stream, service, stop).await,
                 Some(Tls(acceptor)) => tokio::select! {
                     // The sweep ends a handshake that takes too long.
-                    () = entered.connection.closed() => {}
-                    Ok(stream) = acceptor.accept(stream) => connection(stream, service, &entered, stop).await,
-                    else => {}
+                    () = service.entered.connection.closed() => {}
+                    shaken = acceptor.accept(stream) => if let Ok(stream) = shaken {
+                        connection(stream, service.clone(), stop).await;
+                    },
                 },
             }
         });
@@ -145,15 +147,7 @@ pub async fn serve(listener: Listener, router: Router, mut stop: watch::Receiver
 #[derive(Clone)]
 struct Service {
     router: Router,
-    connections: Arc<Connections>,
-    connection: Arc<Connection>,
-}
-
-impl Service {
-    fn new(router: &Router, connections: &Arc<Connections>, entered: &Entered) -> Self {
-        let (router, connections) = (router.clone(), Arc::clone(connections));
-        Self { router, connections, connection: Arc::clone(&entered.connection) }
-    }
+    entered: Arc<Entered>,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Service {
@@ -163,8 +157,8 @@ impl hyper::service::Service<Request<Incoming>> for Service {
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let body = if request.body().is_end_stream() { 0 } else { super::BODY_BYTES_MAX };
-        let open = self.connection.request(i64::try_from(HEAD_BYTES_MAX + body).unwrap_or(i64::MAX));
-        request.extensions_mut().insert(Peer(Arc::clone(&self.connections), Arc::clone(&self.connection)));
+        let open = self.entered.connection.request(i64::try_from(HEAD_BYTES_MAX + body).unwrap_or(i64::MAX));
+        request.extensions_mut().insert(self.entered.peer());
         let answer = self.router.clone().oneshot(request.map(Body::new));
         Box::pin(async move {
             let Ok(response) = answer.await;
@@ -173,28 +167,13 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     }
 }
 
-/// The connection that a request came over.
-#[derive(Debug, Clone)]
-pub struct Peer(Arc<Connections>, Arc<Connection>);
-
-impl Peer {
-    /// Where it comes from.
-    pub fn origin(&self) -> Origin {
-        self.1.origin
-    }
-
-    /// Its request was let in: it is no stranger's any more.
-    pub fn let_in(&self) {
-        self.0.let_in(&self.1);
-    }
-}
-
-async fn connection<S>(stream: S, service: Service, entered: &Entered, mut stop: watch::Receiver<bool>)
+async fn connection<S>(stream: S, service: Service, mut stop: watch::Receiver<bool>)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
+    // Of an idle connection too; half a head is looked for by the sweep.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_KNOWN).max_buf_size(HEAD_BYTES_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -203,8 +182,8 @@ where
         .initial_stream_window_size(super::BODY_BYTES_MAX as u32)
         .initial_connection_window_size(1024 * 1024)
         .max_header_list_size(HEAD_BYTES_MAX as u32);
-    let entered = &entered.connection;
-    let io = TokioIo::new(Metered::new(stream, Arc::clone(entered)));
+    let entered = Arc::clone(&service.entered.connection);
+    let io = TokioIo::new(Metered::new(stream, Arc::clone(&entered)));
     let connection = builder.serve_connection(io, service);
     tokio::pin!(connection);
     // A client that breaks off is its own affair.

@@ -14,9 +14,11 @@ use parking_lot::Mutex;
 pub(super) enum Seen {
     /// It is what was opened, and its log is no shorter.
     Same,
-    /// The log is another or shorter: a checkpoint of somebody else, or damage.
-    LogChanged,
-    /// It is not there, or another is.
+    /// Its log is shorter: a checkpoint of somebody else, or damage.
+    LogCut,
+    /// Its log is another file.
+    LogReplaced,
+    /// It is not there, or another is, or it was cut short.
     Gone,
 }
 
@@ -29,6 +31,8 @@ struct Watched {
     path: PathBuf,
     /// Device and number of the file that was opened.
     is: Option<(u64, u64)>,
+    /// Its length when it was last looked at: SQLite never shortens a file by itself.
+    length: Mutex<u64>,
     /// Number and length of its log when it was last looked at.
     log: Mutex<(u64, u64)>,
 }
@@ -37,7 +41,8 @@ struct Watched {
 fn path_of(url: &str) -> Option<PathBuf> {
     let rest = url.strip_prefix("sqlite:")?;
     let path = rest.strip_prefix("//").unwrap_or(rest).split('?').next()?;
-    (!path.is_empty() && !path.contains(":memory:") && !url.contains("mode=memory")).then(|| PathBuf::from(path))
+    let path = percent_encoding::percent_decode_str(path).decode_utf8().ok()?;
+    (!path.is_empty() && !path.contains(":memory:") && !url.contains("mode=memory")).then(|| PathBuf::from(&*path))
 }
 
 fn beside(path: &Path, end: &str) -> PathBuf {
@@ -76,21 +81,29 @@ impl DatabaseFile {
     /// The file of a database that was opened a moment ago.
     pub fn of(url: &str) -> Option<Self> {
         let path = path_of(url)?;
-        let is = fs::metadata(&path).ok().map(|m| (m.dev(), m.ino()));
-        let log = Mutex::new(log_of(&path));
-        Some(Self(Arc::new(Watched { path, is, log })))
+        // The log lies beside the file that a link leads to.
+        let path = fs::canonicalize(&path).unwrap_or(path);
+        let found = fs::metadata(&path).ok();
+        let is = found.as_ref().map(|m| (m.dev(), m.ino()));
+        let (length, log) = (Mutex::new(found.map_or(0, |m| m.len())), Mutex::new(log_of(&path)));
+        Some(Self(Arc::new(Watched { path, is, length, log })))
     }
 
     /// Looks at it.
     pub fn look(&self) -> Seen {
-        let now = fs::metadata(&self.0.path).ok().map(|m| (m.dev(), m.ino()));
-        if now.is_none() || now != self.0.is {
+        let Ok(now) = fs::metadata(&self.0.path) else { return Seen::Gone };
+        let mut known = self.0.length.lock();
+        if Some((now.dev(), now.ino())) != self.0.is || now.len() < *known {
             return Seen::Gone;
         }
+        *known = now.len();
         let mut log = self.0.log.lock();
         let (number, length) = log_of(&self.0.path);
-        if number != log.0 || length < log.1 {
-            return Seen::LogChanged;
+        if number != log.0 {
+            return Seen::LogReplaced;
+        }
+        if length < log.1 {
+            return Seen::LogCut;
         }
         log.1 = length;
         Seen::Same
@@ -121,6 +134,7 @@ mod tests {
         assert_eq!(path("sqlite:x.db?mode=rwc").as_deref(), Some("x.db"));
         assert_eq!(path("sqlite:///var/x.db").as_deref(), Some("/var/x.db"));
         assert_eq!(path("sqlite:/var/x.db").as_deref(), Some("/var/x.db"));
+        assert_eq!(path("sqlite:a%20b.db").as_deref(), Some("a b.db"));
         assert_eq!([path("sqlite::memory:"), path("postgres://x/y")], [None, None]);
     }
 
@@ -141,9 +155,13 @@ mod tests {
         fs::write(&log, [0; 200]).expect("written");
         assert_eq!(file.look(), Seen::Same);
         fs::write(&log, [0; 150]).expect("written");
-        assert_eq!(file.look(), Seen::LogChanged);
+        assert_eq!(file.look(), Seen::LogCut);
         file.trust_log();
         assert_eq!(file.look(), Seen::Same);
+        fs::write(beside(&path, "-other"), [0; 300]).expect("written");
+        fs::rename(beside(&path, "-other"), &log).expect("moved");
+        assert_eq!(file.look(), Seen::LogReplaced);
+        file.trust_log();
         let aside = folder.path().join("aside");
         fs::rename(&path, &aside).expect("moved");
         assert_eq!(file.look(), Seen::Gone);
@@ -151,5 +169,9 @@ mod tests {
         assert_eq!(file.look(), Seen::Gone, "a copy is another file");
         fs::rename(&aside, &path).expect("moved back");
         assert_eq!(file.look(), Seen::Same);
+        fs::write(&path, [1; 10]).expect("written");
+        assert_eq!(file.look(), Seen::Same);
+        fs::write(&path, []).expect("written");
+        assert_eq!(file.look(), Seen::Gone, "cut short where it lies");
     }
 }

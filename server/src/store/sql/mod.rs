@@ -178,8 +178,9 @@ impl Sql {
         let gone = |what: &'static str| StoreError::File { path: file.path().display().to_string(), what };
         match file.look() {
             Seen::Same => Ok(()),
-            Seen::Gone => Err(gone("was removed or replaced")),
-            Seen::LogChanged => {
+            Seen::Gone => Err(gone("was removed, replaced or cut short")),
+            Seen::LogReplaced => Err(gone("has lost commits: its log was removed or replaced")),
+            Seen::LogCut => {
                 // Whoever opens it anew sees what a restart would see: a checkpoint has lost nothing.
                 let read = async {
                     let mut fresh = sqlx::AnyConnection::connect(&self.url).await?;
@@ -189,12 +190,17 @@ impl Sql {
                     Ok::<_, sqlx::Error>(seq)
                 };
                 if !matches!(read.await, Ok(seq) if seq >= seen) {
-                    return Err(gone("has lost commits: its log was cut or removed"));
+                    return Err(gone("has lost commits: its log was cut short"));
                 }
                 file.trust_log();
                 Ok(())
             }
         }
+    }
+
+    /// The path of its file, where it is one.
+    pub(super) fn path(&self) -> String {
+        self.file.as_ref().map(|f| f.path().display().to_string()).unwrap_or_default()
     }
 
     /// Moves the log of a file into the file, so that one file has everything. For the end of a server.
@@ -215,6 +221,11 @@ impl Sql {
     /// The database cannot be reached.
     pub(super) async fn session(&self) -> Result<Session, StoreError> {
         let connection = self.pool.acquire().await.map_err(StoreError::database("reach the database"))?;
+        if let Some(file) = &self.file {
+            // The last connection that is closed takes the log with it, and the next makes another. What it lacks is seen by its
+            // head.
+            file.trust_log();
+        }
         Ok(Session { connection, dialect: self.dialect, statements: Statements::new(self.dialect) })
     }
 }

@@ -228,12 +228,14 @@ async fn keep_evidence(connection: &mut AnyConnection, evidence: &EvidenceRow) -
 async fn lead(connection: &mut AnyConnection, holder: &str, now_ms: i64) -> Result<Wrote, StoreError> {
     let failed = StoreError::database("take the lead");
     sqlx::query(
+        // A lead that lasts longer than any lease is none: it was taken by a clock that was ahead.
         "UPDATE leases SET epoch = CASE WHEN holder = $1 AND until_ms >= $2 THEN epoch ELSE epoch + 1 END, \
-         holder = $1, until_ms = $3 WHERE name = 'leader' AND (holder = $1 OR until_ms < $2)",
+         holder = $1, until_ms = $3 WHERE name = 'leader' AND (holder = $1 OR until_ms < $2 OR until_ms > $4)",
     )
     .bind(holder.to_owned())
     .bind(now_ms)
     .bind(now_ms + LEASE_MS)
+    .bind(now_ms + 2 * LEASE_MS)
     .execute(&mut *connection)
     .await
     .map_err(&failed)?;
