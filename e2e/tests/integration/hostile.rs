@@ -305,10 +305,13 @@ async fn the_file_is_closed_to_others_and_whole_at_the_end() {
     assert_eq!(left, 0, "bytes in the log after its end");
 }
 
+/// What is done to a folder with a database, and its name.
+type Harm = (&'static str, fn(&Path));
+
 /// A database file that is moved away, replaced or cut short under a server: nothing is promised any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_not_there_any_more_takes_no_claims() {
-    let what: [(&str, fn(&Path)); 4] = [
+    let what: [Harm; 4] = [
         ("removed", |folder| std::fs::remove_file(folder.join("x.db")).unwrap()),
         ("replaced", |folder| {
             std::fs::copy(folder.join("x.db"), folder.join("y.db")).unwrap();
@@ -316,7 +319,8 @@ async fn a_file_that_is_not_there_any_more_takes_no_claims() {
         }),
         ("log cut", |folder| {
             let log = std::fs::OpenOptions::new().write(true).open(folder.join("x.db-wal")).unwrap();
-            log.set_len(log.metadata().unwrap().len() / 2).unwrap();
+            // Its head is left: frames before the last checkpoint could be spared.
+            log.set_len(32).unwrap();
         }),
         ("log removed", |folder| std::fs::remove_file(folder.join("x.db-wal")).unwrap()),
     ];

@@ -4,6 +4,7 @@
 
 #[cfg(feature = "aws")]
 mod aws;
+mod clocks;
 mod daemon;
 #[path = "../../../server/tests/integration/databases.rs"]
 #[allow(dead_code, reason = "the server's own tests use the rest")]

@@ -16,9 +16,12 @@ pub enum Subject {
     Node(u64),
 }
 
+/// How many wait for each subject, and what wakes them.
+type BySubject = HashMap<Subject, (usize, Arc<Notify>)>;
+
 /// Everybody who waits. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Waiters(Arc<Mutex<HashMap<Subject, (usize, Arc<Notify>)>>>);
+pub struct Waiters(Arc<Mutex<BySubject>>);
 
 /// Somebody who waits for one subject.
 #[derive(Debug)]

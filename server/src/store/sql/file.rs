@@ -33,8 +33,16 @@ struct Watched {
     is: Option<(u64, u64)>,
     /// Its length when it was last looked at: SQLite never shortens a file by itself.
     length: Mutex<u64>,
-    /// Number and length of its log when it was last looked at.
-    log: Mutex<(u64, u64)>,
+    log: Mutex<Log>,
+}
+
+/// Its log, as it was when it was last looked at.
+#[derive(Debug, Default)]
+struct Log {
+    number: u64,
+    length: u64,
+    /// It was replaced under whoever writes to it.
+    lost: bool,
 }
 
 /// The path in `sqlite:FILE`; none for a database in memory.
@@ -85,7 +93,7 @@ impl DatabaseFile {
         let path = fs::canonicalize(&path).unwrap_or(path);
         let found = fs::metadata(&path).ok();
         let is = found.as_ref().map(|m| (m.dev(), m.ino()));
-        let (length, log) = (Mutex::new(found.map_or(0, |m| m.len())), Mutex::new(log_of(&path)));
+        let (length, log) = (Mutex::new(found.map_or(0, |m| m.len())), Mutex::new(Log::of(&path)));
         Some(Self(Arc::new(Watched { path, is, length, log })))
     }
 
@@ -98,20 +106,29 @@ impl DatabaseFile {
         }
         *known = now.len();
         let mut log = self.0.log.lock();
-        let (number, length) = log_of(&self.0.path);
-        if number != log.0 {
+        let now = Log::of(&self.0.path);
+        log.lost = now.number != log.number;
+        if log.lost {
             return Seen::LogReplaced;
         }
-        if length < log.1 {
+        if now.length < log.length {
             return Seen::LogCut;
         }
-        log.1 = length;
+        log.length = now.length;
         Seen::Same
     }
 
     /// The log was found to be whole as it is now.
     pub fn trust_log(&self) {
-        *self.0.log.lock() = log_of(&self.0.path);
+        *self.0.log.lock() = Log::of(&self.0.path);
+    }
+
+    /// A connection is opened to write with: its log is the one that is there, unless that was taken from under another.
+    pub fn opened(&self) {
+        let mut log = self.0.log.lock();
+        if !log.lost {
+            *log = Log::of(&self.0.path);
+        }
     }
 
     /// Its path.
@@ -120,8 +137,11 @@ impl DatabaseFile {
     }
 }
 
-fn log_of(path: &Path) -> (u64, u64) {
-    fs::metadata(beside(path, "-wal")).map_or((0, 0), |m| (m.ino(), m.len()))
+impl Log {
+    fn of(path: &Path) -> Self {
+        let found = fs::metadata(beside(path, "-wal"));
+        found.map_or_else(|_| Self::default(), |m| Self { number: m.ino(), length: m.len(), lost: false })
+    }
 }
 
 #[cfg(test)]
@@ -161,6 +181,8 @@ mod tests {
         fs::write(beside(&path, "-other"), [0; 300]).expect("written");
         fs::rename(beside(&path, "-other"), &log).expect("moved");
         assert_eq!(file.look(), Seen::LogReplaced);
+        file.opened();
+        assert_eq!(file.look(), Seen::LogReplaced, "opening another connection does not bring it back");
         file.trust_log();
         let aside = folder.path().join("aside");
         fs::rename(&path, &aside).expect("moved");

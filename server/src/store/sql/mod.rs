@@ -224,7 +224,7 @@ impl Sql {
         if let Some(file) = &self.file {
             // The last connection that is closed takes the log with it, and the next makes another. What it lacks is seen by its
             // head.
-            file.trust_log();
+            file.opened();
         }
         Ok(Session { connection, dialect: self.dialect, statements: Statements::new(self.dialect) })
     }
