@@ -115,7 +115,10 @@ pub fn main() -> ExitCode {
         Command::Rates(remote) => commands::client::rates::run(&remote),
         Command::Gpu(command) => commands::client::gpus::run(&command),
         Command::Claims(args) => commands::client::claims::list(&args),
-        Command::Claim(args) => commands::client::claims::take(&args),
+        Command::Claim(args) => match commands::client::claims::take(&args) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Release(args) => commands::client::claims::release(&args),
         Command::Events(args) => commands::client::events::run(&args),
         Command::Class(command) => commands::client::classes::run(&command),

@@ -143,9 +143,11 @@ pub fn note(book: &mut Book, id: u64, heard: &Heard<'_>, now_ms: i64) -> Result<
 
 fn identity(told: &protocol::agent::Identity) -> Identity {
     let text = |t: &Option<String>| t.as_deref().map(|t| short(t, NAME_MAX)).filter(|t| !t.is_empty());
-    // Boards with several GPUs tell one number for all of them, which names none.
+    // Boards with several GPUs tell one number for all of them, and some tell zeros: that names none.
     let different: std::collections::BTreeSet<&String> = told.serials.iter().collect();
-    let serials = if different.len() < told.serials.len() { Vec::new() } else { told.serials.clone() };
+    let names_one = |serial: &String| serial.bytes().any(|b| b.is_ascii_alphanumeric() && b != b'0');
+    let told_each = different.len() == told.serials.len() && told.serials.iter().all(names_one);
+    let serials = if told_each { told.serials.clone() } else { Vec::new() };
     Identity { serials, driver: text(&told.driver), image: text(&told.image), domain: text(&told.domain) }
 }
 

@@ -185,7 +185,8 @@ impl Arena {
                         let mut answer = [0; 1024];
                         while stream.read(&mut answer).await.is_ok_and(|n| n > 0) {}
                     }
-                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    // As a client that is broken does it; what they cost themselves is not the server's.
+                    tokio::time::sleep(Duration::from_secs(2)).await;
                 }
             });
         }
@@ -337,6 +338,16 @@ async fn a_file_that_is_not_there_any_more_takes_no_claims() {
         assert_eq!(status, 503, "{name}: {said}");
         tokio::time::sleep(Duration::from_millis(1100)).await;
         let (status, text) = ready().await;
+        if name == "log removed" && status == 200 {
+            // Its last connection was closed, which moves the log into the file, and another was opened: all is there.
+            arena.serving.signal("-KILL");
+            let database = format!("sqlite:{}", arena.folder.path().join("x.db").display());
+            let again = serve(arena.folder.path(), &database, &[]).await;
+            let got =
+                again.http.get(format!("{}/v1/claims/{}", again.url, arena.claim)).bearer_auth("secret-of-honest");
+            assert_eq!(got.send().await.unwrap().status(), 200, "{name}: what was acknowledged is there");
+            continue;
+        }
         assert_eq!(status, 503, "{name}");
         assert!(text.contains("x.db"), "{name}: it says which file: {text}");
     }

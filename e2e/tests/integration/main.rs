@@ -10,6 +10,7 @@ mod daemon;
 #[allow(dead_code, reason = "the server's own tests use the rest")]
 mod databases;
 mod diagnosed_weekly;
+mod holding;
 mod hostile;
 #[cfg(feature = "aws")]
 #[path = "../../../providers/tests/moto/mod.rs"]

@@ -60,7 +60,13 @@ pub struct Script {
 impl Script {
     /// Reads a file.
     pub fn read(path: &str) -> Result<Self, Box<dyn std::error::Error>> {
-        Ok(serde_json::from_str(&std::fs::read_to_string(path)?)?)
+        let mut script: Self = serde_json::from_str(&std::fs::read_to_string(path)?)?;
+        // Each host has GPUs of its own.
+        let host: u64 = path.bytes().fold(7, |sum, byte| (sum * 31 + u64::from(byte)) % 1_000_000_007);
+        for (index, gpu) in script.gpus.iter_mut().enumerate() {
+            gpu.serial.get_or_insert_with(|| format!("{host:010}{index:03}"));
+        }
+        Ok(script)
     }
 
     fn gpu(&self, index: u32) -> Look<&ScriptedGpu> {
@@ -90,7 +96,7 @@ impl Nvml for Script {
                 format!("{:02x}", index + 1).repeat(4),
                 format!("{:02x}", index + 1).repeat(2)
             ),
-            serial: gpu.serial.clone().or_else(|| Some(format!("{index:013}"))),
+            serial: gpu.serial.clone(),
             vbios: Some("96.00.B1.00.01".into()),
             inforom: None,
             pci_device: "2335".into(),

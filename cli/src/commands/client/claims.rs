@@ -1,7 +1,10 @@
 //! `pilotlight claims`, `pilotlight claim`, `pilotlight release`.
 
+use std::process::ExitCode;
+
 use serde_json::{Value, json};
 
+use super::hold::{self, Ends};
 use super::{Client, Remote, ago, block_on, number, print_json, text};
 use crate::commands::Format;
 use crate::render::table;
@@ -89,16 +92,24 @@ pub struct Claim {
     /// A retry with the same key gets the same claim.
     #[arg(long)]
     idempotency_key: Option<String>,
+    /// Keep it by heartbeats until Ctrl-C, and give it back then.
+    #[arg(long, conflicts_with = "command")]
+    hold: bool,
+    /// Keep it while this command runs, and give it back then. The command finds the claim in PILOTLIGHT_CLAIM, PILOTLIGHT_GPUS
+    /// (JSON), PILOTLIGHT_NODES, PILOTLIGHT_INSTANCES and PILOTLIGHT_GPU_INDICES.
+    #[arg(last = true)]
+    command: Vec<String>,
     #[command(flatten)]
     remote: Remote,
 }
 
-/// Runs `claim`: prints the GPUs when it has them.
+/// Runs `claim`: prints the GPUs when it has them; keeps them where it is told to.
 ///
 /// # Errors
-/// As [`list`]; and a claim that was not granted.
-pub fn take(args: &Claim) -> anyhow::Result<()> {
+/// As [`list`]; and a claim that was not granted, or was lost.
+pub fn take(args: &Claim) -> anyhow::Result<ExitCode> {
     block_on(&args.remote, async |client: &Client| {
+        let mut ends = Ends::new()?;
         let ask = json!({
             "class": args.class, "count": args.count, "holder": args.holder, "on_empty": args.on_empty,
             "wait_s": args.wait_s, "lease_s": args.lease_s, "idempotency_key": args.idempotency_key,
@@ -107,15 +118,24 @@ pub fn take(args: &Claim) -> anyhow::Result<()> {
         let mut claim = client.post("/v1/claims", &ask).await?;
         while claim["state"] == "queued" {
             let path = format!("/v1/claims/{}?wait_s=60", text(&claim, "id"));
-            claim = client.get(&path).await?;
+            tokio::select! {
+                read = client.get(&path) => claim = read?,
+                // Nobody waits for it any more.
+                () = ends.wished() => {
+                    hold::release(client, &claim).await?;
+                    return Ok(ExitCode::from(130));
+                }
+            }
         }
         if args.remote.output == Format::Json {
-            return print_json(&claim);
+            print_json(&claim)?;
         }
         if claim["granted_at_ms"].is_null() {
             anyhow::bail!("claim {} is {}: {}", text(&claim, "id"), text(&claim, "state"), text(&claim, "reason"));
         }
-        println!("{} {}", text(&claim, "id"), gpus(&claim));
+        if args.remote.output == Format::Table {
+            println!("{} {}", text(&claim, "id"), gpus(&claim));
+        }
         if let Some(ready) = claim.get("ready").filter(|ready| ready.is_object()) {
             let (p50_s, p90_s) = (number(ready, "p50_s"), number(ready, "p90_s"));
             let from = match text(ready, "from") {
@@ -124,7 +144,19 @@ pub fn take(args: &Claim) -> anyhow::Result<()> {
             };
             eprintln!("ready in about {p50_s:.1} s ({p90_s:.1} s in nine of ten), {from}");
         }
-        Ok(())
+        if args.hold {
+            return hold::until_ended(client, &claim, &mut ends).await;
+        }
+        if !args.command.is_empty() {
+            return hold::run(client, &claim, &args.command, &mut ends).await;
+        }
+        let left_ms = claim["lease_until_ms"].as_i64().unwrap_or(0) - crate::output::now_ms();
+        eprintln!(
+            "given back in {} s unless a heartbeat keeps it: --hold keeps it, and so does 'pilotlight claim {} -- COMMAND' while that runs",
+            left_ms.max(0) / 1000,
+            args.class,
+        );
+        Ok(ExitCode::SUCCESS)
     })
 }
 

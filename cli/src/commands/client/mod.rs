@@ -8,6 +8,7 @@ pub mod events;
 pub mod fleet;
 pub mod forecasts;
 pub mod gpus;
+mod hold;
 pub mod plans;
 pub mod rates;
 pub mod snapshots;
@@ -185,6 +186,16 @@ impl Refused {
     pub fn is(error: &anyhow::Error, code: Code) -> bool {
         error.downcast_ref::<Self>().is_some_and(|refused| refused.code == code.name())
     }
+
+    /// Whether it is a no of this moment: the same may be granted a moment later.
+    #[must_use]
+    pub fn may_pass(error: &anyhow::Error) -> bool {
+        let of_now = |code: &Code| {
+            matches!(code.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
+                || code.status().is_server_error()
+        };
+        Code::ALL.iter().filter(|code| of_now(code)).any(|code| Self::is(error, *code))
+    }
 }
 
 /// An error that begins with what to do.
@@ -193,7 +204,7 @@ fn explain(status: StatusCode, problem: &Value) -> String {
     let what = if text("detail").is_empty() { status.to_string() } else { text("detail").to_owned() };
     let first = match text("code") {
         "unauthenticated" => "set PILOTLIGHT_TOKEN",
-        "forbidden" => "use a token with the right role",
+        "forbidden" => "use a token that may do this",
         "no-free-gpus" | "busy" | "queue-full" => "try again in a moment",
         "edit-crossed" => "run the command again, on top of the other edit",
         "unknown-class" => "'pilotlight class list' shows the classes",
