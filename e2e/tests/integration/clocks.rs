@@ -7,33 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::databases;
-use crate::serving::{Serving, serve, setting, until};
-
-const CONFIG: &str = r#"
-listen = "127.0.0.1:0"
-requests_per_s_max = 50
-[planning]
-every_s = 1
-observe_every_s = 1
-periods_s = [5, 5, 10, 20]
-prior = { lead_time = [[1, 0.0], [2, 1.0]], min_hold_s = 1 }
-[[provider]]
-kind = "sim"
-offers = "offers.csv"
-speed = 200.0
-[[class]]
-name = "chat"
-gpus = [{ model = "H100-SXM" }]
-gpus_per_claim = 1
-hit_rate = 0.99
-miss_cost_usd = 100.0
-wait_s = 20
-"#;
-
-const OFFERS: &str =
-    "provider,region,zone,instance_type,market,gpu,gpus_per_node,price_usd_per_h,price_date,interruption_per_h
-sim,r,a,h8,on-demand,H100-SXM,8,20,,0
-";
+use crate::serving::{Serving, serve, setting, until, write_sim_fleet};
 
 /// A server whose clock is as far off as a file in its folder says at each moment (libfaketime); none where that is not
 /// installed.
@@ -62,8 +36,7 @@ fn set(folder: &Path, name: &str, off_s: i64) {
 
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("pilotlight.toml"), CONFIG).unwrap();
-    std::fs::write(folder.path().join("offers.csv"), OFFERS).unwrap();
+    write_sim_fleet(folder.path(), "requests_per_s_max = 50", "gpus_per_claim = 1");
     folder
 }
 

@@ -7,34 +7,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
-use crate::serving::{Serving, serve, until};
+use crate::serving::{Serving, serve, until, write_sim_fleet};
 use crate::stand::binary;
-
-const CONFIG: &str = r#"
-listen = "127.0.0.1:0"
-[planning]
-every_s = 1
-observe_every_s = 1
-periods_s = [5, 5, 10, 20]
-prior = { lead_time = [[1, 0.0], [2, 1.0]], min_hold_s = 1 }
-[[provider]]
-kind = "sim"
-offers = "offers.csv"
-speed = 200.0
-[[class]]
-name = "chat"
-gpus = [{ model = "H100-SXM" }]
-gpus_per_claim = 2
-hit_rate = 0.99
-miss_cost_usd = 100.0
-wait_s = 20
-on_empty = "queue"
-"#;
-
-const OFFERS: &str =
-    "provider,region,zone,instance_type,market,gpu,gpus_per_node,price_usd_per_h,price_date,interruption_per_h
-sim,r,a,h8,on-demand,H100-SXM,8,20,,0
-";
 
 struct Lab {
     serving: Serving,
@@ -44,8 +18,7 @@ struct Lab {
 impl Lab {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("pilotlight.toml"), CONFIG).unwrap();
-        std::fs::write(folder.path().join("offers.csv"), OFFERS).unwrap();
+        write_sim_fleet(folder.path(), "", "gpus_per_claim = 2\non_empty = \"queue\"");
         let database = format!("sqlite:{}", folder.path().join("x.db").display());
         Self { serving: serve(folder.path(), &database, &[]).await, _folder: folder }
     }

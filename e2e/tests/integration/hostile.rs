@@ -16,27 +16,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::serving::{Serving, serve, setting, until};
+use crate::serving::{Serving, serve, setting, until, write_sim_fleet};
 
-const CONFIG: &str = r#"
-listen = "127.0.0.1:0"
-requests_per_s_max = 100000
-[planning]
-every_s = 1
-observe_every_s = 1
-periods_s = [5, 5, 10, 20]
-prior = { lead_time = [[1, 0.0], [2, 1.0]], min_hold_s = 1 }
-[[provider]]
-kind = "sim"
-offers = "offers.csv"
-speed = 200.0
-[[class]]
-name = "chat"
-gpus = [{ model = "H100-SXM" }]
+/// The rest of the class that is claimed, and one that nobody can have.
+const CLASSES: &str = r#"
 gpus_per_claim = 1
-hit_rate = 0.99
-miss_cost_usd = 100.0
-wait_s = 20
 [[class]]
 name = "never"
 gpus = [{ model = "B200" }]
@@ -45,11 +29,6 @@ hit_rate = 0.5
 miss_cost_usd = 1.0
 wait_s = 600
 "#;
-
-const OFFERS: &str =
-    "provider,region,zone,instance_type,market,gpu,gpus_per_node,price_usd_per_h,price_date,interruption_per_h
-sim,r,a,h8,on-demand,H100-SXM,8,20,,0
-";
 
 /// Clients that claim and give back, all the time.
 const CLIENTS: usize = 16;
@@ -86,8 +65,7 @@ impl Arena {
     /// `descriptors`: how many the server may have.
     async fn new(descriptors: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("pilotlight.toml"), CONFIG).unwrap();
-        std::fs::write(folder.path().join("offers.csv"), OFFERS).unwrap();
+        write_sim_fleet(folder.path(), "requests_per_s_max = 100000", CLASSES);
         let database = format!("sqlite:{}", folder.path().join("x.db").display());
         make_tokens(&database, &[("honest", "scheduler"), ("greedy", "scheduler"), ("viewer", "viewer")]).await;
         let limited = format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"");

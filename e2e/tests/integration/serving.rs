@@ -31,6 +31,39 @@ impl Drop for Serving {
     }
 }
 
+/// The configuration of a server over one offer of simulated hosts, with the class `chat`. `top`: keys of the whole file;
+/// `class`: more keys of the class, and what comes after it.
+pub fn write_sim_fleet(folder: &Path, top: &str, class: &str) {
+    let config = format!(
+        r#"
+listen = "127.0.0.1:0"
+{top}
+[planning]
+every_s = 1
+observe_every_s = 1
+periods_s = [5, 5, 10, 20]
+prior = {{ lead_time = [[1, 0.0], [2, 1.0]], min_hold_s = 1 }}
+[[provider]]
+kind = "sim"
+offers = "offers.csv"
+speed = 200.0
+[[class]]
+name = "chat"
+gpus = [{{ model = "H100-SXM" }}]
+hit_rate = 0.99
+miss_cost_usd = 100.0
+wait_s = 20
+{class}
+"#
+    );
+    let offers =
+        "provider,region,zone,instance_type,market,gpu,gpus_per_node,price_usd_per_h,price_date,interruption_per_h
+sim,r,a,h8,on-demand,H100-SXM,8,20,,0
+";
+    std::fs::write(folder.join("pilotlight.toml"), config).expect("written");
+    std::fs::write(folder.join("offers.csv"), offers).expect("written");
+}
+
 /// What no log may have.
 pub const SECRET: &str = "a-secret-nobody-may-log";
 

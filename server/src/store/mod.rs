@@ -202,17 +202,6 @@ impl Store {
         })
     }
 
-    /// Whether the database answers.
-    ///
-    /// # Errors
-    /// It does not.
-    pub async fn ping(&self) -> Result<(), StoreError> {
-        match &self.backend {
-            Backend::Sql(sql) => sql.ping().await,
-            Backend::Memory(_) => Ok(()),
-        }
-    }
-
     /// Whether what was committed up to `seen` will still be there after a restart.
     async fn is_whole(&self, seen: i64) -> Result<(), StoreError> {
         match &self.backend {

@@ -160,15 +160,6 @@ impl Sql {
         })
     }
 
-    /// Whether the database answers.
-    ///
-    /// # Errors
-    /// It does not.
-    pub async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query("SELECT 1").execute(&self.pool).await.map_err(StoreError::database("reach the database"))?;
-        Ok(())
-    }
-
     /// Whether what was committed up to `seen` will still be there after a restart. For a server's database it is.
     ///
     /// # Errors
